@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/dataset.h"
+#include "framework/network.h"
+
+namespace fmp {
+
+struct TrainerOptions {
+  int batch = 1024;
+  double learning_rate = 1e-3;
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // Adam's, as PyTorch's defaults
+  int threads = 0;                                    // 0 = all cores
+  // Below this share of nonzero weights a layer's pass runs on the sparse kernel; unset = measured
+  // after each prune ("auto").
+  std::optional<double> sparse_threshold;
+};
+
+struct Progress {
+  int64_t frames_done = 0, frames_total = 0;
+  double loss = 0;  // mean over the frames done so far
+  double frames_per_second = 0;
+};
+using ProgressCallback = std::function<void(const Progress&)>;
+
+struct EpochResult {
+  double loss = 0;      // mean cross-entropy over the epoch, training mode
+  double accuracy = 0;  // training mode
+  double seconds = 0;
+  int64_t frames = 0;
+};
+
+struct Evaluation {
+  struct Snr {
+    int snr_db = 0;
+    int64_t frames = 0, correct = 0;
+  };
+  int64_t frames = 0, correct = 0;
+  double loss = 0;
+  double seconds = 0;
+  std::vector<Snr> by_snr;         // ascending
+  std::vector<int64_t> confusion;  // [true class][predicted class]
+  double accuracy() const {
+    return frames > 0 ? static_cast<double>(correct) / static_cast<double>(frames) : 0.0;
+  }
+};
+
+// How a layer's three passes run, as it was decided.
+struct LayerPlan {
+  std::string layer;
+  double density = 0;  // nonzero weight codes / weights
+  bool sparse_forward = false, sparse_backward_data = false, sparse_backward_weight = false;
+};
+
+// Trains and evaluates a Network. Results depend on the network, the data, the options and the seed,
+// never on the number of threads. The network is the caller's: it may be replaced, pruned, compacted
+// between calls.
+class Trainer {
+ public:
+  explicit Trainer(const TrainerOptions& options);
+  ~Trainer();
+
+  // One pass over `frames` in the order of shuffled(frames, seed, epoch), one Adam step a batch.
+  // Throws Error when the loss is no longer finite ("training diverged ...").
+  EpochResult train_epoch(Network& network, const Dataset& data, const std::vector<int64_t>& frames,
+                          uint64_t seed, uint64_t epoch, double learning_rate,
+                          const ProgressCallback& progress = {});
+
+  Evaluation evaluate(const Network& network, const Dataset& data, const std::vector<int64_t>& frames,
+                      const ProgressCallback& progress = {});
+
+  // Decides dense or sparse for every layer and pass of this network: by timing both on the real
+  // shapes, or by the fixed threshold. The decision holds until the next call; before the first one
+  // everything is dense.
+  const std::vector<LayerPlan>& plan(const Network& network);
+  // A decision made elsewhere, e.g. by the run that is being resumed.
+  void set_plan(std::vector<LayerPlan> plan);
+  const std::vector<LayerPlan>& current_plan() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace fmp
