@@ -36,17 +36,18 @@ struct NetworkConfig {
   int weight_bits_of(int layer) const;  // 0 <= layer < layers()
   int act_bits_of(int layer) const;     // of what a hidden layer writes, 0 <= layer < layers() - 1
   int input_bits_of(int layer) const;   // of what a layer reads
+  int64_t weights() const;              // prunable weights of all layers together
 
   bool operator==(const NetworkConfig&) const = default;
 };
 
 // A trained value with its gradient, its Adam moments and, when it can be pruned, its mask.
 struct Parameter {
-  std::string name;            // e.g. "conv1.weight"
-  Tensor value, grad;          // float, row-major
-  Tensor moment1, moment2;     // Adam's running means of the gradient and its square
-  std::vector<uint8_t> mask;   // 1 = alive, 0 = pruned (value, gradient and moments are 0); empty =
-                               // cannot be pruned
+  std::string name;           // e.g. "conv1.weight"
+  Tensor value, grad;         // float, row-major
+  Tensor moment1, moment2;    // Adam's running means of the gradient and its square
+  std::vector<uint8_t> mask;  // 1 = alive, 0 = pruned (value, gradient and moments are 0); empty =
+                              // cannot be pruned
 
   int64_t size() const { return value.size(); }
   Parameter clone() const;
@@ -97,8 +98,8 @@ class Network {
   std::vector<Layer>& layers() { return layers_; }
   const std::vector<Layer>& layers() const { return layers_; }
 
-  int64_t steps = 0;           // optimizer steps taken since the parameters were drawn
-  int64_t optimizer_steps = 0; // Adam's t: steps since its moments were last reset
+  int64_t steps = 0;            // optimizer steps taken since the parameters were drawn
+  int64_t optimizer_steps = 0;  // Adam's t: steps since its moments were last reset
 
   int64_t weights_total() const;  // prunable weights, pruned ones included
   int64_t weights_alive() const;
