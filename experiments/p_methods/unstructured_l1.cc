@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// Global magnitude pruning: the weights of all layers compete with each other, and the fraction of
+// them with the smallest absolute values goes. Counts as torch.nn.utils.prune.global_unstructured
+// does with L1Unstructured.
+#include <cmath>
+
+#include "framework/pruning.h"
+
+namespace fmp {
+namespace {
+
+class UnstructuredL1 final : public PruningMethod {
+ public:
+  void prune(PruneRequest& request) const override {
+    prune_lowest(request.layers, request.fraction, [](const PrunableLayer& layer, int64_t index) {
+      return std::abs(layer.weights[static_cast<size_t>(index)]);
+    });
+  }
+};
+
+FMP_REGISTER_PRUNING_METHOD(UnstructuredL1, "unstructured-l1",
+                            "The smallest weights of the whole network.");
+
+}  // namespace
+}  // namespace fmp
