@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "framework/network.h"
+
+namespace fmp {
+
+// The weights of a layer as the quantized network multiplies them: value = code * scale, with
+// code = round-half-to-even(w * mask / scale) and scale = max|w * mask| / (2^(bits-1) - 1).
+// Layers with float weights have no codes; `codes` is then empty and scale 1.
+struct WeightCodes {
+  float scale = 1;
+  std::vector<int8_t> codes;  // as Layer::weight
+};
+WeightCodes quantize_weights(const Layer& layer);
+
+// What one layer costs per frame. Weights count when their code is not zero: a weight that
+// quantization rounds to zero costs as little as a pruned one.
+struct LayerCost {
+  std::string layer;
+  int64_t weights = 0;          // of the dense layer
+  int64_t weights_alive = 0;    // not masked
+  int64_t weights_nonzero = 0;  // with a nonzero code (float layers: a nonzero value)
+  int64_t positions = 0;
+  int weight_bits = 0, input_bits = 0;
+  int64_t outputs = 0;  // values that the convolution or product writes
+
+  int64_t macs() const { return weights_nonzero * positions; }
+  int64_t bit_ops() const { return macs() * weight_bits * input_bits; }
+  int64_t bit_mem() const { return weights_nonzero * weight_bits; }
+};
+
+// The published 8 bit VGG10 baseline, against which costs are normalized.
+inline constexpr int64_t kBaselineBitOps = 807'699'904;
+inline constexpr int64_t kBaselineBitMem = 1'244'936;
+
+// The inference cost of a network as finn-base counts it with zero weights discounted
+// (discount_sparsity), and the score that the RadioML challenge derives from it.
+struct NetworkCost {
+  std::vector<LayerCost> layers;
+
+  int64_t weights() const;
+  int64_t weights_alive() const;
+  int64_t weights_nonzero() const;
+  int64_t macs() const;
+  int64_t bit_ops() const;
+  int64_t bit_mem() const;
+  // 0.5 * bit_ops / kBaselineBitOps + 0.5 * bit_mem / kBaselineBitMem
+  double normalized() const;
+};
+NetworkCost inference_cost(const Network& network);
+
+// The cost with the keys of finn-base's inference_cost tool: op_mac_<input type>_<weight type>,
+// mem_w_<weight type> and mem_o_<accumulator type> in elements, then the totals in bit operations
+// and bits.
+nlohmann::json to_finn_json(const NetworkCost& cost);
+
+}  // namespace fmp
