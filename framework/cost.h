@@ -11,7 +11,8 @@
 namespace fmp {
 
 // The weights of a layer as the quantized network multiplies them: value = code * scale, with
-// code = round-half-to-even(w * mask / scale) and scale = max|w * mask| / (2^(bits-1) - 1).
+// code = round-half-to-even(w * mask / scale) and scale = max(max|w * mask|, 1e-10) /
+// (2^(bits-1) - 1).
 // Layers with float weights have no codes; `codes` is then empty and scale 1.
 struct WeightCodes {
   float scale = 1;
