@@ -39,7 +39,7 @@ th { color: var(--soft); font-weight: 600; text-align: right; vertical-align: bo
 td { text-align: right; white-space: nowrap; }
 th, td { padding: 4px 8px; border-bottom: 1px solid var(--grid); }
 th.text, td.text { text-align: left; } td.wrap { white-space: normal;
-  min-width: 160px; overflow-wrap: anywhere; }
+  min-width: 240px; overflow-wrap: anywhere; }
 tr.rejected { color: var(--soft); }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; }
