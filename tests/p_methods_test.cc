@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "framework/cost.h"
+#include "framework/error.h"
+#include "framework/pruning.h"
+// Included rather than linked, so that a test stays one file: registers "cost-weighted-l1".
+#include "tests/example_p_method.cc"
+
+namespace fmp {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+NetworkConfig small_config() {
+  NetworkConfig config;
+  config.length = 16;
+  config.classes = 5;
+  config.filters = {20, 10};
+  config.dense = {30};
+  return config;
+}
+
+PruneResult prune_by_name(Network& network, std::string_view method, double fraction,
+                          uint64_t seed = 1, uint64_t round = 0) {
+  return prune(network, *make_pruning_method(method), fraction, seed, round);
+}
+
+// The absolute values of the weights that are alive (or not, in `original`).
+std::vector<float> magnitudes(const Network& original, const Network& masks, size_t layer,
+                              bool alive) {
+  const auto values = original.layers()[layer].weight.value.floats();
+  const auto& mask = masks.layers()[layer].weight.mask;
+  std::vector<float> selected;
+  for (size_t i = 0; i < mask.size(); ++i) {
+    if ((mask[i] != 0) == alive) selected.push_back(std::abs(values[i]));
+  }
+  return selected;
+}
+
+int channels_alive(const Layer& layer) {
+  const size_t count = layer.weight.mask.size() / static_cast<size_t>(layer.out_channels);
+  int alive = 0;
+  for (auto row = layer.weight.mask.begin(); row != layer.weight.mask.end();
+       row += static_cast<ptrdiff_t>(count)) {
+    alive += std::any_of(row, row + static_cast<ptrdiff_t>(count), [](int m) { return m != 0; });
+  }
+  return alive;
+}
+
+// A network whose only hidden layer has this many output channels of one weight each.
+Network one_weight_channels(int channels) {
+  NetworkConfig config;
+  config.input_channels = 1;
+  config.length = 1;
+  config.classes = 2;
+  config.filters = {channels};
+  config.dense = {};
+  config.kernel = 1;
+  config.pool = 1;
+  return Network(config, 5);
+}
+
+TEST(PruneCount, RoundsHalvesToEvenAsPython) {
+  EXPECT_EQ(prune_count(0.5, 1), 0);
+  EXPECT_EQ(prune_count(0.5, 3), 2);
+  EXPECT_EQ(prune_count(0.5, 5), 2);
+  EXPECT_EQ(prune_count(0.25, 10), 2);
+  EXPECT_EQ(prune_count(0.1, 45), 4);
+  EXPECT_EQ(prune_count(0.3, 45), 14);  // 13.5
+  EXPECT_EQ(prune_count(0.2, 159'104), 31'821);
+}
+
+// Measured with torch.nn.utils.prune.global_unstructured and ln_structured.
+TEST(PruneCount, FollowsTorchOverManyRounds) {
+  const auto left_after = [](double fraction, int64_t count, int rounds) {
+    std::vector<int64_t> left;
+    for (int i = 0; i < rounds; ++i) left.push_back(count -= prune_count(fraction, count));
+    return left;
+  };
+  EXPECT_THAT(left_after(0.2, 10'000, 5), ElementsAre(8000, 6400, 5120, 4096, 3277));
+  EXPECT_THAT(left_after(0.1, 100, 4), ElementsAre(90, 81, 73, 66));
+}
+
+TEST(Registry, ListsTheMethodsThatShip) {
+  std::vector<std::string> names;
+  for (const PruningMethodInfo& info : pruning_methods()) {
+    names.push_back(info.name);
+    EXPECT_FALSE(info.description.empty()) << info.name;
+    EXPECT_NE(info.create(), nullptr) << info.name;
+  }
+  EXPECT_THAT(names, ElementsAre("cost-weighted-l1", "random", "structured-l1", "unstructured-l1",
+                                 "unstructured-l1-layerwise"));
+}
+
+TEST(Registry, AnswersAWrongNameWithTheRightOnes) {
+  try {
+    make_pruning_method("unstructured-l2");
+    FAIL() << "expected a UsageError";
+  } catch (const UsageError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("'unstructured-l2'"));
+    EXPECT_THAT(error.what(), HasSubstr("random, structured-l1, unstructured-l1, "));
+    EXPECT_THAT(error.what(), ::testing::Not(HasSubstr("\n")));
+  }
+}
+
+TEST(Registry, RefusesANameTwice) {
+  EXPECT_THROW(register_pruning_method({"random", "", nullptr}), std::logic_error);
+}
+
+TEST(Prune, RefusesWhatItCannotDo) {
+  Network network(small_config(), 1);
+  for (const double fraction : {0.0, 1.0, -0.2, 1.5, std::nan("")}) {
+    EXPECT_THROW(prune_by_name(network, "unstructured-l1", fraction), Error) << fraction;
+  }
+  network.layers()[1].weight.value.floats()[3] = std::nanf("");
+  EXPECT_THROW(prune_by_name(network, "unstructured-l1", 0.2), Error);
+}
+
+TEST(Prune, RefusesAMethodThatBringsWeightsBack) {
+  struct Reviver final : PruningMethod {
+    void prune(PruneRequest& request) const override { request.layers[0].mask[0] = 1; }
+  };
+  Network network(small_config(), 1);
+  network.layers()[0].weight.mask[0] = 0;
+  network.apply_masks();
+  EXPECT_THROW(prune(network, Reviver(), 0.2, 1, 0), Error);
+}
+
+TEST(Prune, ShowsAMethodEveryLayerWithItsCost) {
+  struct Spy final : PruningMethod {
+    void prune(PruneRequest& request) const override {
+      ASSERT_EQ(request.layers.size(), 10U);
+      EXPECT_EQ(request.fraction, 0.3);
+      EXPECT_EQ(request.seed, 17U);
+      EXPECT_EQ(request.round, 4U);
+      const PrunableLayer& conv2 = request.layers[1];
+      EXPECT_EQ(conv2.name, "conv2");
+      EXPECT_EQ(conv2.positions, 512);
+      EXPECT_EQ(conv2.weights.size(), 64U * 3 * 64);
+      EXPECT_EQ(conv2.mask.size(), conv2.weights.size());
+      EXPECT_EQ(conv2.weight_bits, 4);
+      EXPECT_EQ(conv2.input_bits, 6);
+      EXPECT_EQ(conv2.output_bits, 6);
+      EXPECT_EQ(conv2.bit_ops_per_weight(), 512 * 4 * 6);
+      EXPECT_EQ(request.layers[0].input_bits, 8);
+      EXPECT_EQ(request.layers[9].positions, 1);
+      EXPECT_EQ(request.layers[9].kind, Layer::Kind::kOutput);
+    }
+  };
+  NetworkConfig config;
+  config.weight_bits = {4};
+  config.act_bits = {6};
+  Network network(config, 1);
+  const PruneResult result = prune(network, Spy(), 0.3, 17, 4);
+  EXPECT_EQ(result.weights_before, 159'104);
+  EXPECT_EQ(result.weights_after, 159'104);
+}
+
+TEST(UnstructuredL1, RemovesTheSmallestOfTheWholeNetwork) {
+  const Network original(small_config(), 1);
+  Network network = original;
+  int64_t left = network.weights_total();
+  for (int round = 0; round < 6; ++round) {
+    const PruneResult result = prune_by_name(network, "unstructured-l1", 0.2);
+    EXPECT_EQ(result.weights_before, left);
+    left -= prune_count(0.2, left);
+    EXPECT_EQ(result.weights_after, left);
+    EXPECT_EQ(network.weights_alive(), left);
+    float largest_pruned = 0, smallest_alive = INFINITY;
+    for (size_t i = 0; i < network.layers().size(); ++i) {
+      for (const float w : magnitudes(original, network, i, false)) {
+        largest_pruned = std::max(largest_pruned, w);
+      }
+      for (const float w : magnitudes(original, network, i, true)) {
+        smallest_alive = std::min(smallest_alive, w);
+      }
+    }
+    EXPECT_LE(largest_pruned, smallest_alive);
+  }
+}
+
+TEST(UnstructuredL1, ClearsTheOptimizerOfWhatItPruned) {
+  Network network(small_config(), 1);
+  for (Layer& layer : network.layers()) {
+    std::ranges::fill(layer.weight.moment1.floats(), 1.0F);
+    std::ranges::fill(layer.weight.moment2.floats(), 1.0F);
+  }
+  prune_by_name(network, "unstructured-l1", 0.5);
+  for (const Layer& layer : network.layers()) {
+    for (size_t i = 0; i < layer.weight.mask.size(); ++i) {
+      const float expected = layer.weight.mask[i];
+      EXPECT_EQ(layer.weight.moment1.floats()[i], expected);
+      EXPECT_EQ(layer.weight.moment2.floats()[i], expected);
+      EXPECT_EQ(layer.weight.value.floats()[i] != 0, expected != 0);
+    }
+  }
+}
+
+TEST(UnstructuredL1, BreaksTiesByLayerAndIndex) {
+  Network network(small_config(), 1);
+  for (Layer& layer : network.layers()) std::ranges::fill(layer.weight.value.floats(), -0.5F);
+  prune_by_name(network, "unstructured-l1", 0.5);
+  int64_t pruned = prune_count(0.5, network.weights_total());
+  for (const Layer& layer : network.layers()) {
+    for (const uint8_t alive : layer.weight.mask) EXPECT_EQ(alive, pruned-- > 0 ? 0 : 1);
+  }
+}
+
+TEST(UnstructuredL1Layerwise, RemovesTheSmallestOfEachLayer) {
+  const Network original(small_config(), 1);
+  Network network = original;
+  for (int round = 0; round < 4; ++round) {
+    const Network before = network;
+    prune_by_name(network, "unstructured-l1-layerwise", 0.3);
+    for (size_t i = 0; i < network.layers().size(); ++i) {
+      const int64_t left = before.layers()[i].weights_alive();
+      EXPECT_EQ(network.layers()[i].weights_alive(), left - prune_count(0.3, left));
+      EXPECT_LE(std::ranges::max(magnitudes(original, network, i, false)),
+                std::ranges::min(magnitudes(original, network, i, true)));
+    }
+  }
+}
+
+TEST(StructuredL1, RemovesTheSmallestChannelsOfHiddenLayers) {
+  Network network(small_config(), 1);
+  Layer& layer = network.layers()[0];
+  const size_t count = layer.weight.mask.size() / 20;
+  for (size_t i = 0; i < layer.weight.mask.size(); ++i) {
+    const auto channel = static_cast<float>(i / count);
+    layer.weight.value.floats()[i] = (i % 2 == 0 ? 1.0F : -1.0F) * std::abs(channel - 7.2F);
+  }
+  prune_by_name(network, "structured-l1", 0.1);
+  EXPECT_EQ(channels_alive(network.layers()[0]), 18);
+  EXPECT_EQ(channels_alive(network.layers()[1]), 9);
+  EXPECT_EQ(channels_alive(network.layers()[2]), 27);
+  EXPECT_EQ(channels_alive(network.layers()[3]), 5) << "classes stay";
+  for (size_t i = 0; i < layer.weight.mask.size(); ++i) {
+    EXPECT_EQ(layer.weight.mask[i], i / count == 7 || i / count == 8 ? 0 : 1);
+  }
+}
+
+TEST(StructuredL1, CountsChannelsThatAreAliveAsTorchDoes) {
+  Network network = one_weight_channels(100);
+  for (const int left : {90, 81, 73, 66}) {
+    prune_by_name(network, "structured-l1", 0.1);
+    EXPECT_EQ(channels_alive(network.layers()[0]), left);
+  }
+}
+
+TEST(StructuredL1, KeepsTheLastChannel) {
+  Network network = one_weight_channels(3);
+  for (int round = 0; round < 3; ++round) prune_by_name(network, "structured-l1", 0.9);
+  EXPECT_EQ(channels_alive(network.layers()[0]), 1);
+}
+
+TEST(StructuredL1, BreaksTiesByIndex) {
+  Network network = one_weight_channels(10);
+  std::ranges::fill(network.layers()[0].weight.value.floats(), 0.25F);
+  prune_by_name(network, "structured-l1", 0.3);
+  EXPECT_THAT(network.layers()[0].weight.mask, ElementsAre(0, 0, 0, 1, 1, 1, 1, 1, 1, 1));
+}
+
+TEST(RandomPruning, CountsAlikeAndIgnoresTheValues) {
+  Network network(small_config(), 1);
+  Network scaled = network;
+  for (float& weight : scaled.layers()[2].weight.value.floats()) weight *= 1000;
+  const PruneResult result = prune_by_name(network, "random", 0.2, 9, 3);
+  prune_by_name(scaled, "random", 0.2, 9, 3);
+  EXPECT_EQ(result.weights_after, result.weights_before - prune_count(0.2, result.weights_before));
+  for (size_t i = 0; i < network.layers().size(); ++i) {
+    EXPECT_EQ(network.layers()[i].weight.mask, scaled.layers()[i].weight.mask);
+  }
+}
+
+TEST(RandomPruning, DependsOnSeedAndRound) {
+  const Network original(small_config(), 1);
+  const auto mask_of = [&](uint64_t seed, uint64_t round) {
+    Network network = original;
+    prune_by_name(network, "random", 0.5, seed, round);
+    return network.layers()[2].weight.mask;
+  };
+  EXPECT_EQ(mask_of(1, 2), mask_of(1, 2));
+  EXPECT_NE(mask_of(1, 2), mask_of(1, 3));
+  EXPECT_NE(mask_of(1, 2), mask_of(2, 2));
+}
+
+// Every layer loses about its share: within five standard deviations of the hypergeometric count.
+TEST(RandomPruning, IsUniformOverTheNetwork) {
+  Network network(NetworkConfig{}, 1);
+  prune_by_name(network, "random", 0.4);
+  for (const Layer& layer : network.layers()) {
+    const auto count = static_cast<double>(layer.weight.size());
+    EXPECT_NEAR(static_cast<double>(layer.weights_alive()), 0.6 * count,
+                5 * std::sqrt(0.24 * count))
+        << layer.name;
+  }
+}
+
+TEST(ExampleMethod, SavesMoreBitOperationsThanPlainMagnitude) {
+  Network plain(NetworkConfig{}, 1);
+  Network weighted = plain;
+  prune_by_name(plain, "unstructured-l1", 0.5);
+  prune_by_name(weighted, "cost-weighted-l1", 0.5);
+  EXPECT_EQ(plain.weights_alive(), weighted.weights_alive());
+  EXPECT_LT(inference_cost(weighted).bit_ops(), inference_cost(plain).bit_ops() / 2);
+  EXPECT_LT(weighted.layers()[0].weights_alive(), plain.layers()[0].weights_alive());
+  EXPECT_GT(weighted.layers()[7].weights_alive(), plain.layers()[7].weights_alive());
+}
+
+}  // namespace
+}  // namespace fmp
