@@ -47,7 +47,8 @@ struct Split {
 // caller computes. Same arguments, same batches. The last batch may be smaller.
 class BatchReader {
  public:
-  // `frames` in the order in which they are wanted (see shuffled()).
+  // `frames` in the order in which they are wanted (see shuffled()); `dataset` must outlive the
+  // reader; batch_size >= 1.
   BatchReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size);
   ~BatchReader();
   BatchReader(const BatchReader&) = delete;
@@ -61,8 +62,13 @@ class BatchReader {
   std::unique_ptr<State> state_;
 };
 
-// `frames` in a random order that depends on seed and epoch alone (Fisher-Yates over a counter-based
-// generator of ours: the same on every machine and standard library).
+// `frames` in a random order that depends on seed and epoch alone (Fisher-Yates over a
+// counter-based generator of ours: the same on every machine and standard library).
 std::vector<int64_t> shuffled(std::span<const int64_t> frames, uint64_t seed, uint64_t epoch);
+
+// The input quantizer: codes[i] = clamp(round_half_even(values[i] / scale), -2^(b-1), 2^(b-1) - 1)
+// with b = input_bits (2..8) and scale = 2 / 2^(b-1), so that codes cover [-2, 2). Values must be
+// finite; `codes` holds values.size() elements.
+void quantize_input(std::span<const float> values, int input_bits, int8_t* codes);
 
 }  // namespace fmp

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <hdf5.h>
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace fmp {
+
+// Held around every use of the HDF5 library, which is not thread-safe everywhere; also keeps the
+// library from printing its error stack. May be nested.
+class Hdf5Lock {
+ public:
+  Hdf5Lock();
+
+ private:
+  std::unique_lock<std::recursive_mutex> lock_;
+};
+
+// Owns an identifier of the HDF5 library: a file, data set, data space, type or property list.
+class Hdf5Handle {
+ public:
+  Hdf5Handle() = default;
+  explicit Hdf5Handle(hid_t id) : id_(id) {}
+  ~Hdf5Handle() { reset(); }
+  Hdf5Handle(Hdf5Handle&& other) noexcept : id_(std::exchange(other.id_, H5I_INVALID_HID)) {}
+  Hdf5Handle& operator=(Hdf5Handle&& other) noexcept {
+    std::swap(id_, other.id_);
+    return *this;
+  }
+
+  bool valid() const { return id_ >= 0; }
+  hid_t get() const { return id_; }
+  void reset();
+
+ private:
+  hid_t id_ = H5I_INVALID_HID;
+};
+
+// A numeric data set of at least one dimension, opened for reading. Its first dimension counts
+// rows.
+class Hdf5DataSet {
+ public:
+  const std::string& where() const { return where_; }  // "FILE: data set NAME", for error messages
+  const std::vector<int64_t>& shape() const { return shape_; }
+  int64_t rows() const { return shape_[0]; }
+  int64_t row_elements() const { return row_elements_; }
+  int64_t chunk_rows() const { return chunk_rows_; }  // rows of a chunk, 0 when not chunked
+
+  // Rows to read at a time: about `target_bytes` of T, in whole chunks if these are not larger than
+  // `limit_bytes`, so that no chunk is decompressed twice; at least one.
+  template <typename T>
+  int64_t rows_per_read(int64_t target_bytes, int64_t limit_bytes) const {
+    return rows_per_read(static_cast<int64_t>(sizeof(T)), target_bytes, limit_bytes);
+  }
+
+  // Rows first .. first + count - 1 into out[count][row_elements()], converted from the file's type
+  // to T (float or double). Throws Error naming the rows. Thread-safe, one call at a time.
+  template <typename T>
+  void read_rows(int64_t first, int64_t count, T* out) const;
+
+ private:
+  friend class Hdf5File;
+  Hdf5DataSet() = default;
+  void check_type() const;
+  void read_shape();
+  void check_complete(int64_t file_bytes) const;
+  int64_t rows_per_read(int64_t element_bytes, int64_t target_bytes, int64_t limit_bytes) const;
+
+  std::string where_;
+  Hdf5Handle id_;
+  std::vector<int64_t> shape_;
+  int64_t row_elements_ = 1;
+  int64_t chunk_rows_ = 0;
+};
+
+// An HDF5 file opened for reading. Files are not trusted: what does not fit together, is too short
+// or was never written is an Error of one line.
+class Hdf5File {
+ public:
+  explicit Hdf5File(const std::string& path);
+
+  const std::string& path() const { return path_; }
+
+  // Throws Error when there is no such data set, it holds no numbers, or part of it is missing.
+  Hdf5DataSet dataset(const std::string& name) const;
+
+ private:
+  std::string path_;
+  int64_t bytes_ = 0;
+  Hdf5Handle file_;
+};
+
+}  // namespace fmp
