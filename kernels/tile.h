@@ -6,6 +6,9 @@
 
 namespace fmp {
 
+// Bit width that stands for "not quantized".
+inline constexpr int kFloatBits = 32;
+
 enum class ElementType : uint8_t { kF32, kU8, kS8 };
 
 inline size_t element_bytes(ElementType type) { return type == ElementType::kF32 ? 4 : 1; }

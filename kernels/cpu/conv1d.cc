@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: MIT
+// 1-D convolution on rows of frames that sit side by side: y[l] = sum over t of W[t] x[l + t].
+//
+// The window of a position is read in place, there is no im2col. A dense kernel keeps kOutBlock
+// output channels x a few positions in registers and broadcasts one weight to all their lanes; a
+// sparse one keeps one output channel x several positions and walks over the nonzero weights. The
+// gradient of the data is the same operation with transposed, flipped weights. The gradient of a
+// weight is a dot product over positions and lanes, kept as lanes until the end of a chunk.
+//
+// Dense layers are convolutions with one tap whose positions are tiles.
+#include "kernels/cpu/simd.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cpu/simd_tables.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/conv1d.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h, as Highway wants it.
+#include "hwy/highway.h"
+#include "kernels/cpu/lanes-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fmp::cpu::HWY_NAMESPACE {
+namespace {
+
+// Positions that one dense step covers: what the register file holds beside kOutBlock channels.
+constexpr int kDensePositions = kVectors == 1 ? 4 : 1;
+// Positions that one sparse step covers: enough independent sums to hide the multiply-add latency.
+constexpr int kSparsePositions = kVectors == 1 ? 8 : 4;
+
+// One block of OB output channels at PB positions.
+template <int OB, int PB>
+HWY_INLINE void dense_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int taps, int channels,
+                            const float* HWY_RESTRICT w, float* HWY_RESTRICT y, ptrdiff_t y_stride) {
+  V sum[OB][PB][kVectors];
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) sum[o][p][v] = hn::Zero(kFloats);
+    }
+  }
+  for (int t = 0; t < taps; ++t) {
+    const float* row = x + t * x_stride;
+    for (int c = 0; c < channels; ++c, row += kLanes, w += OB) {
+      V operand[PB][kVectors];
+      HWY_UNROLL(16)
+      for (int p = 0; p < PB; ++p) {
+        HWY_UNROLL(16)
+        for (int v = 0; v < kVectors; ++v) {
+          operand[p][v] = hn::Load(kFloats, row + p * x_stride + v * kWidth);
+        }
+      }
+      HWY_UNROLL(16)
+      for (int o = 0; o < OB; ++o) {
+        const V weight = hn::Set(kFloats, w[o]);
+        HWY_UNROLL(16)
+        for (int p = 0; p < PB; ++p) {
+          HWY_UNROLL(16)
+          for (int v = 0; v < kVectors; ++v) {
+            sum[o][p][v] = hn::MulAdd(weight, operand[p][v], sum[o][p][v]);
+          }
+        }
+      }
+    }
+  }
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) {
+        hn::Store(sum[o][p][v], kFloats, y + p * y_stride + o * kLanes + v * kWidth);
+      }
+    }
+  }
+}
+
+template <int OB>
+void dense_rows(const float* x, ptrdiff_t x_stride, int rows, int taps, int channels, const float* w,
+                float* y, ptrdiff_t y_stride) {
+  int l = 0;
+  for (; l + kDensePositions <= rows; l += kDensePositions) {
+    dense_block<OB, kDensePositions>(x + l * x_stride, x_stride, taps, channels, w,
+                                     y + l * y_stride, y_stride);
+  }
+  for (; l < rows; ++l) {
+    dense_block<OB, 1>(x + l * x_stride, x_stride, taps, channels, w, y + l * y_stride, y_stride);
+  }
+}
+
+// Calls f with the block width as a compile-time constant for every block of output channels.
+template <typename F>
+HWY_INLINE void for_each_block(int out, const F& f) {
+  int o = 0;
+  for (; o + kOutBlock <= out; o += kOutBlock) f(std::integral_constant<int, kOutBlock>(), o);
+  switch (out - o) {
+    case 5: f(std::integral_constant<int, 5>(), o); break;
+    case 4: f(std::integral_constant<int, 4>(), o); break;
+    case 3: f(std::integral_constant<int, 3>(), o); break;
+    case 2: f(std::integral_constant<int, 2>(), o); break;
+    case 1: f(std::integral_constant<int, 1>(), o); break;
+    default: break;
+  }
+}
+
+void conv1d_dense(const float* x, ptrdiff_t x_stride, int rows, const DenseWeights& w, float* y,
+                  ptrdiff_t y_stride) {
+  const ptrdiff_t weights_per_output = static_cast<ptrdiff_t>(w.taps) * w.channels;
+  for_each_block(w.out, [&](auto block, int o) {
+    dense_rows<decltype(block)::value>(x, x_stride, rows, w.taps, w.channels,
+                                       w.values + o * weights_per_output, y + o * kLanes, y_stride);
+  });
+}
+
+// One output channel at PB positions, over its nonzero weights.
+template <int PB>
+HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int32_t entries,
+                             const int32_t* HWY_RESTRICT offset, const float* HWY_RESTRICT w,
+                             float* HWY_RESTRICT y, ptrdiff_t y_stride) {
+  V sum[PB][kVectors];
+  HWY_UNROLL(16)
+  for (int p = 0; p < PB; ++p) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) sum[p][v] = hn::Zero(kFloats);
+  }
+  for (int32_t i = 0; i < entries; ++i) {
+    const float* operand = x + offset[i];
+    const V weight = hn::Set(kFloats, w[i]);
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) {
+        sum[p][v] = hn::MulAdd(weight, hn::Load(kFloats, operand + p * x_stride + v * kWidth),
+                               sum[p][v]);
+      }
+    }
+  }
+  HWY_UNROLL(16)
+  for (int p = 0; p < PB; ++p) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) {
+      hn::Store(sum[p][v], kFloats, y + p * y_stride + v * kWidth);
+    }
+  }
+}
+
+void conv1d_sparse(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
+                   ptrdiff_t y_stride) {
+  int l = 0;
+  // Positions outside, channels inside: the few rows of a step stay in the first-level cache.
+  const auto step = [&](auto positions) {
+    for (int o = 0; o < w.out; ++o) {
+      const int32_t begin = w.row_begin[o];
+      sparse_block<decltype(positions)::value>(
+          x + l * x_stride, x_stride, w.row_begin[o + 1] - begin, w.offset + begin,
+          w.values + begin, y + l * y_stride + o * kLanes, y_stride);
+    }
+  };
+  for (; l + kSparsePositions <= rows; l += kSparsePositions) {
+    step(std::integral_constant<int, kSparsePositions>());
+  }
+  for (; l < rows; ++l) step(std::integral_constant<int, 1>());
+}
+
+// Pairs of channels in 16 bits, one multiply-add-pairs a step, exact in 32 bits.
+using IntTag = hn::CappedTag<int32_t, kLanes>;
+constexpr IntTag kInts;
+using ShortTag = hn::Repartition<int16_t, IntTag>;
+constexpr ShortTag kShorts;
+using VI = hn::Vec<IntTag>;
+
+template <int OB, int PB>
+HWY_INLINE void dense_pair_block(const int16_t* HWY_RESTRICT x, ptrdiff_t x_stride, int taps,
+                                 int pairs, const int16_t* HWY_RESTRICT w, float* HWY_RESTRICT y,
+                                 ptrdiff_t y_stride) {
+  VI sum[OB][PB][kVectors];
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) sum[o][p][v] = hn::Zero(kInts);
+    }
+  }
+  for (int t = 0; t < taps; ++t) {
+    const int16_t* row = x + t * x_stride;
+    for (int c = 0; c < pairs; ++c, row += 2 * kLanes, w += 2 * OB) {
+      hn::Vec<ShortTag> operand[PB][kVectors];
+      HWY_UNROLL(16)
+      for (int p = 0; p < PB; ++p) {
+        HWY_UNROLL(16)
+        for (int v = 0; v < kVectors; ++v) {
+          operand[p][v] = hn::Load(kShorts, row + p * x_stride + v * 2 * kWidth);
+        }
+      }
+      HWY_UNROLL(16)
+      for (int o = 0; o < OB; ++o) {
+        int32_t pair;
+        hwy::CopyBytes<4>(w + 2 * o, &pair);
+        const auto weight = hn::BitCast(kShorts, hn::Set(kInts, pair));
+        HWY_UNROLL(16)
+        for (int p = 0; p < PB; ++p) {
+          HWY_UNROLL(16)
+          for (int v = 0; v < kVectors; ++v) {
+            sum[o][p][v] = multiply_add_pairs(weight, operand[p][v], sum[o][p][v]);
+          }
+        }
+      }
+    }
+  }
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) {
+        hn::Store(hn::ConvertTo(kFloats, sum[o][p][v]), kFloats,
+                  y + p * y_stride + o * kLanes + v * kWidth);
+      }
+    }
+  }
+}
+
+void conv1d_dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePairWeights& w,
+                        float* y, ptrdiff_t y_stride) {
+  const int pairs = (w.channels + 1) / 2;
+  const ptrdiff_t values_per_output = static_cast<ptrdiff_t>(w.taps) * pairs * 2;
+  for_each_block(w.out, [&](auto block, int o) {
+    constexpr int kBlock = decltype(block)::value;
+    const int16_t* values = w.values + o * values_per_output;
+    int l = 0;
+    for (; l + kDensePositions <= rows; l += kDensePositions) {
+      dense_pair_block<kBlock, kDensePositions>(x + l * x_stride, x_stride, w.taps, pairs, values,
+                                                y + l * y_stride + o * kLanes, y_stride);
+    }
+    for (; l < rows; ++l) {
+      dense_pair_block<kBlock, 1>(x + l * x_stride, x_stride, w.taps, pairs, values,
+                                  y + l * y_stride + o * kLanes, y_stride);
+    }
+  });
+}
+
+// Gradients of OB output channels x TB taps at one input channel: x rows l .. l + TB - 1 serve all
+// taps, so that an element of x is loaded from the second-level cache once.
+template <int OB, int TB>
+HWY_INLINE void weight_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride,
+                                      const float* HWY_RESTRICT dy, ptrdiff_t dy_stride, int rows,
+                                      float* HWY_RESTRICT dw, ptrdiff_t dw_out_stride,
+                                      ptrdiff_t dw_tap_stride) {
+  V sum[OB][TB][kVectors];
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int t = 0; t < TB; ++t) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) sum[o][t][v] = hn::Zero(kFloats);
+    }
+  }
+  for (int l = 0; l < rows; ++l, x += x_stride, dy += dy_stride) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) {
+      V gradient[OB];
+      HWY_UNROLL(16)
+      for (int o = 0; o < OB; ++o) gradient[o] = hn::Load(kFloats, dy + o * kLanes + v * kWidth);
+      HWY_UNROLL(16)
+      for (int t = 0; t < TB; ++t) {
+        const V operand = hn::Load(kFloats, x + t * x_stride + v * kWidth);
+        HWY_UNROLL(16)
+        for (int o = 0; o < OB; ++o) {
+          sum[o][t][v] = hn::MulAdd(gradient[o], operand, sum[o][t][v]);
+        }
+      }
+    }
+  }
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int t = 0; t < TB; ++t) {
+      dw[o * dw_out_stride + t * dw_tap_stride] += sum_of_lanes(sum[o][t]);
+    }
+  }
+}
+
+// Output channels per step: 2 x 3 taps x 2 vectors = 12 sums on AVX2, 4 x 3 x 1 on AVX-512.
+constexpr int kGradientOutBlock = kVectors == 1 ? 4 : 2;
+constexpr int kGradientTapBlock = 3;
+// Input channels whose rows stay in the first-level cache while all output channels pass by.
+constexpr int kGradientInBlock = 8;
+
+template <int OB, int TB>
+HWY_INLINE void weight_gradient_channels(const float* x, ptrdiff_t x_stride, const float* dy,
+                                         ptrdiff_t dy_stride, int rows, int channels, float* dw,
+                                         ptrdiff_t dw_out_stride, ptrdiff_t dw_tap_stride) {
+  for (int c = 0; c < channels; ++c) {
+    weight_gradient_block<OB, TB>(x + c * kLanes, x_stride, dy, dy_stride, rows, dw + c,
+                                  dw_out_stride, dw_tap_stride);
+  }
+}
+
+template <int TB>
+void weight_gradient_outputs(const float* x, ptrdiff_t x_stride, const float* dy,
+                             ptrdiff_t dy_stride, int rows, int out, int channels, float* dw,
+                             ptrdiff_t dw_out_stride, ptrdiff_t dw_tap_stride) {
+  int o = 0;
+  for (; o + kGradientOutBlock <= out; o += kGradientOutBlock) {
+    weight_gradient_channels<kGradientOutBlock, TB>(x, x_stride, dy + o * kLanes, dy_stride, rows,
+                                                    channels, dw + o * dw_out_stride, dw_out_stride,
+                                                    dw_tap_stride);
+  }
+  for (; o < out; ++o) {
+    weight_gradient_channels<1, TB>(x, x_stride, dy + o * kLanes, dy_stride, rows, channels,
+                                    dw + o * dw_out_stride, dw_out_stride, dw_tap_stride);
+  }
+}
+
+void conv1d_backward_weight_dense(const float* x, ptrdiff_t x_stride, const float* dy,
+                                  ptrdiff_t dy_stride, int rows, int out, int taps, int channels,
+                                  float* dw) {
+  const ptrdiff_t out_stride = static_cast<ptrdiff_t>(taps) * channels;
+  for (int t = 0; t < taps; t += kGradientTapBlock) {
+    for (int c = 0; c < channels; c += kGradientInBlock) {
+      const int block = std::min(kGradientInBlock, channels - c);
+      const auto outputs = [&](auto tap_block) {
+        weight_gradient_outputs<decltype(tap_block)::value>(
+            x + t * x_stride + c * kLanes, x_stride, dy, dy_stride, rows, out, block,
+            dw + static_cast<ptrdiff_t>(t) * channels + c, out_stride, channels);
+      };
+      switch (taps - t) {
+        case 1: outputs(std::integral_constant<int, 1>()); break;
+        case 2: outputs(std::integral_constant<int, 2>()); break;
+        default: outputs(std::integral_constant<int, kGradientTapBlock>()); break;
+      }
+    }
+  }
+}
+
+// Entries of one output channel, EB at a time.
+template <int EB>
+HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride,
+                                      const float* HWY_RESTRICT dy, ptrdiff_t dy_stride, int rows,
+                                      const int32_t* HWY_RESTRICT offset, float* HWY_RESTRICT dw) {
+  V sum[EB][kVectors];
+  const float* operand[EB];
+  HWY_UNROLL(16)
+  for (int e = 0; e < EB; ++e) {
+    operand[e] = x + offset[e];
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) sum[e][v] = hn::Zero(kFloats);
+  }
+  ptrdiff_t at = 0;
+  for (int l = 0; l < rows; ++l, at += x_stride, dy += dy_stride) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) {
+      const V gradient = hn::Load(kFloats, dy + v * kWidth);
+      HWY_UNROLL(16)
+      for (int e = 0; e < EB; ++e) {
+        sum[e][v] = hn::MulAdd(gradient, hn::Load(kFloats, operand[e] + at + v * kWidth), sum[e][v]);
+      }
+    }
+  }
+  HWY_UNROLL(16)
+  for (int e = 0; e < EB; ++e) dw[e] += sum_of_lanes(sum[e]);
+}
+
+void conv1d_backward_weight_sparse(const float* x, ptrdiff_t x_stride, const float* dy,
+                                   ptrdiff_t dy_stride, int rows, const SparseWeights& w, float* dw) {
+  constexpr int kEntries = 4;
+  for (int o = 0; o < w.out; ++o) {
+    const float* dy_o = dy + o * kLanes;
+    int32_t i = w.row_begin[o];
+    const int32_t end = w.row_begin[o + 1];
+    for (; i + kEntries <= end; i += kEntries) {
+      sparse_gradient_block<kEntries>(x, x_stride, dy_o, dy_stride, rows, w.offset + i, dw + i);
+    }
+    for (; i < end; ++i) {
+      sparse_gradient_block<1>(x, x_stride, dy_o, dy_stride, rows, w.offset + i, dw + i);
+    }
+  }
+}
+
+}  // namespace
+
+void fill_conv1d(Simd& table) {
+  table.conv1d_dense = conv1d_dense;
+  table.conv1d_sparse = conv1d_sparse;
+  table.conv1d_dense_pairs = conv1d_dense_pairs;
+  table.conv1d_backward_weight_dense = conv1d_backward_weight_dense;
+  table.conv1d_backward_weight_sparse = conv1d_backward_weight_sparse;
+}
+
+}  // namespace fmp::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace fmp::cpu {
+HWY_EXPORT(fill_conv1d);
+void fill_conv1d_table(Simd& table) { HWY_DYNAMIC_DISPATCH(fill_conv1d)(table); }
+}  // namespace fmp::cpu
+#endif

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT
+// Everything that touches each element once: unpacking codes to operands, batch-norm's sums, and
+// batch-norm + QuantReLU + MaxPool1d in one pass, forward and backward.
+//
+// Batch-norm and the division by the quantizer's scale are one affine step t = gain * y + shift, y
+// being the convolution's sum of codes. Forward writes clamp(round(t)), the maximum of each pooling
+// window. Backward keeps nothing but y: it computes the codes again, finds the winner of each window
+// (the first largest code, as PyTorch's MaxPool1d does on dequantized values) and applies the
+// straight-through rule of Brevitas' QuantReLU: the gradient passes where 0 < t and
+// round(t) <= max_code; the scale's gradient is code - t where it passes, max_code where clipped.
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_tables.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/elementwise.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h, as Highway wants it.
+#include "hwy/highway.h"
+#include "kernels/cpu/lanes-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fmp::cpu::HWY_NAMESPACE {
+namespace {
+
+using IntTag = hn::CappedTag<int32_t, kLanes>;
+constexpr IntTag kInts;
+using ByteTag = hn::Rebind<uint8_t, FloatTag>;
+constexpr ByteTag kBytes;
+using SignedByteTag = hn::Rebind<int8_t, FloatTag>;
+constexpr SignedByteTag kSignedBytes;
+
+void unpack_u8(const uint8_t* codes, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    hn::Store(hn::ConvertTo(kFloats, hn::PromoteTo(kInts, hn::LoadU(kBytes, codes + i))), kFloats,
+              out + i);
+  }
+}
+
+void unpack_s8(const int8_t* codes, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    hn::Store(hn::ConvertTo(kFloats, hn::PromoteTo(kInts, hn::LoadU(kSignedBytes, codes + i))),
+              kFloats, out + i);
+  }
+}
+
+// Rows of 16 bytes: interleaving two of them gives the pairs as bytes, widening makes them 16 bits.
+template <typename T>
+HWY_INLINE void unpack_pairs(const T* codes, int channels, int16_t* out) {
+  const hn::FixedTag<T, 16> bytes;
+  const hn::FixedTag<T, 8> half;
+  const hn::FixedTag<int16_t, 8> shorts;
+  for (int c = 0; c < channels; c += 2, out += 2 * kLanes) {
+    const auto first = hn::Load(bytes, codes + c * kLanes);
+    const auto second =
+        c + 1 < channels ? hn::Load(bytes, codes + (c + 1) * kLanes) : hn::Zero(bytes);
+    const auto low = hn::InterleaveLower(bytes, first, second);
+    const auto high = hn::InterleaveUpper(bytes, first, second);
+    hn::Store(hn::PromoteTo(shorts, hn::LowerHalf(half, low)), shorts, out);
+    hn::Store(hn::PromoteTo(shorts, hn::UpperHalf(half, low)), shorts, out + 8);
+    hn::Store(hn::PromoteTo(shorts, hn::LowerHalf(half, high)), shorts, out + 16);
+    hn::Store(hn::PromoteTo(shorts, hn::UpperHalf(half, high)), shorts, out + 24);
+  }
+}
+
+void unpack_pairs_u8(const uint8_t* codes, int channels, int16_t* out) {
+  unpack_pairs(codes, channels, out);
+}
+void unpack_pairs_s8(const int8_t* codes, int channels, int16_t* out) {
+  unpack_pairs(codes, channels, out);
+}
+
+void channel_sums(const float* y, ptrdiff_t y_stride, int rows, int channels, double* sum,
+                  double* sum_squares) {
+  for (int c = 0; c < channels; ++c) {
+    V s[kVectors], q[kVectors];
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) s[v] = q[v] = hn::Zero(kFloats);
+    const float* at = y + c * kLanes;
+    for (int l = 0; l < rows; ++l, at += y_stride) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) {
+        const V value = hn::Load(kFloats, at + v * kWidth);
+        s[v] = hn::Add(s[v], value);
+        q[v] = hn::MulAdd(value, value, q[v]);
+      }
+    }
+    sum[c] += static_cast<double>(sum_of_lanes(s));
+    sum_squares[c] += static_cast<double>(sum_of_lanes(q));
+  }
+}
+
+// t at vector v of one element.
+struct Affine {
+  V gain, shift;
+  HWY_INLINE Affine(const ChannelAffine& affine, int c)
+      : gain(hn::Set(kFloats, affine.gain[c])), shift(hn::Set(kFloats, affine.shift[c])) {}
+  HWY_INLINE V operator()(V y) const { return hn::MulAdd(y, gain, shift); }
+};
+
+HWY_INLINE V pooled_maximum(const float* y, ptrdiff_t y_stride, int pool, const Affine& affine) {
+  V largest = affine(hn::Load(kFloats, y));
+  for (int j = 1; j < pool; ++j) {
+    largest = hn::Max(largest, affine(hn::Load(kFloats, y + j * y_stride)));
+  }
+  return largest;
+}
+
+// Calls f with the pooling window as a compile-time constant where it is a usual one (0 = any).
+template <typename F>
+HWY_INLINE void with_pool(int pool, const F& f) {
+  switch (pool) {
+    case 1: f(std::integral_constant<int, 1>()); break;
+    case 2: f(std::integral_constant<int, 2>()); break;
+    default: f(std::integral_constant<int, 0>()); break;
+  }
+}
+
+void quantize_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                   const ChannelAffine& channel_affine, const ActivationSpec& spec, uint8_t* out) {
+  const V zero = hn::Zero(kFloats), max_code = hn::Set(kFloats, spec.max_code);
+  with_pool(spec.pool, [&](auto constant) {
+    const int pool = decltype(constant)::value > 0 ? decltype(constant)::value : spec.pool;
+    for (int l = 0; l < rows; l += pool, y += pool * y_stride) {
+      for (int c = 0; c < channels; ++c, out += kLanes) {
+        const Affine affine(channel_affine, c);
+        HWY_UNROLL(16)
+        for (int v = 0; v < kVectors; ++v) {
+          const V t = pooled_maximum(y + c * kLanes + v * kWidth, y_stride, pool, affine);
+          const V code = hn::Min(hn::Max(t, zero), max_code);
+          hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, out + v * kWidth);
+        }
+      }
+    }
+  });
+}
+
+void relu_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
+               const ChannelAffine& channel_affine, const ActivationSpec& spec, float* out) {
+  const V zero = hn::Zero(kFloats);
+  with_pool(spec.pool, [&](auto constant) {
+    const int pool = decltype(constant)::value > 0 ? decltype(constant)::value : spec.pool;
+    for (int l = 0; l < rows; l += pool, y += pool * y_stride) {
+      for (int c = 0; c < channels; ++c, out += kLanes) {
+        const Affine affine(channel_affine, c);
+        HWY_UNROLL(16)
+        for (int v = 0; v < kVectors; ++v) {
+          const V t = pooled_maximum(y + c * kLanes + v * kWidth, y_stride, pool, affine);
+          hn::Store(hn::Max(t, zero), kFloats, out + v * kWidth);
+        }
+      }
+    }
+  });
+}
+
+// What pooling compares: the clamped code, or max(t, 0) without quantization.
+template <bool kQuantized>
+HWY_INLINE V pooled_value(V t, V max_code) {
+  const V positive = hn::Max(t, hn::Zero(kFloats));
+  return kQuantized ? hn::Min(hn::Round(positive), max_code) : positive;
+}
+
+// The winner of a window: the first position with the largest value.
+struct Winner {
+  V value, t, y, position;
+};
+
+template <bool kQuantized>
+HWY_INLINE Winner find_winner(const float* y, ptrdiff_t y_stride, int pool, const Affine& affine,
+                              V max_code) {
+  Winner w;
+  w.y = hn::Load(kFloats, y);
+  w.t = affine(w.y);
+  w.value = pooled_value<kQuantized>(w.t, max_code);
+  w.position = hn::Zero(kFloats);
+  for (int j = 1; j < pool; ++j) {
+    const V y_j = hn::Load(kFloats, y + j * y_stride);
+    const V t_j = affine(y_j);
+    const V value_j = pooled_value<kQuantized>(t_j, max_code);
+    const auto better = hn::Gt(value_j, w.value);
+    w.value = hn::IfThenElse(better, value_j, w.value);
+    w.t = hn::IfThenElse(better, t_j, w.t);
+    w.y = hn::IfThenElse(better, y_j, w.y);
+    w.position = hn::IfThenElse(better, hn::Set(kFloats, static_cast<float>(j)), w.position);
+  }
+  return w;
+}
+
+// The part of dp that reaches the winner's t.
+template <bool kQuantized>
+HWY_INLINE V passed_gradient(const Winner& w, V max_code, V dp) {
+  auto passes = hn::Gt(w.t, hn::Zero(kFloats));
+  if (kQuantized) passes = hn::And(passes, hn::Le(hn::Round(w.t), max_code));
+  return hn::IfThenElseZero(passes, dp);
+}
+
+template <bool kQuantized, int kPool>
+double backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                     const ChannelAffine& channel_affine, const ChannelAffine& xhat_affine,
+                     const ActivationSpec& spec, const float* dp, double* sum_g,
+                     double* sum_g_xhat) {
+  const int pool = kPool > 0 ? kPool : spec.pool;
+  const V max_code = hn::Set(kFloats, spec.max_code);
+  V scale_gradient[kVectors];
+  HWY_UNROLL(16)
+  for (int v = 0; v < kVectors; ++v) scale_gradient[v] = hn::Zero(kFloats);
+  for (int c = 0; c < channels; ++c) {
+    const Affine affine(channel_affine, c), to_xhat(xhat_affine, c);
+    V g_sum[kVectors], gx_sum[kVectors];
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) g_sum[v] = gx_sum[v] = hn::Zero(kFloats);
+    const float* y_c = y + c * kLanes;
+    const float* dp_c = dp + c * kLanes;
+    for (int l = 0; l < rows; l += pool, y_c += pool * y_stride, dp_c += channels * kLanes) {
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) {
+        const V gradient = hn::Load(kFloats, dp_c + v * kWidth);
+        const Winner w = find_winner<kQuantized>(y_c + v * kWidth, y_stride, pool, affine, max_code);
+        const V g = passed_gradient<kQuantized>(w, max_code, gradient);
+        g_sum[v] = hn::Add(g_sum[v], g);
+        gx_sum[v] = hn::MulAdd(g, to_xhat(w.y), gx_sum[v]);
+        if (kQuantized) {
+          // dp * code - g * t: code - t where it passes, max_code where clipped, 0 below zero.
+          const V codes = hn::MulAdd(gradient, w.value, scale_gradient[v]);
+          scale_gradient[v] = hn::NegMulAdd(g, w.t, codes);
+        }
+      }
+    }
+    sum_g[c] += static_cast<double>(sum_of_lanes(g_sum));
+    sum_g_xhat[c] += static_cast<double>(sum_of_lanes(gx_sum));
+  }
+  return static_cast<double>(sum_of_lanes(scale_gradient));
+}
+
+double activation_backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                                const ChannelAffine& affine, const ChannelAffine& xhat_affine,
+                                const ActivationSpec& spec, const float* dp, double* sum_g,
+                                double* sum_g_xhat) {
+  double scale_gradient = 0;
+  with_pool(spec.pool, [&](auto pool) {
+    constexpr int kPool = decltype(pool)::value;
+    const auto run = spec.quantized ? backward_sums<true, kPool> : backward_sums<false, kPool>;
+    scale_gradient = run(y, y_stride, rows, channels, affine, xhat_affine, spec, dp, sum_g, sum_g_xhat);
+  });
+  return scale_gradient;
+}
+
+template <bool kQuantized, int kPool>
+void backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                    const ChannelAffine& channel_affine, const ActivationSpec& spec, const float* dp,
+                    const float* k_g, const float* k_y, const float* k_0, float* dy,
+                    ptrdiff_t dy_stride) {
+  const int pool = kPool > 0 ? kPool : spec.pool;
+  const V max_code = hn::Set(kFloats, spec.max_code);
+  for (int l = 0; l < rows; l += pool, y += pool * y_stride, dy += pool * dy_stride) {
+    for (int c = 0; c < channels; ++c, dp += kLanes) {
+      const Affine affine(channel_affine, c);
+      const V of_g = hn::Set(kFloats, k_g[c]);
+      const V of_y = hn::Set(kFloats, k_y[c]);
+      const V constant = hn::Set(kFloats, k_0[c]);
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) {
+        const float* y_v = y + c * kLanes + v * kWidth;
+        float* dy_v = dy + c * kLanes + v * kWidth;
+        const Winner w = find_winner<kQuantized>(y_v, y_stride, pool, affine, max_code);
+        const V g = passed_gradient<kQuantized>(w, max_code, hn::Load(kFloats, dp + v * kWidth));
+        for (int j = 0; j < pool; ++j) {
+          const V rest = hn::MulAdd(of_y, hn::Load(kFloats, y_v + j * y_stride), constant);
+          const auto wins = hn::Eq(w.position, hn::Set(kFloats, static_cast<float>(j)));
+          hn::Store(hn::MulAdd(of_g, hn::IfThenElseZero(wins, g), rest), kFloats,
+                    dy_v + j * dy_stride);
+        }
+      }
+    }
+  }
+}
+
+void activation_backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                               const ChannelAffine& affine, const ActivationSpec& spec,
+                               const float* dp, const float* k_g, const float* k_y,
+                               const float* k_0, float* dy, ptrdiff_t dy_stride) {
+  with_pool(spec.pool, [&](auto pool) {
+    constexpr int kPool = decltype(pool)::value;
+    const auto run = spec.quantized ? backward_apply<true, kPool> : backward_apply<false, kPool>;
+    run(y, y_stride, rows, channels, affine, spec, dp, k_g, k_y, k_0, dy, dy_stride);
+  });
+}
+
+int collect_at_least(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                     const ChannelAffine& channel_affine, float threshold, int lanes, float* values,
+                     int32_t* places) {
+  const V limit = hn::Set(kFloats, threshold);
+  HWY_ALIGN float t_lane[kLanes];
+  int count = 0;
+  for (int l = 0; l < rows; ++l, y += y_stride) {
+    for (int c = 0; c < channels; ++c) {
+      const Affine affine(channel_affine, c);
+      for (int v = 0; v < kVectors; ++v) {
+        const V t = affine(hn::Load(kFloats, y + c * kLanes + v * kWidth));
+        if (hn::AllFalse(kFloats, hn::Ge(t, limit))) continue;
+        hn::Store(t, kFloats, t_lane);
+        for (int i = 0; i < kWidth && v * kWidth + i < lanes; ++i) {
+          if (t_lane[i] < threshold) continue;
+          values[count] = t_lane[i];
+          places[count++] = (l * channels + c) * kLanes + v * kWidth + i;
+        }
+      }
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
+void fill_elementwise(Simd& table) {
+  table.target = hwy::TargetName(HWY_TARGET);
+  table.unpack_u8 = unpack_u8;
+  table.unpack_s8 = unpack_s8;
+  table.unpack_pairs_u8 = unpack_pairs_u8;
+  table.unpack_pairs_s8 = unpack_pairs_s8;
+  table.channel_sums = channel_sums;
+  table.quantize_pool = quantize_pool;
+  table.relu_pool = relu_pool;
+  table.activation_backward_sums = activation_backward_sums;
+  table.activation_backward_apply = activation_backward_apply;
+  table.collect_at_least = collect_at_least;
+}
+
+}  // namespace fmp::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace fmp::cpu {
+HWY_EXPORT(fill_elementwise);
+void fill_elementwise_table(Simd& table) { HWY_DYNAMIC_DISPATCH(fill_elementwise)(table); }
+
+const Simd& simd() {
+  static const Simd table = [] {
+    Simd t{};
+    fill_conv1d_table(t);
+    fill_elementwise_table(t);
+    return t;
+  }();
+  return table;
+}
+}  // namespace fmp::cpu
+#endif

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+// The output layer: logits = x_scale * w_scale * (W_codes * x_codes) + bias, and softmax
+// cross-entropy on them.
+//
+// The bias is rounded to multiples of s = x_scale * w_scale (Brevitas' Int32Bias). Its gradient
+// passes straight through; s receives the sum of dbias * (code - bias / s), and hands it on to both
+// scales.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/chunks.h"
+#include "kernels/cpu/conv_backward.h"
+#include "kernels/ops.h"
+
+namespace fmp::ops {
+namespace {
+
+bool bias_is_quantized(const LayerShape& shape) {
+  return shape.input_bits != kFloatBits && shape.weight_bits != kFloatBits;
+}
+
+float bias_scale(float x_scale, const CompiledWeights& weights) { return x_scale * weights.scale(); }
+
+// float holds every code that training reaches; the bounds are Int32Bias'.
+float bias_code(float bias, float scale) {
+  return std::clamp(std::nearbyint(bias / scale), -2147483648.0F, 2147483648.0F);
+}
+
+}  // namespace
+
+void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
+                    const CompiledWeights& weights, std::span<const float> bias, TileView logits,
+                    int threads, Profile* profile) {
+  const cpu::ChunkConv conv(shape, x, weights);
+  const cpu::Items& items = conv.items();
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(shape.out_channels) * kLanes;
+  const float scale = bias_scale(x_scale, weights);
+  std::vector<float> offset(bias.begin(), bias.end());
+  if (bias_is_quantized(shape)) {
+    for (float& b : offset) b = bias_code(b, scale) * scale;
+  }
+  cpu::for_each_item(
+      items.count(), threads, profile,
+      [&](int64_t item, cpu::Scratch& scratch, cpu::LapTimer& timer, Profile& mine) {
+        const int rows = items.rows(item);
+        float* y = static_cast<float*>(logits.data) + items.row(item, 0, 1, 0) * stride;
+        conv.forward(item, 0, rows, y, stride, scratch, timer, mine);
+        for (int64_t i = 0; i < rows * stride; ++i) {
+          y[i] = y[i] * scale + offset[static_cast<size_t>(i % stride / kLanes)];
+        }
+        cpu::zero_unused_lanes(items, item, 0, rows, shape.out_channels, y, stride);
+      });
+}
+
+void output_backward(const LayerShape& shape, ConstTileView x, float x_scale,
+                     const CompiledWeights& weights, std::span<const float> bias,
+                     ConstTileView dlogits, OutputGradients& gradients, TileView dx, int threads,
+                     Profile* profile) {
+  const cpu::ChunkConv conv(shape, x, weights);
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(shape.out_channels) * kLanes;
+  const float* gradient = static_cast<const float*>(dlogits.data);
+  const float scale = bias_scale(x_scale, weights);
+
+  gradients.weight_scale = gradients.x_scale = 0;
+  double of_scale = 0;
+  for (size_t o = 0; o < bias.size(); ++o) {
+    double sum = 0;
+    for (int64_t t = 0; t < dlogits.shape.tiles(); ++t) {
+      const float* lanes = gradient + t * stride + static_cast<ptrdiff_t>(o) * kLanes;
+      for (int j = 0; j < kLanes; ++j) sum += static_cast<double>(lanes[j]);
+    }
+    gradients.bias[o] = static_cast<float>(sum);
+    if (bias_is_quantized(shape)) {
+      of_scale += sum * (static_cast<double>(bias_code(bias[o], scale)) -
+                         static_cast<double>(bias[o]) / static_cast<double>(scale));
+    }
+  }
+  if (bias_is_quantized(shape)) {
+    gradients.weight_scale = of_scale * static_cast<double>(x_scale);
+    gradients.x_scale = of_scale * static_cast<double>(weights.scale());
+  }
+
+  const auto fill = [&](int64_t item, int r0, int rows, float* dy, ptrdiff_t dy_stride,
+                        cpu::Scratch&, cpu::LapTimer&, Profile&) {
+    for (int r = 0; r < rows; ++r) {
+      std::copy_n(gradient + conv.items().row(item, r0 + r, 1, 0) * stride, stride,
+                  dy + r * dy_stride);
+    }
+  };
+  cpu::conv_backward(conv, shape, x_scale, dx, gradients.weight, threads, profile, fill);
+}
+
+LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> labels,
+                                 TileView dlogits, std::span<uint8_t> predicted) {
+  const int classes = logits.shape.channels;
+  const double weight = 1.0 / static_cast<double>(labels.size());
+  std::vector<double> exponential(static_cast<size_t>(classes));
+  LossResult result;
+  for (size_t n = 0; n < labels.size(); ++n) {
+    const ptrdiff_t at = static_cast<ptrdiff_t>(n / kLanes) * classes * kLanes +
+                         static_cast<ptrdiff_t>(n % kLanes);
+    const float* frame = static_cast<const float*>(logits.data) + at;
+    int best = 0;
+    for (int c = 1; c < classes; ++c) {
+      if (frame[c * kLanes] > frame[best * kLanes]) best = c;
+    }
+    const double largest = static_cast<double>(frame[best * kLanes]);
+    double sum = 0;
+    for (int c = 0; c < classes; ++c) {
+      const double e = std::exp(static_cast<double>(frame[c * kLanes]) - largest);
+      exponential[static_cast<size_t>(c)] = e;
+      sum += e;
+    }
+    const int label = labels[n];
+    result.loss_sum += std::log(sum) - (static_cast<double>(frame[label * kLanes]) - largest);
+    result.correct += best == label;
+    if (!predicted.empty()) predicted[n] = static_cast<uint8_t>(best);
+    if (dlogits.data == nullptr) continue;
+    float* gradient = static_cast<float*>(dlogits.data) + at;
+    for (int c = 0; c < classes; ++c) {
+      const double p = exponential[static_cast<size_t>(c)] / sum;
+      gradient[c * kLanes] = static_cast<float>((p - (c == label ? 1.0 : 0.0)) * weight);
+    }
+  }
+  return result;
+}
+
+}  // namespace fmp::ops

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+// The vector code of the CPU backend: one table of functions per instruction set, chosen at run time.
+// All functions work on a chunk: `rows` consecutive positions of one tile, small enough to stay in
+// the second-level cache. A row is [channels][kLanes]; strides are in elements between rows.
+//
+// Every sum runs in one fixed order (taps, then channels, for a convolution; positions, then a fixed
+// tree over the lanes, for a weight gradient), and multiply-adds are fused where written. A kernel
+// that skips zeros therefore gives the same bits as one that multiplies by them, and so do all
+// instruction sets with fused multiply-add.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/tile.h"
+
+namespace fmp::cpu {
+
+// Output channels that a dense kernel computes together: 6 x 16 lanes of accumulators leave
+// registers for operands on AVX2.
+inline constexpr int kOutBlock = 6;
+
+// Dense weights as the kernels read them: [ceil(out/kOutBlock)][taps][channels][block], the last
+// block being as narrow as what is left.
+struct DenseWeights {
+  int out = 0, taps = 0, channels = 0;
+  const float* values = nullptr;
+};
+
+// The same as signed 16-bit pairs of neighbouring channels: [..][taps][ceil(channels/2)][block][2],
+// the second of a last odd channel being zero.
+struct DensePairWeights {
+  int out = 0, taps = 0, channels = 0;
+  const int16_t* values = nullptr;
+};
+
+// Compressed rows: output channel o has the entries row_begin[o] .. row_begin[o+1]-1, ordered by tap,
+// then channel. offset = tap * row stride + channel * kLanes, for the stride of the rows it meets.
+struct SparseWeights {
+  int out = 0;
+  const int32_t* row_begin = nullptr;
+  const int32_t* offset = nullptr;
+  const float* values = nullptr;
+};
+
+// y = gain * x + shift per channel, then what becomes of it (see quantize_pool and its backward).
+struct ChannelAffine {
+  const float* gain = nullptr;
+  const float* shift = nullptr;
+};
+
+// What a hidden layer's activation does after the affine step.
+struct ActivationSpec {
+  int pool = 1;            // window and stride of MaxPool1d
+  bool quantized = true;   // false: plain ReLU
+  float max_code = 255;    // 2^bits - 1
+};
+
+struct Simd {
+  const char* target;
+
+  // y[l][o] = sum over taps t, channels c of w[o][t][c] * x[l + t][c].
+  void (*conv1d_dense)(const float* x, ptrdiff_t x_stride, int rows, const DenseWeights& w, float* y,
+                       ptrdiff_t y_stride);
+  void (*conv1d_sparse)(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
+                        ptrdiff_t y_stride);
+  // The same in exact 32-bit integers; x as written by unpack_pairs; y rounded to float once.
+  void (*conv1d_dense_pairs)(const int16_t* x, ptrdiff_t x_stride, int rows,
+                             const DensePairWeights& w, float* y, ptrdiff_t y_stride);
+
+  // dw[o][t][c] += sum over positions l and lanes of dy[l][o] * x[l + t][c].
+  void (*conv1d_backward_weight_dense)(const float* x, ptrdiff_t x_stride, const float* dy,
+                                       ptrdiff_t dy_stride, int rows, int out, int taps,
+                                       int channels, float* dw);
+  // The same for the entries of `w` alone: dw[i] += ... for entry i. w.values is not read.
+  void (*conv1d_backward_weight_sparse)(const float* x, ptrdiff_t x_stride, const float* dy,
+                                        ptrdiff_t dy_stride, int rows, const SparseWeights& w,
+                                        float* dw);
+
+  // Codes to operands. count: bytes of one row, channels * kLanes.
+  void (*unpack_u8)(const uint8_t* codes, int64_t count, float* out);
+  void (*unpack_s8)(const int8_t* codes, int64_t count, float* out);
+  // [channels][kLanes] codes to [ceil(channels/2)][kLanes][2] 16-bit pairs.
+  void (*unpack_pairs_u8)(const uint8_t* codes, int channels, int16_t* out);
+  void (*unpack_pairs_s8)(const int8_t* codes, int channels, int16_t* out);
+
+  // sum[c] += sum of y, sum_squares[c] += sum of y^2 over the rows and lanes.
+  void (*channel_sums)(const float* y, ptrdiff_t y_stride, int rows, int channels, double* sum,
+                       double* sum_squares);
+
+  // t = gain[c] * y + shift[c]; code = clamp(round_half_even(t), 0, max_code), then the maximum of
+  // each window of `pool` rows. `rows` counts input rows, a multiple of pool. u8: codes [rows/pool]
+  // [channels][kLanes]; relu_pool (not quantized): max(t, 0).
+  void (*quantize_pool)(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                        const ChannelAffine& affine, const ActivationSpec& spec, uint8_t* out);
+  void (*relu_pool)(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                    const ChannelAffine& affine, const ActivationSpec& spec, float* out);
+
+  // First half of the backward pass of affine + QuantReLU + pool, dp being the gradient with respect
+  // to the pooled output [rows/pool][channels][kLanes]. The gradient g of a window goes to the first
+  // position with the largest code, if 0 < t and round(t) <= max_code there (straight-through).
+  // sum_g[c] += sum g, sum_g_xhat[c] += sum g * xhat with xhat = xhat_affine(y);
+  // returns the sum of dp * d(code * scale)/d(scale).
+  double (*activation_backward_sums)(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                                     const ChannelAffine& affine, const ChannelAffine& xhat_affine,
+                                     const ActivationSpec& spec, const float* dp, double* sum_g,
+                                     double* sum_g_xhat);
+  // Second half: dy = k_g[c] * g + k_y[c] * y + k_0[c].
+  void (*activation_backward_apply)(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                                    const ChannelAffine& affine, const ActivationSpec& spec,
+                                    const float* dp, const float* k_g, const float* k_y,
+                                    const float* k_0, float* dy, ptrdiff_t dy_stride);
+
+  // The elements with t >= threshold among the first `lanes` lanes: their t to `values` and their
+  // places (row * channels + channel) * kLanes + lane to `places`, in that order. Both have room for
+  // all. Returns how many.
+  int (*collect_at_least)(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                          const ChannelAffine& affine, float threshold, int lanes, float* values,
+                          int32_t* places);
+};
+
+// The table of the best instruction set that this machine has.
+const Simd& simd();
+
+}  // namespace fmp::cpu

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: MIT
+// Weight fake-quantization and the forms in which the kernels read weights.
+//
+// code = round_half_even(w / scale), scale = max|w| / (2^(b-1) - 1): narrow range, so no code is
+// clipped. The gradient passes straight through to every weight; that of the scale, the sum of
+// G * (code - w / scale), goes to the weights of largest magnitude.
+#include "kernels/cpu/weights.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace fmp::ops {
+namespace {
+
+// Sums of products of codes below this are exact in float, in any order.
+constexpr double kExactFloatSum = 16777216.0;  // 2^24
+
+float largest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
+
+void quantize(CompiledWeights::Compiled& w, std::span<const float> weight,
+              std::span<const uint8_t> mask) {
+  const size_t n = weight.size();
+  w.codes.resize(n);
+  w.alive.assign(mask.begin(), mask.end());
+  float largest = 0;
+  bool finite = true;
+  for (size_t i = 0; i < n; ++i) {
+    const float value = mask.empty() || mask[i] != 0 ? weight[i] : 0.0F;
+    finite = finite && std::isfinite(value);
+    largest = std::max(largest, std::fabs(value));
+    w.codes[i] = value;
+  }
+  if (!finite) throw std::domain_error("a weight is not finite");
+  w.largest = largest;
+  w.scale = 1;
+  if (w.shape.weight_bits != kFloatBits) {
+    w.scale = std::max(largest, kMinQuantizerRange) / largest_code(w.shape.weight_bits);
+    for (float& code : w.codes) code = std::nearbyint(code / w.scale);
+  }
+  w.nonzeros = 0;
+  for (const float code : w.codes) w.nonzeros += code != 0.0F;
+}
+
+// Whether float sums of these codes with the input's codes are exact.
+bool exact_in_float(const CompiledWeights::Compiled& w) {
+  const double largest_input = static_cast<double>((1 << w.shape.input_bits) - 1);
+  const size_t fan_in = static_cast<size_t>(w.shape.fan_in());
+  for (size_t o = 0; o < static_cast<size_t>(w.shape.out_channels); ++o) {
+    double sum = 0;
+    for (size_t i = 0; i < fan_in; ++i) {
+      sum += std::fabs(static_cast<double>(w.codes[o * fan_in + i]));
+    }
+    if (sum * largest_input >= kExactFloatSum) return false;
+  }
+  return true;
+}
+
+// Weights of a convolution from any storage: value(o, t, c).
+template <typename T, typename Value>
+void pack_dense(int out, int taps, int channels, const Value& value, std::vector<T>& packed) {
+  packed.clear();
+  packed.reserve(static_cast<size_t>(out) * static_cast<size_t>(taps) *
+                 static_cast<size_t>(channels));
+  for (int block = 0; block < out; block += cpu::kOutBlock) {
+    const int end = std::min(out, block + cpu::kOutBlock);
+    for (int t = 0; t < taps; ++t) {
+      for (int c = 0; c < channels; ++c) {
+        for (int o = block; o < end; ++o) packed.push_back(static_cast<T>(value(o, t, c)));
+      }
+    }
+  }
+}
+
+template <typename Value>
+void pack_pairs(int out, int taps, int channels, const Value& value, std::vector<int16_t>& packed) {
+  packed.clear();
+  for (int block = 0; block < out; block += cpu::kOutBlock) {
+    const int end = std::min(out, block + cpu::kOutBlock);
+    for (int t = 0; t < taps; ++t) {
+      for (int c = 0; c < channels; c += 2) {
+        for (int o = block; o < end; ++o) {
+          packed.push_back(static_cast<int16_t>(value(o, t, c)));
+          packed.push_back(c + 1 < channels ? static_cast<int16_t>(value(o, t, c + 1)) : int16_t{0});
+        }
+      }
+    }
+  }
+}
+
+template <typename Value>
+void pack_sparse(int out, int taps, int channels, const Value& value, cpu::OwnedSparse& sparse) {
+  const ptrdiff_t stride = cpu::operand_stride(channels);
+  sparse.row_begin.assign(1, 0);
+  sparse.offset.clear();
+  sparse.values.clear();
+  for (int o = 0; o < out; ++o) {
+    for (int t = 0; t < taps; ++t) {
+      for (int c = 0; c < channels; ++c) {
+        const float w = value(o, t, c);
+        if (w == 0.0F) continue;
+        sparse.offset.push_back(static_cast<int32_t>(t * stride + c * kLanes));
+        sparse.values.push_back(w);
+      }
+    }
+    sparse.row_begin.push_back(static_cast<int32_t>(sparse.offset.size()));
+  }
+}
+
+// Where gradients are wanted. Only a prune changes it, so it is kept from step to step.
+void list_survivors(CompiledWeights::Compiled& w) {
+  const bool known = !w.gradient_index.empty() && w.gradient_mask == w.alive;
+  if (known) return;
+  w.gradient_mask = w.alive;
+  w.gradient_index.clear();
+  const LayerShape& s = w.shape;
+  const auto index = [&](int o, int t, int c) {
+    return (static_cast<int64_t>(o) * s.taps + t) * s.in_channels + c;
+  };
+  const auto alive = [&](int o, int t, int c) {
+    const int64_t i = index(o, t, c);
+    const bool lives = w.alive.empty() || w.alive[static_cast<size_t>(i)] != 0;
+    if (lives) w.gradient_index.push_back(i);
+    return lives ? 1.0F : 0.0F;
+  };
+  pack_sparse(s.out_channels, s.taps, s.in_channels, alive, w.gradient_sparse);
+}
+
+bool same_geometry(const LayerShape& a, const LayerShape& b) {
+  return a.in_channels == b.in_channels && a.out_channels == b.out_channels && a.taps == b.taps;
+}
+
+}  // namespace
+
+CompiledWeights::CompiledWeights() : compiled_(std::make_unique<Compiled>()) {}
+CompiledWeights::~CompiledWeights() = default;
+CompiledWeights::CompiledWeights(CompiledWeights&&) noexcept = default;
+CompiledWeights& CompiledWeights::operator=(CompiledWeights&&) noexcept = default;
+
+void CompiledWeights::compile(const LayerShape& shape, std::span<const float> weight,
+                              std::span<const uint8_t> mask, const PassPlan& plan, bool backward) {
+  Compiled& w = *compiled_;
+  if (!same_geometry(shape, w.shape)) w.gradient_index.clear();
+  w.shape = shape;
+  w.plan = plan;
+  quantize(w, weight, mask);
+
+  const auto code = [&](int o, int t, int c) {
+    return w.codes[(static_cast<size_t>(o) * static_cast<size_t>(shape.taps) +
+                    static_cast<size_t>(t)) *
+                       static_cast<size_t>(shape.in_channels) +
+                   static_cast<size_t>(c)];
+  };
+  const bool integers = shape.weight_bits != kFloatBits && shape.input_bits != kFloatBits;
+  if (integers && !exact_in_float(w)) w.plan.sparse_forward = false;
+  w.integer_forward = integers && !w.plan.sparse_forward;
+  if (w.plan.sparse_forward) {
+    pack_sparse(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_sparse);
+  } else if (integers) {
+    pack_pairs(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_pairs);
+  } else {
+    pack_dense(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_dense);
+  }
+  if (!backward) return;
+
+  const auto transposed = [&](int c, int t, int o) {
+    return code(o, shape.taps - 1 - t, c) * w.scale;
+  };
+  if (w.plan.sparse_backward_data) {
+    pack_sparse(shape.in_channels, shape.taps, shape.out_channels, transposed, w.backward_sparse);
+  } else {
+    pack_dense(shape.in_channels, shape.taps, shape.out_channels, transposed, w.backward_dense);
+  }
+  if (w.plan.sparse_backward_weight) list_survivors(w);
+}
+
+float CompiledWeights::scale() const { return compiled_->scale; }
+std::span<const float> CompiledWeights::codes() const { return compiled_->codes; }
+int64_t CompiledWeights::nonzeros() const { return compiled_->nonzeros; }
+
+void CompiledWeights::backward(std::span<const float> weight, double scale_gradient,
+                               std::span<float> grad) const {
+  const Compiled& w = *compiled_;
+  const auto alive = [&](size_t i) { return w.alive.empty() || w.alive[i] != 0; };
+  for (size_t i = 0; i < grad.size(); ++i) {
+    if (!alive(i)) grad[i] = 0;
+  }
+  if (w.shape.weight_bits == kFloatBits) return;
+  const double scale = static_cast<double>(w.scale);
+  int64_t ties = 0;
+  for (size_t i = 0; i < grad.size(); ++i) {
+    if (!alive(i)) continue;
+    scale_gradient += static_cast<double>(grad[i]) * (static_cast<double>(w.codes[i]) -
+                                                      static_cast<double>(weight[i]) / scale);
+    ties += std::fabs(weight[i]) == w.largest;
+  }
+  if (ties == 0) return;
+  const double share = scale_gradient / static_cast<double>(largest_code(w.shape.weight_bits)) /
+                       static_cast<double>(ties);
+  for (size_t i = 0; i < grad.size(); ++i) {
+    if (!alive(i) || std::fabs(weight[i]) != w.largest || weight[i] == 0.0F) continue;
+    grad[i] += static_cast<float>(weight[i] > 0.0F ? share : -share);
+  }
+}
+
+std::string target_name() { return cpu::simd().target; }
+
+}  // namespace fmp::ops
