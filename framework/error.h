@@ -23,6 +23,12 @@ class UsageError : public Error {
   using Error::Error;
 };
 
+// The loss of a training is no longer finite.
+class DivergedError : public Error {
+ public:
+  using Error::Error;
+};
+
 template <typename... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
   throw Error(fmt::format(format, std::forward<Args>(args)...));

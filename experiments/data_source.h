@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "experiments/options.h"
+#include "framework/dataset.h"
+#include "framework/radioml.h"
+
+namespace fmp {
+
+// The frames of a run and their split.
+struct LoadedData {
+  std::unique_ptr<Dataset> dataset;
+  Split split;
+  std::string storage;  // where the frames are, to be shown: "in memory, 123 MB"
+  // Called before each epoch with its number. Empty for data that stays what it is.
+  std::function<void(uint64_t epoch)> begin_epoch;
+};
+
+// Opens "SCHEME:argument". Further sources can so be linked into a program without this library
+// knowing them.
+using DataSource = std::function<LoadedData(const std::string& argument, const Options& options)>;
+using DataSources = std::map<std::string, DataSource>;  // by scheme
+
+// Opens options.data: by the source whose scheme it begins with, else as a RadioML file. Makes the
+// split. Throws Error, also when a part of the split that the options need is empty.
+LoadedData open_data(const Options& options, const DataSources& sources,
+                     const LoadProgress& progress);
+
+// A hash of sizes, labels, SNRs and a sample of the frames: tells whether a resumed run sees the
+// data that it began with.
+uint64_t fingerprint(const Dataset& dataset);
+
+}  // namespace fmp

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: MIT
+#include "experiments/experiment.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "experiments/interrupt.h"
+#include "framework/compaction.h"
+#include "framework/cost.h"
+#include "framework/error.h"
+
+namespace fmp {
+namespace {
+
+constexpr const char* kCurrent = "current";
+constexpr const char* kBest = "best";
+constexpr const char* kBaseline = "baseline";
+
+TrainerOptions trainer_options(const Options& options) {
+  TrainerOptions trainer;
+  trainer.batch = options.batch;
+  trainer.learning_rate = options.learning_rate;
+  trainer.threads = options.threads;
+  trainer.sparse_threshold = options.sparse_threshold;
+  return trainer;
+}
+
+const char* to_string(Layer::Kind kind) {
+  switch (kind) {
+    case Layer::Kind::kConv:
+      return "conv";
+    case Layer::Kind::kDense:
+      return "dense";
+    default:
+      return "output";
+  }
+}
+
+nlohmann::json plan_to_json(const std::vector<LayerPlan>& plan) {
+  const auto name = [](bool sparse) { return sparse ? "sparse" : "dense"; };
+  nlohmann::json result = nlohmann::json::array();
+  for (const LayerPlan& layer : plan) {
+    result.push_back({{"layer", layer.layer},
+                      {"density", layer.density},
+                      {"forward", name(layer.sparse_forward)},
+                      {"backward_data", name(layer.sparse_backward_data)},
+                      {"backward_weight", name(layer.sparse_backward_weight)}});
+  }
+  return result;
+}
+
+std::vector<LayerPlan> plan_from_json(const nlohmann::json& json) {
+  std::vector<LayerPlan> plan;
+  for (const nlohmann::json& entry : json) {
+    LayerPlan layer;
+    layer.layer = entry.at("layer");
+    layer.density = entry.at("density");
+    layer.sparse_forward = entry.at("forward") == "sparse";
+    layer.sparse_backward_data = entry.at("backward_data") == "sparse";
+    layer.sparse_backward_weight = entry.at("backward_weight") == "sparse";
+    plan.push_back(std::move(layer));
+  }
+  return plan;
+}
+
+double ratio(int64_t a, int64_t b) {
+  return b > 0 ? static_cast<double>(a) / static_cast<double>(b) : 0.0;
+}
+
+std::vector<int> hidden_channels(const Network& network) {
+  std::vector<int> channels;
+  for (const Layer& layer : network.layers())
+    if (layer.kind != Layer::Kind::kOutput) channels.push_back(layer.out_channels);
+  return channels;
+}
+
+}  // namespace
+
+FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& console)
+    : options_(options),
+      data_(std::move(data)),
+      console_(console),
+      trainer_(trainer_options(options)),
+      current_(network_config(options, data_.dataset->length(),
+                              static_cast<int>(data_.dataset->class_names().size())),
+               options.seed) {
+  for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
+  for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weight.size());
+}
+
+std::vector<bool> FmpExperiment::structured() const {
+  std::vector<bool> result;
+  for (const auto& method : methods_)
+    result.push_back(method->granularity() == Granularity::kChannels);
+  return result;
+}
+
+PruneOutcome FmpExperiment::prune(const std::string& method, double p, int round) {
+  const auto index = std::ranges::find(options_.p_methods, method) - options_.p_methods.begin();
+  const PruningMethod& chosen = *methods_.at(static_cast<size_t>(index));
+  current_ = *best_;
+  const PruneResult pruned =
+      fmp::prune(current_, chosen, p, options_.seed, static_cast<uint64_t>(round));
+  PruneOutcome outcome;
+  outcome.weights_removed = pruned.weights_before - pruned.weights_after;
+  if (outcome.weights_removed == 0) return outcome;
+  outcome.weights_compacted = compact(current_).weights_removed;
+  current_.reset_optimizer();
+  outcome.channels = hidden_channels(current_);
+  outcome.plan = plan_current();
+  return outcome;
+}
+
+nlohmann::json FmpExperiment::plan_baseline() { return plan_current(); }
+
+nlohmann::json FmpExperiment::plan_current() { return plan_to_json(trainer_.plan(current_)); }
+
+EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch) {
+  if (data_.begin_epoch) data_.begin_epoch(static_cast<uint64_t>(epoch));
+  const auto show = [&](const Progress& progress) {
+    check_interrupt();
+    console_.progress(
+        label_, progress.frames_done, progress.frames_total,
+        fmt::format("{:.0f} frames/s  loss {:.4f}", progress.frames_per_second, progress.loss));
+  };
+  const EpochResult trained =
+      trainer_.train_epoch(current_, *data_.dataset, data_.split.train, options_.seed,
+                           static_cast<uint64_t>(epoch), learning_rate, show);
+  EpochRecord record;
+  record.train_loss = trained.loss;
+  record.train_accuracy = trained.accuracy;
+  record.train_seconds = trained.seconds;
+  record.frames_per_second = static_cast<double>(trained.frames) / trained.seconds;
+  int64_t evaluated = 0;
+  const auto evaluate_part = [&](const std::vector<int64_t>& frames, const char* name) {
+    Evaluation result = evaluate_on(current_, frames, fmt::format("{} {}", label_, name));
+    record.evaluation_seconds += result.seconds;
+    evaluated += result.frames;
+    return result;
+  };
+  if (!data_.split.validation.empty()) {
+    const Evaluation validation = evaluate_part(data_.split.validation, "validation");
+    record.validation_loss = validation.loss;
+    record.validation_accuracy = record.criterion_accuracy = validation.accuracy();
+  }
+  if (options_.criterion_split == CriterionSplit::kTest)
+    record.test_accuracy = record.criterion_accuracy =
+        evaluate_part(data_.split.test, "test").accuracy();
+  record.evaluation_frames_per_second = static_cast<double>(evaluated) / record.evaluation_seconds;
+  return record;
+}
+
+void FmpExperiment::keep() { best_ = current_; }
+
+nlohmann::json FmpExperiment::describe_current() const { return describe(current_); }
+
+nlohmann::json FmpExperiment::describe_best() const { return describe(best_.value()); }
+
+std::vector<int> FmpExperiment::channels() const { return hidden_channels(current_); }
+
+nlohmann::json FmpExperiment::describe(const Network& network) const {
+  const NetworkCost cost = inference_cost(network);
+  nlohmann::json layers = nlohmann::json::array();
+  int64_t weights_original = 0;
+  for (size_t i = 0; i < cost.layers.size(); ++i) {
+    const LayerCost& c = cost.layers[i];
+    const Layer& layer = network.layers()[i];
+    weights_original += weights_original_[i];
+    layers.push_back({{"name", layer.name},
+                      {"kind", to_string(layer.kind)},
+                      {"in_channels", layer.in_channels},
+                      {"out_channels", layer.out_channels},
+                      {"kernel", layer.kernel},
+                      {"positions", c.positions},
+                      {"weight_bits", c.weight_bits},
+                      {"input_bits", c.input_bits},
+                      {"weights", c.weights},
+                      {"weights_original", weights_original_[i]},
+                      {"weights_alive", c.weights_alive},
+                      {"nonzeros", c.weights_nonzero},
+                      {"density", ratio(c.weights_nonzero, c.weights)},
+                      {"macs", c.macs()},
+                      {"bit_ops", c.bit_ops()},
+                      {"bit_mem", c.bit_mem()}});
+  }
+  return {{"weights_original", weights_original},
+          {"weights", cost.weights()},
+          {"weights_alive", cost.weights_alive()},
+          {"nonzeros", cost.weights_nonzero()},
+          {"true_compression", ratio(weights_original, cost.weights_nonzero())},
+          {"macs", cost.macs()},
+          {"bit_ops", cost.bit_ops()},
+          {"bit_mem", cost.bit_mem()},
+          {"cost", cost.normalized()},
+          {"layers", std::move(layers)}};
+}
+
+std::map<std::string, Network> FmpExperiment::networks() const {
+  std::map<std::string, Network> networks;
+  networks.emplace(kCurrent, current_);
+  if (best_) networks.emplace(kBest, *best_);
+  if (baseline_) networks.emplace(kBaseline, *baseline_);
+  return networks;
+}
+
+void FmpExperiment::restore(std::map<std::string, Network> networks, const nlohmann::json& plan) {
+  const auto take = [&](const char* name) -> std::optional<Network> {
+    const auto found = networks.find(name);
+    if (found == networks.end()) return std::nullopt;
+    return std::move(found->second);
+  };
+  std::optional<Network> current = take(kCurrent);
+  if (!current) fail("the checkpoint holds no network '{}'", kCurrent);
+  current_ = std::move(*current);
+  best_ = take(kBest);
+  baseline_ = take(kBaseline);
+  if (!plan.is_null()) trainer_.set_plan(plan_from_json(plan));
+}
+
+FinalEvaluation FmpExperiment::evaluate(const Network& network, const std::string& label) {
+  trainer_.plan(network);
+  FinalEvaluation result;
+  if (!data_.split.validation.empty())
+    result.validation = evaluate_on(network, data_.split.validation, label + " validation");
+  result.test = evaluate_on(network, data_.split.test, label + " test");
+  return result;
+}
+
+Evaluation FmpExperiment::evaluate_on(const Network& network, const std::vector<int64_t>& frames,
+                                      const std::string& label) {
+  return trainer_.evaluate(network, *data_.dataset, frames, [&](const Progress& progress) {
+    check_interrupt();
+    console_.progress(label, progress.frames_done, progress.frames_total,
+                      fmt::format("{:.0f} frames/s", progress.frames_per_second));
+  });
+}
+
+}  // namespace fmp

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT
+#include "experiments/fmp_controller.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "experiments/json_optional.h"
+
+namespace fmp {
+namespace {
+
+// Floors below which a smaller fraction is not worth its run time.
+constexpr double kDefaultFloor = 0.05;
+constexpr double kDefaultStructuredFloor = 0.01;
+// p is divided repeatedly: 0.2 / 2 / 2 must not be "below" a floor of 0.05 by a rounding error.
+constexpr double kFloorTolerance = 1e-9;
+
+template <typename Value>
+std::optional<double> median(const std::vector<EpochRecord>& history, Value value) {
+  if (history.empty()) return std::nullopt;
+  std::vector<double> values;
+  for (const EpochRecord& epoch : history) values.push_back(value(epoch));
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+nlohmann::json epoch_to_json(const EpochRecord& e) {
+  return {{"epoch", e.epoch},
+          {"learning_rate", e.learning_rate},
+          {"train_loss", e.train_loss},
+          {"train_accuracy", e.train_accuracy},
+          {"validation_loss", json_or_null(e.validation_loss)},
+          {"validation_accuracy", json_or_null(e.validation_accuracy)},
+          {"test_accuracy", json_or_null(e.test_accuracy)},
+          {"criterion_accuracy", e.criterion_accuracy},
+          {"train_seconds", e.train_seconds},
+          {"evaluation_seconds", e.evaluation_seconds},
+          {"frames_per_second", e.frames_per_second},
+          {"evaluation_frames_per_second", e.evaluation_frames_per_second}};
+}
+
+EpochRecord epoch_from_json(const nlohmann::json& json) {
+  EpochRecord e;
+  e.epoch = json.at("epoch");
+  e.learning_rate = json.at("learning_rate");
+  e.train_loss = json.at("train_loss");
+  e.train_accuracy = json.at("train_accuracy");
+  e.validation_loss = optional_from<double>(json.at("validation_loss"));
+  e.validation_accuracy = optional_from<double>(json.at("validation_accuracy"));
+  e.test_accuracy = optional_from<double>(json.at("test_accuracy"));
+  e.criterion_accuracy = json.at("criterion_accuracy");
+  e.train_seconds = json.at("train_seconds");
+  e.evaluation_seconds = json.at("evaluation_seconds");
+  e.frames_per_second = json.at("frames_per_second");
+  e.evaluation_frames_per_second = json.at("evaluation_frames_per_second");
+  return e;
+}
+
+nlohmann::json round_to_json(const RoundRecord& r) {
+  nlohmann::json history = nlohmann::json::array();
+  for (const EpochRecord& epoch : r.history) history.push_back(epoch_to_json(epoch));
+  return {{"round", r.round},
+          {"method", r.method},
+          {"p", r.p},
+          {"outcome", static_cast<int>(r.outcome)},
+          {"message", r.message},
+          {"criterion", json_or_null(r.criterion)},
+          {"best_epoch", r.best_epoch},
+          {"eq5_compression", r.eq5_compression},
+          {"weights_removed", r.weights_removed},
+          {"weights_compacted", r.weights_compacted},
+          {"channels", r.channels},
+          {"network", r.network},
+          {"plan", r.plan},
+          {"history", std::move(history)}};
+}
+
+RoundRecord round_from_json(const nlohmann::json& json) {
+  RoundRecord r;
+  r.round = json.at("round");
+  r.method = json.at("method");
+  r.p = json.at("p");
+  r.outcome = static_cast<Outcome>(json.at("outcome").get<int>());
+  r.message = json.at("message");
+  r.criterion = optional_from<double>(json.at("criterion"));
+  r.best_epoch = json.at("best_epoch");
+  r.eq5_compression = json.at("eq5_compression");
+  r.weights_removed = json.at("weights_removed");
+  r.weights_compacted = json.at("weights_compacted");
+  r.channels = json.at("channels").get<std::vector<int>>();
+  r.network = json.at("network");
+  r.plan = json.at("plan");
+  for (const nlohmann::json& epoch : json.at("history"))
+    r.history.push_back(epoch_from_json(epoch));
+  return r;
+}
+
+std::string shortfall(const RoundRecord& round, const char* end) {
+  const EpochRecord* best = round.best();
+  return fmt::format("reached {:.4f} of {:.4f} in {} epochs{}", best ? best->criterion_accuracy : 0,
+                     round.criterion.value_or(0), round.history.size(), end);
+}
+
+}  // namespace
+
+const char* to_string(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kAccepted:
+      return "accepted";
+    case Outcome::kDiverged:
+      return "diverged";
+    default:
+      return "rejected";
+  }
+}
+
+const EpochRecord* RoundRecord::best() const {
+  return best_epoch > 0 ? &history.at(static_cast<size_t>(best_epoch - 1)) : nullptr;
+}
+
+double RoundRecord::seconds() const {
+  double sum = 0;
+  for (const EpochRecord& epoch : history) sum += epoch.train_seconds + epoch.evaluation_seconds;
+  return sum;
+}
+
+std::optional<double> RoundRecord::seconds_per_epoch() const {
+  return median(history, [](const EpochRecord& e) { return e.train_seconds; });
+}
+
+std::optional<double> RoundRecord::frames_per_second() const {
+  return median(history, [](const EpochRecord& e) { return e.frames_per_second; });
+}
+
+std::optional<double> RoundRecord::evaluation_frames_per_second() const {
+  return median(history, [](const EpochRecord& e) { return e.evaluation_frames_per_second; });
+}
+
+const RoundRecord* ControllerState::last_accepted() const {
+  const auto found = std::find_if(rounds.rbegin(), rounds.rend(),
+                                  [](const RoundRecord& round) { return round.accepted(); });
+  return found == rounds.rend() ? nullptr : &*found;
+}
+
+nlohmann::json to_json(const ControllerState& state) {
+  nlohmann::json rounds = nlohmann::json::array();
+  for (const RoundRecord& round : state.rounds) rounds.push_back(round_to_json(round));
+  return {{"phase", static_cast<int>(state.phase)},
+          {"criterion", json_or_null(state.criterion)},
+          {"method", state.method},
+          {"p", state.p},
+          {"eq5_compression", state.eq5_compression},
+          {"epochs_trained", state.epochs_trained},
+          {"rounds", std::move(rounds)},
+          {"open", state.open ? round_to_json(*state.open) : nlohmann::json(nullptr)},
+          {"schedule", state.schedule.to_json()},
+          {"early_stop", state.early_stop.to_json()}};
+}
+
+ControllerState controller_state_from_json(const nlohmann::json& json) {
+  ControllerState state;
+  state.phase = static_cast<ControllerState::Phase>(json.at("phase").get<int>());
+  state.criterion = optional_from<double>(json.at("criterion"));
+  state.method = json.at("method");
+  state.p = json.at("p");
+  state.eq5_compression = json.at("eq5_compression");
+  state.epochs_trained = json.at("epochs_trained");
+  for (const nlohmann::json& round : json.at("rounds"))
+    state.rounds.push_back(round_from_json(round));
+  if (!json.at("open").is_null()) state.open = round_from_json(json.at("open"));
+  state.schedule = ReduceOnPlateau::from_json(json.at("schedule"));
+  state.early_stop = EarlyStop::from_json(json.at("early_stop"));
+  return state;
+}
+
+FmpController::FmpController(const Options& options, std::vector<bool> structured, FmpTask& task,
+                             ControllerEvents events)
+    : options_(options),
+      structured_(std::move(structured)),
+      task_(task),
+      events_(std::move(events)) {
+  for (size_t method = 0; method < options.p_methods.size() && options.feedback; ++method) {
+    if (below_floor(first_fraction(method), method))
+      throw UsageError(
+          fmt::format("--p: {} would start with the fraction {}, below its --p-threshold {}",
+                      options.p_methods[method], first_fraction(method), floor(method)));
+  }
+}
+
+double FmpController::first_fraction(size_t method) const {
+  return structured_.at(method) && options_.feedback ? options_.p / options_.n : options_.p;
+}
+
+double FmpController::floor(size_t method) const {
+  const std::vector<double>& given = options_.p_threshold;
+  if (given.empty()) return structured_.at(method) ? kDefaultStructuredFloor : kDefaultFloor;
+  return given.size() == 1 ? given[0] : given.at(method);
+}
+
+bool FmpController::below_floor(double fraction, size_t method) const {
+  return fraction < floor(method) * (1 - kFloorTolerance);
+}
+
+void FmpController::run(ControllerState& state) {
+  while (!state.finished()) {
+    if (!state.open && !begin_round(state)) continue;
+    train_one_epoch(state);
+    if (events_.checkpoint) events_.checkpoint(state);
+    if (events_.stop && events_.stop()) return;
+  }
+}
+
+// False: there was nothing to train, and state says what comes next.
+bool FmpController::begin_round(ControllerState& state) {
+  RoundRecord round;
+  round.round = static_cast<int>(state.rounds.size());
+  if (state.phase == ControllerState::Phase::kBaseline) {
+    if (!options_.accuracy.relative) state.criterion = options_.accuracy.value;
+    round.plan = task_.plan_baseline();
+    round.channels = task_.channels();
+  } else {
+    round.method = options_.p_methods.at(state.method);
+    round.p = state.p;
+    PruneOutcome pruned = task_.prune(round.method, round.p, round.round);
+    if (pruned.weights_removed == 0) {  // so few are left that p rounds to none of them
+      begin_method(state, state.method + 1);
+      return false;
+    }
+    state.eq5_compression /= 1 - round.p;
+    round.weights_removed = pruned.weights_removed;
+    round.weights_compacted = pruned.weights_compacted;
+    round.channels = std::move(pruned.channels);
+    round.plan = std::move(pruned.plan);
+  }
+  round.criterion = state.criterion;
+  round.eq5_compression = state.eq5_compression;
+  round.network = describe(round);
+  state.open = std::move(round);
+  state.schedule = ReduceOnPlateau(options_.learning_rate, options_.lr_patience);
+  state.early_stop = EarlyStop(options_.patience);
+  if (events_.round_begun) events_.round_begun(*state.open);
+  return true;
+}
+
+void FmpController::train_one_epoch(ControllerState& state) {
+  RoundRecord& round = *state.open;
+  const double learning_rate = state.schedule.learning_rate();
+  ++state.epochs_trained;
+  if (events_.epoch_begun) events_.epoch_begun(round);
+  try {
+    EpochRecord epoch = task_.train_epoch(learning_rate, state.epochs_trained);
+    epoch.epoch = static_cast<int>(round.history.size()) + 1;
+    epoch.learning_rate = learning_rate;
+    round.history.push_back(epoch);
+  } catch (const DivergedError& error) {
+    finish_round(state, Outcome::kDiverged,
+                 fmt::format("epoch {}: {}", round.history.size() + 1, error.what()));
+    return;
+  }
+  if (events_.epoch_done) events_.epoch_done(round);
+  judge_epoch(state);
+}
+
+void FmpController::judge_epoch(ControllerState& state) {
+  RoundRecord& round = *state.open;
+  const EpochRecord& epoch = round.history.back();
+  const double accuracy = epoch.criterion_accuracy;
+  const EpochRecord* best = round.best();
+  if (best == nullptr || accuracy > best->criterion_accuracy) {
+    round.best_epoch = epoch.epoch;
+    if (round.is_baseline()) task_.keep();  // what a run that fails, or a relative goal, refers to
+  }
+  state.schedule.step(accuracy);
+  const bool exhausted = state.early_stop.step(accuracy);
+  if (state.criterion && accuracy >= *state.criterion) {
+    if (!round.is_baseline()) task_.keep();
+    finish_round(state, Outcome::kAccepted, "");
+  } else if (exhausted) {
+    finish_round(state, Outcome::kRejected,
+                 shortfall(round, ", the last of them without progress"));
+  } else if (epoch.epoch >= options_.epochs) {
+    finish_round(state, Outcome::kRejected, shortfall(round, ""));
+  }
+}
+
+void FmpController::finish_round(ControllerState& state, Outcome outcome, std::string message) {
+  RoundRecord& round = *state.open;
+  round.outcome = outcome;
+  round.message = std::move(message);
+  if (round.is_baseline()) {
+    settle_baseline(state);
+  } else {
+    settle_pruning(state);
+  }
+  if (outcome != Outcome::kDiverged || round.accepted()) round.network = describe(round);
+  state.rounds.push_back(std::move(round));
+  state.open.reset();
+  if (events_.round_done) events_.round_done(state.rounds.back());
+}
+
+// The network that the round ends with, for now: the one that was kept, else the present one.
+nlohmann::json FmpController::describe(const RoundRecord& round) const {
+  const bool kept = round.accepted() || (round.is_baseline() && round.best() != nullptr);
+  nlohmann::json network = kept ? task_.describe_best() : task_.describe_current();
+  network["eq5_compression"] = round.eq5_compression;
+  return network;
+}
+
+// A relative goal is known now, and the best epoch meets it by definition.
+void FmpController::settle_baseline(ControllerState& state) {
+  RoundRecord& round = *state.open;
+  if (options_.accuracy.relative && round.best() != nullptr) {
+    state.criterion = options_.accuracy.value * round.best()->criterion_accuracy;
+    round.outcome = Outcome::kAccepted;
+    round.message.clear();
+  }
+  if (round.accepted()) {
+    begin_method(state, 0);
+  } else {
+    state.phase = ControllerState::Phase::kBaselineFailed;
+  }
+}
+
+void FmpController::settle_pruning(ControllerState& state) {
+  if (state.open->accepted()) return;  // the same fraction again
+  state.p /= options_.n;
+  if (!options_.feedback || below_floor(state.p, state.method))
+    begin_method(state, state.method + 1);
+}
+
+void FmpController::begin_method(ControllerState& state, size_t method) {
+  state.method = method;
+  const bool done = method == options_.p_methods.size();
+  state.phase = done ? ControllerState::Phase::kDone : ControllerState::Phase::kPruning;
+  state.p = done ? 0 : first_fraction(method);
+}
+
+}  // namespace fmp

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "experiments/lr_schedule.h"
+#include "experiments/options.h"
+#include "framework/error.h"
+
+// Feedback Magnitude Pruning, without any network in it.
+//
+//   train the baseline until the criterion holds
+//   for each method:
+//     repeat: prune the fraction p of what is left of the best network, retrain
+//       the criterion holds after an epoch: this network is the best one now, prune it again
+//       it does not within the epochs and the patience: back to the best network, p = p / n
+//     until p is below the method's floor
+//
+// "Back to the best network" means all of it: weights, masks, batch-norm statistics and quantizers.
+// Every round starts with a fresh Adam and the initial learning rate: the moments describe the
+// gradient at another point, of weights that may be gone, and the rate has decayed for a network
+// that had settled.
+namespace fmp {
+
+// What one epoch of training gave. Accuracies are fractions of the frames of that split.
+struct EpochRecord {
+  int epoch = 0;  // 1.. within its round
+  double learning_rate = 0;
+  double train_loss = 0, train_accuracy = 0;                   // in training mode
+  std::optional<double> validation_loss, validation_accuracy;  // unset: there is no such split
+  std::optional<double> test_accuracy;  // set when the criterion is held on the test split
+  double criterion_accuracy = 0;        // the one of the two that decides
+  double train_seconds = 0, evaluation_seconds = 0;
+  double frames_per_second = 0, evaluation_frames_per_second = 0;
+};
+
+enum class Outcome : uint8_t { kAccepted, kRejected, kDiverged };
+const char* to_string(Outcome outcome);
+
+// One round: the baseline's training (round 0) or one pruning step with its retraining.
+struct RoundRecord {
+  int round = 0;
+  std::string method;  // empty: the baseline
+  double p = 0;
+  Outcome outcome = Outcome::kRejected;
+  std::string message;              // why it was not accepted
+  std::optional<double> criterion;  // unset while a relative one is not known
+  int best_epoch = 0;               // the epoch with the best criterion accuracy; 0: none
+  double eq5_compression = 1;       // product of 1 / (1 - p) over all pruning steps tried so far
+  int64_t weights_removed = 0, weights_compacted = 0;
+  std::vector<int> channels;  // of every hidden layer after compaction
+  nlohmann::json network;     // FmpTask's description at the end of the round; of a diverged
+                              // one at its beginning
+  nlohmann::json plan;        // how its layers ran: chosen by timing, so not reproducible
+  std::vector<EpochRecord> history;
+
+  bool is_baseline() const { return round == 0; }
+  bool accepted() const { return outcome == Outcome::kAccepted; }
+  const EpochRecord* best() const;  // null: no epoch completed
+  double seconds() const;
+  // Medians over the epochs; unset: none completed.
+  std::optional<double> seconds_per_epoch() const, frames_per_second() const,
+      evaluation_frames_per_second() const;
+};
+
+// What a pruning step did.
+struct PruneOutcome {
+  int64_t weights_removed = 0;    // by the method
+  int64_t weights_compacted = 0;  // more, that became useless with removed channels
+  std::vector<int> channels;
+  nlohmann::json plan;
+};
+
+// What the controller has others do to networks. Two of them: the current one, which is pruned and
+// trained, and the best one, which has met the criterion.
+class FmpTask {
+ public:
+  virtual ~FmpTask() = default;
+
+  // Replaces the current network by the best one with the fraction p of what is left of it pruned,
+  // compacted if the method removes channels, and a fresh optimizer. `round` is distinct for every
+  // call. Says what the current network is then.
+  virtual PruneOutcome prune(const std::string& method, double p, int round) = 0;
+  // The first plan: how the layers of the baseline run.
+  virtual nlohmann::json plan_baseline() = 0;
+  // Trains the current network for one epoch and evaluates it. `epoch` is distinct for every call
+  // of a run. Fills everything but `epoch` and `learning_rate`. Throws DivergedError, which costs
+  // the round, not the run.
+  virtual EpochRecord train_epoch(double learning_rate, int64_t epoch) = 0;
+  // The current network becomes the best one.
+  virtual void keep() = 0;
+  // Size and cost of the current or the best network.
+  virtual nlohmann::json describe_current() const = 0;
+  virtual nlohmann::json describe_best() const = 0;
+  // Channels of the hidden layers of the current network.
+  virtual std::vector<int> channels() const = 0;
+};
+
+// Where the controller is. With the two networks it is all that a run needs to go on.
+struct ControllerState {
+  enum class Phase : uint8_t { kBaseline, kPruning, kDone, kBaselineFailed };
+
+  Phase phase = Phase::kBaseline;
+  std::optional<double> criterion;
+  size_t method = 0;  // index of the method that is tried
+  double p = 0;       // its present fraction
+  double eq5_compression = 1;
+  int64_t epochs_trained = 0;       // in all rounds
+  std::vector<RoundRecord> rounds;  // finished
+  std::optional<RoundRecord> open;  // in progress
+  ReduceOnPlateau schedule;         // of the open round
+  EarlyStop early_stop;
+
+  bool finished() const { return phase == Phase::kDone || phase == Phase::kBaselineFailed; }
+  const RoundRecord* last_accepted() const;  // null: not even the baseline
+};
+
+nlohmann::json to_json(const ControllerState& state);
+ControllerState controller_state_from_json(const nlohmann::json& json);
+
+// Called as things happen; all may be left empty.
+struct ControllerEvents {
+  std::function<void(const RoundRecord&)> round_begun;
+  std::function<void(const RoundRecord&)> epoch_begun;
+  std::function<void(const RoundRecord&)> epoch_done;  // its last epoch is history.back()
+  std::function<void(const RoundRecord&)> round_done;
+  // After every epoch, when state and networks belong together: the moment to save both.
+  std::function<void(const ControllerState&)> checkpoint;
+  // Asked after every epoch: true ends run() early.
+  std::function<bool()> stop;
+};
+
+class FmpController {
+ public:
+  // `structured[i]`: whether options.p_methods[i] removes channels. Such a method starts at p / n
+  // (without feedback at p) and has the lower default floor.
+  // Throws UsageError when a method would start below its floor.
+  FmpController(const Options& options, std::vector<bool> structured, FmpTask& task,
+                ControllerEvents events = {});
+
+  // Goes on from `state` until it is finished or events.stop() says so.
+  void run(ControllerState& state);
+
+  double first_fraction(size_t method) const;
+  double floor(size_t method) const;
+
+ private:
+  bool begin_round(ControllerState& state);
+  void train_one_epoch(ControllerState& state);
+  void judge_epoch(ControllerState& state);
+  void finish_round(ControllerState& state, Outcome outcome, std::string message);
+  void settle_baseline(ControllerState& state);
+  void settle_pruning(ControllerState& state);
+  void begin_method(ControllerState& state, size_t method);
+  bool below_floor(double fraction, size_t method) const;
+  nlohmann::json describe(const RoundRecord& round) const;
+
+  const Options& options_;
+  std::vector<bool> structured_;
+  FmpTask& task_;
+  ControllerEvents events_;
+};
+
+}  // namespace fmp

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+// Feedback Magnitude Pruning of a quantized CNN on RadioML frames, from the file to the report.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "experiments/console.h"
+#include "experiments/data_source.h"
+#include "experiments/experiment.h"
+#include "experiments/fmp_controller.h"
+#include "experiments/interrupt.h"
+#include "experiments/options.h"
+#include "experiments/report.h"
+#include "experiments/run_directory.h"
+#include "experiments/summary.h"
+#include "experiments/synth_source.h"
+#include "framework/cost.h"
+#include "framework/error.h"
+
+namespace fmp {
+namespace {
+
+constexpr int kExitFailure = 1;
+constexpr int kExitUsage = 2;
+constexpr int kExitInterrupted = 130;  // as a shell reports SIGINT
+
+// One invocation of a run, which may be the continuation of earlier ones.
+class Run {
+ public:
+  Run(const Options& options, RunDirectory directory)
+      : options_(options), directory_(std::move(directory)) {}
+
+  int execute();
+
+ private:
+  LoadedData load();
+  void show_options(const FmpExperiment& experiment, const std::string& storage);
+  void restore(FmpExperiment& experiment);
+  void save(const FmpExperiment& experiment, const ControllerState& state);
+  ControllerEvents events(FmpExperiment& experiment);
+  void finish(FmpExperiment& experiment);
+  double seconds() const;
+
+  const Options& options_;
+  RunDirectory directory_;
+  Console console_;
+  ControllerState state_;
+  uint64_t fingerprint_ = 0;
+  const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
+  double earlier_seconds_ = 0;  // of the invocations before this one
+  RunTiming timing_{0, 1, utc_now()};
+};
+
+int Run::execute() {
+  LoadedData data = load();
+  const std::string storage = data.storage;
+  fingerprint_ = fingerprint(*data.dataset);
+  FmpExperiment experiment(options_, std::move(data), console_);
+  FmpController controller(options_, experiment.structured(), experiment, events(experiment));
+  show_options(experiment, storage);
+  restore(experiment);
+  note_interrupts();
+  console_.round_header();
+  for (const RoundRecord& round : state_.rounds) console_.round(round);
+  controller.run(state_);
+  finish(experiment);
+  return state_.last_accepted() != nullptr ? 0 : kExitFailure;
+}
+
+LoadedData Run::load() {
+  LoadedData data = open_data(options_, {{"synth", open_synth}}, [&](int64_t done, int64_t total) {
+    console_.progress("loading", done, total,
+                      fmt::format("{} of {} frames", format_count(done), format_count(total)));
+  });
+  console_.clear_progress();
+  return data;
+}
+
+void Run::show_options(const FmpExperiment& experiment, const std::string& storage) {
+  const Dataset& dataset = experiment.dataset();
+  const Split& split = experiment.split();
+  const NetworkConfig& config = experiment.current().config();
+  const auto size = [](const auto& list) { return format_count(std::ssize(list)); };
+  console_.line(fmt::format("data      {}: {} frames of {} samples, {} classes; {}", options_.data,
+                            format_count(dataset.size()), dataset.length(),
+                            dataset.class_names().size(), storage));
+  console_.line(fmt::format("split     {} train, {} validation, {} test", size(split.train),
+                            size(split.validation), size(split.test)));
+  console_.line(fmt::format(
+      "network   convolutions {}, dense {}, {} weights; bits: input {}, weights {}, activations {}",
+      fmt::join(config.filters, " "), fmt::join(config.dense, " "),
+      format_count(experiment.current().weights_total()), config.input_bits,
+      fmt::join(config.weight_bits, " "), fmt::join(config.act_bits, " ")));
+  console_.line(
+      fmt::format("pruning   {}, p {}, n {}, feedback {}; to hold: accuracy {} on the {} "
+                  "split",
+                  fmt::join(options_.p_methods, " then "), options_.p, options_.n,
+                  options_.feedback ? "on" : "off", to_string(options_.accuracy),
+                  to_string(options_.criterion_split)));
+  console_.line(fmt::format(
+      "training  up to {} epochs a round, patience {}, batch {}, learning rate {}, seed {}",
+      options_.epochs, options_.patience, options_.batch, options_.learning_rate, options_.seed));
+  console_.line(fmt::format("results   {}", directory_.path().string()));
+  console_.line("");
+}
+
+void Run::restore(FmpExperiment& experiment) {
+  std::optional<Checkpoint> checkpoint = directory_.load_checkpoint();
+  if (!checkpoint) return;
+  const nlohmann::json& saved = checkpoint->state;
+  try {
+    if (saved.at("data_fingerprint") != fingerprint_)
+      fail("{}: the frames are not those that the run in '{}' began with", options_.data,
+           directory_.path().string());
+    state_ = controller_state_from_json(saved.at("controller"));
+    earlier_seconds_ = saved.at("seconds");
+    timing_.sessions = saved.at("sessions").get<int>() + 1;
+    timing_.started = saved.at("started");
+  } catch (const nlohmann::json::exception& exception) {
+    fail("the checkpoint in '{}' is of another version: {}", directory_.path().string(),
+         exception.what());
+  }
+  experiment.restore(std::move(checkpoint->networks),
+                     state_.open ? state_.open->plan : nlohmann::json(nullptr));
+  directory_.write_rounds(state_.rounds, options_.criterion_split);
+}
+
+void Run::save(const FmpExperiment& experiment, const ControllerState& state) {
+  Checkpoint checkpoint;
+  checkpoint.networks = experiment.networks();
+  checkpoint.state = {{"controller", to_json(state)},
+                      {"data_fingerprint", fingerprint_},
+                      {"seconds", seconds()},
+                      {"sessions", timing_.sessions},
+                      {"started", timing_.started}};
+  directory_.save_checkpoint(checkpoint);
+}
+
+ControllerEvents Run::events(FmpExperiment& experiment) {
+  ControllerEvents events;
+  const auto label = [this, &experiment](const RoundRecord& round) {
+    experiment.set_progress_label(fmt::format("round {} epoch {}/{}", round.round,
+                                              round.history.size() + 1, options_.epochs));
+  };
+  events.round_begun = [this](const RoundRecord& round) { console_.plan(round); };
+  events.epoch_begun = label;
+  events.epoch_done = [this](const RoundRecord& round) { console_.epoch(round, options_.epochs); };
+  events.round_done = [this, &experiment](const RoundRecord& round) {
+    if (round.is_baseline()) experiment.remember_baseline();
+    console_.round(round);
+  };
+  events.checkpoint = [this, &experiment](const ControllerState& state) {
+    save(experiment, state);
+    if (!state.open) directory_.write_rounds(state.rounds, options_.criterion_split);
+  };
+  events.stop = [this] {
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - began_;
+    return options_.time_limit > 0 && elapsed.count() >= options_.time_limit;
+  };
+  return events;
+}
+
+// The test frames are looked at here, once, and nothing depends on what they say.
+void Run::finish(FmpExperiment& experiment) {
+  const std::optional<RoundRecord> result = result_round(state_, experiment);
+  nlohmann::json baseline_json, result_json;
+  if (result) {
+    const size_t classes = experiment.dataset().class_names().size();
+    const RoundRecord& first = state_.rounds.empty() ? *result : state_.rounds.front();
+    baseline_json =
+        summarize_network(first, experiment.evaluate(*experiment.baseline(), "baseline"), classes);
+    result_json = result->is_baseline()
+                      ? baseline_json
+                      : summarize_network(
+                            *result, experiment.evaluate(*experiment.best(), "result"), classes);
+    directory_.write_network("baseline.fmp", *experiment.baseline());
+    directory_.write_network("result.fmp", *experiment.best());
+    directory_.write_json("model_cost.json", to_finn_json(inference_cost(*experiment.best())));
+  }
+  timing_.seconds = seconds();
+  nlohmann::json summary = summarize(options_, state_, experiment, timing_);
+  summary["baseline"] = std::move(baseline_json);
+  summary["result"] = std::move(result_json);
+  std::vector<nlohmann::json> rounds;
+  for (const RoundRecord& round : state_.rounds)
+    rounds.push_back(round_to_json(round, options_.criterion_split));
+  directory_.write_rounds(state_.rounds, options_.criterion_split);
+  directory_.write_text("report.html", render_report(summary, rounds));
+  directory_.write_json("summary.json", summary);
+  console_.summary(summary, directory_.path().string());
+}
+
+double Run::seconds() const {
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - began_;
+  return earlier_seconds_ + elapsed.count();
+}
+
+// The command line that a resumed run starts from: it must work from any working directory.
+std::vector<std::string> arguments_to_store(Options options) {
+  std::error_code error;
+  if (std::filesystem::exists(options.data, error))
+    options.data = std::filesystem::absolute(options.data).string();
+  options.out.clear();
+  return to_arguments(options);
+}
+
+RunDirectory open_directory(const Options& options) {
+  return options.resume.empty() ? RunDirectory::create(options.out, arguments_to_store(options))
+                                : RunDirectory::open(options.resume);
+}
+
+int run(const std::vector<std::string>& arguments) {
+  const std::optional<Options> options = parse_options(arguments);
+  if (!options) return 0;
+  for (const std::string& method : options->p_methods) make_pruning_method(method);  // or throws
+  try {
+    return Run(*options, open_directory(*options)).execute();
+  } catch (const InterruptedError&) {
+    fmt::print(stderr, "interrupted; continue with: fmp_radioml --resume {}\n", options->out);
+    return kExitInterrupted;
+  }
+}
+
+}  // namespace
+}  // namespace fmp
+
+int main(int argc, char** argv) {
+  try {
+    return fmp::run({argv + 1, argv + argc});
+  } catch (const fmp::UsageError& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return fmp::kExitUsage;
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "error: out of memory; a smaller --batch or --memory-limit needs less\n");
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+  }
+  return fmp::kExitFailure;
+}

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "framework/error.h"
+
+namespace fmp {
+
+// The user pressed Ctrl-C or asked the program to end.
+class InterruptedError : public Error {
+ public:
+  using Error::Error;
+};
+
+// From now on SIGINT and SIGTERM are noted instead of ending the program; a second one ends it.
+void note_interrupts();
+// Throws InterruptedError when one was noted.
+void check_interrupt();
+
+}  // namespace fmp

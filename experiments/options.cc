@@ -1,0 +1,533 @@
+// SPDX-License-Identifier: MIT
+#include "experiments/options.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "experiments/run_directory.h"
+#include "framework/error.h"
+
+namespace fmp {
+namespace {
+
+// Flags that may be given with --resume: they change how fast a run is and where its data lies,
+// never its results.
+constexpr std::string_view kResumeFlags[] = {"data",         "threads",    "device",
+                                             "memory-limit", "time-limit", "sparse-threshold"};
+constexpr int64_t kMaximumFilters = 65536;
+constexpr int kMaximumThreads = 4096;
+
+template <typename... Args>
+[[noreturn]] void usage(fmt::format_string<Args...> format, Args&&... args) {
+  throw UsageError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+double parse_number(std::string_view text, const std::string& flag, std::string_view expected) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value))
+    usage("--{}: expected {}, found '{}'", flag, expected, text);
+  return value;
+}
+
+// "0.56" or "0.97x".
+AccuracyGoal parse_goal(std::string_view text) {
+  const bool relative = text.ends_with('x');
+  if (relative) text.remove_suffix(1);
+  return {parse_number(text, "accuracy", "a fraction such as 0.56, or 0.97x of the baseline's"),
+          relative};
+}
+
+// A number with an optional unit, one of `units` = {suffix, factor}.
+double parse_with_unit(std::string_view text, const std::string& flag, std::string_view expected,
+                       std::initializer_list<std::pair<char, double>> units) {
+  double factor = 1;
+  for (const auto& [suffix, value] : units) {
+    if (!text.empty() && text.back() == suffix) {
+      factor = value;
+      text.remove_suffix(1);
+      break;
+    }
+  }
+  return factor * parse_number(text, flag, expected);
+}
+
+int64_t parse_bytes(std::string_view text) {
+  constexpr const char* kExpected = "bytes such as 512M or 8G";
+  if (text.ends_with('B')) text.remove_suffix(1);
+  const double bytes =
+      parse_with_unit(text, "memory-limit", kExpected,
+                      {{'K', 1 << 10}, {'M', 1 << 20}, {'G', 1 << 30}, {'T', 1024.0 * (1 << 30)}});
+  if (bytes < 0 || bytes > 9e18) usage("--memory-limit: expected {}, found '{}'", kExpected, text);
+  return static_cast<int64_t>(bytes);
+}
+
+double parse_seconds(std::string_view text) {
+  return parse_with_unit(text, "time-limit", "seconds, or a time such as 90s, 15m or 2h",
+                         {{'s', 1}, {'m', 60}, {'h', 3600}});
+}
+
+std::optional<double> parse_threshold(std::string_view text) {
+  if (text == "auto") return std::nullopt;
+  return parse_number(text, "sparse-threshold", "auto or a density between 0 and 1");
+}
+
+template <typename T>
+T parse_choice(const std::string& text, const std::string& flag,
+               std::initializer_list<std::pair<const char*, T>> choices) {
+  std::vector<std::string> names;
+  for (const auto& [name, value] : choices) {
+    if (text == name) return value;
+    names.emplace_back(name);
+  }
+  usage("--{}: expected {}, found '{}'", flag, fmt::join(names, " or "), text);
+}
+
+// --- Declaration of the flags, a group each ---
+
+CLI::Option* list_option(CLI::Option* option, const char* type) {
+  return option->delimiter(',')->expected(1, 1024)->type_name(type)->take_all();
+}
+
+void add_data_flags(CLI::App& app, Options& o) {
+  const char* group = "Data";
+  app.add_option("--data", o.data,
+                 "RadioML file (HDF5 with X, Y, Z), or synth:SEED for synthesized frames")
+      ->type_name("FILE")
+      ->group(group);
+  app.add_option("--snr-min", o.snr_min, "Use only frames with at least this SNR")
+      ->type_name("DB")
+      ->group(group);
+  list_option(app.add_option("--classes", o.classes, "Use only these modulations, e.g. BPSK,QPSK"),
+              "NAME,..")
+      ->group(group);
+  app.add_option("--frames-per-block", o.frames_per_block,
+                 "Use only the first N frames of each modulation and SNR")
+      ->type_name("N")
+      ->group(group);
+  app.add_option("--validation-fraction", o.validation_fraction,
+                 "Share of the training frames that is held out for validation")
+      ->type_name("F")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--memory-limit", [&o](const std::string& text) { o.memory_limit = parse_bytes(text); },
+         "Memory for frames; larger files are streamed [half of the machine's]")
+      ->type_name("BYTES")
+      ->group(group);
+}
+
+void add_network_flags(CLI::App& app, Options& o) {
+  const char* group = "Network";
+  app.add_option("--bits", o.bits, "Bits of inputs, weights and activations: 2..8, or 32 = float")
+      ->type_name("B")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--input-bits", o.input_bits, "Bits of the network's input [--bits]")
+      ->type_name("B")
+      ->group(group);
+  list_option(app.add_option("--weight-bits", o.weight_bits,
+                             "Bits of the weights, one for all or one per layer [--bits]"),
+              "B,..")
+      ->group(group);
+  list_option(
+      app.add_option("--act-bits", o.act_bits,
+                     "Bits of the activations, one for all or one per hidden layer [--bits]"),
+      "B,..")
+      ->group(group);
+  list_option(app.add_option("--filters", o.filters, "Output channels of each convolution"), "C,..")
+      ->capture_default_str()
+      ->group(group);
+  list_option(app.add_option("--dense", o.dense, "Outputs of each hidden dense layer; 0 = none"),
+              "C,..")
+      ->capture_default_str()
+      ->group(group);
+}
+
+void add_pruning_flags(CLI::App& app, Options& o) {
+  const char* group = "Pruning";
+  app.add_option_function<std::string>(
+         "--accuracy", [&o](const std::string& text) { o.accuracy = parse_goal(text); },
+         "Accuracy to hold: a fraction, or 0.97x = that share of the baseline's [0.56]")
+      ->type_name("A")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--criterion-split",
+         [&o](const std::string& text) {
+           o.criterion_split = parse_choice<CriterionSplit>(
+               text, "criterion-split",
+               {{"validation", CriterionSplit::kValidation}, {"test", CriterionSplit::kTest}});
+         },
+         "Frames on which it is held: validation, or test as published [validation]")
+      ->type_name("SPLIT")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--feedback",
+         [&o](const std::string& text) {
+           o.feedback = parse_choice<bool>(text, "feedback", {{"on", true}, {"off", false}});
+         },
+         "After a failure: on = smaller steps (FMP), off = stop (IMP) [on]")
+      ->type_name("on|off")
+      ->group(group);
+  list_option(app.add_option("--p-methods", o.p_methods, "Pruning methods, one after the other"),
+              "NAME,..")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--p", o.p,
+                 "First fraction of the remaining weights to prune; structured methods: p/n")
+      ->type_name("F")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--n", o.n, "What a failure divides the fraction by")
+      ->type_name("X")
+      ->capture_default_str()
+      ->group(group);
+  list_option(app.add_option("--p-threshold", o.p_threshold,
+                             "Smallest fraction to try, one for all or one per method "
+                             "[0.05, structured 0.01]"),
+              "F,..")
+      ->group(group);
+}
+
+void add_training_flags(CLI::App& app, Options& o) {
+  const char* group = "Training";
+  const auto add = [&](const char* name, auto& value, const char* type, const char* help) {
+    app.add_option(name, value, help)->type_name(type)->capture_default_str()->group(group);
+  };
+  add("--epochs", o.epochs, "N", "Most epochs of a round");
+  add("--patience", o.patience, "N", "A round fails after N epochs without a better accuracy");
+  add("--lr", o.learning_rate, "R", "Learning rate (Adam) at the start of each round");
+  add("--lr-patience", o.lr_patience, "N",
+      "After more than N epochs without a better accuracy the rate falls to a tenth");
+  add("--batch", o.batch, "N", "Frames per optimizer step");
+  add("--seed", o.seed, "S", "Seed of weights, shuffling and random methods");
+}
+
+void add_machine_flags(CLI::App& app, Options& o) {
+  const char* group = "Machine";
+  app.add_option("--threads", o.threads, "Threads; 0 = all cores. Results do not depend on it")
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--device",
+         [&o](const std::string& text) {
+           o.device = parse_choice<DeviceChoice>(text, "device",
+                                                 {{"auto", DeviceChoice::kAuto},
+                                                  {"cpu", DeviceChoice::kCpu},
+                                                  {"cuda", DeviceChoice::kCuda}});
+         },
+         "cpu, cuda, or auto = the fastest that is there [auto]")
+      ->type_name("NAME")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--sparse-threshold",
+         [&o](const std::string& text) { o.sparse_threshold = parse_threshold(text); },
+         "Density below which a layer runs sparse, or auto = measured after each prune [auto]")
+      ->type_name("D")
+      ->group(group);
+  app.add_option_function<std::string>(
+         "--time-limit", [&o](const std::string& text) { o.time_limit = parse_seconds(text); },
+         "Stop after the epoch that reaches this time, e.g. 90s, 15m, 2h [none]")
+      ->type_name("TIME")
+      ->group(group);
+}
+
+void add_output_flags(CLI::App& app, Options& o) {
+  const char* group = "Output";
+  app.add_option("--out", o.out, "Directory for the results, made if it is not there")
+      ->type_name("DIR")
+      ->group(group);
+  app.add_option(
+         "--resume", o.resume,
+         "Continue the run in DIR with its own flags; of the others only --data, --threads, "
+         "--device, --memory-limit, --time-limit and --sparse-threshold may be given")
+      ->type_name("DIR")
+      ->group(group);
+}
+
+void declare(CLI::App& app, Options& options) {
+  app.set_version_flag("--version", std::string("fmp_radioml ") + kProgramVersion);
+  app.get_formatter()->column_width(34);
+  app.option_defaults()->always_capture_default(false);
+  add_data_flags(app, options);
+  add_network_flags(app, options);
+  add_pruning_flags(app, options);
+  add_training_flags(app, options);
+  add_machine_flags(app, options);
+  add_output_flags(app, options);
+  app.footer(
+      "Example: fmp_radioml --data GOLD_XYZ_OSC.0001_1024.hdf5 --bits 4 --accuracy 0.56 --out run");
+}
+
+// Runs CLI11 over `arguments`; its complaints become UsageErrors. False after --help, --version.
+bool run_parser(CLI::App& app, std::span<const std::string> arguments) {
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // as CLI11 wants it
+  try {
+    app.parse(std::move(reversed));
+  } catch (const CLI::Success& success) {  // help or version
+    app.exit(success);
+    return false;
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(error.what());
+  }
+  return true;
+}
+
+// "--name=value" or "--name" -> "name".
+std::string_view flag_name(std::string_view argument) {
+  argument.remove_prefix(std::min<size_t>(2, argument.size()));
+  return argument.substr(0, argument.find('='));
+}
+
+// The stored command line of the run in `given.resume`, with the flags that were given anew.
+std::vector<std::string> resumed_arguments(const CLI::App& app, const Options& given) {
+  std::vector<std::string> overriding;
+  for (const std::string& argument : to_arguments(given)) {
+    const std::string flag = "--" + std::string(flag_name(argument));
+    if (flag == "--resume" || app.count(flag) == 0) continue;
+    if (std::ranges::find(kResumeFlags, flag_name(argument)) == std::end(kResumeFlags))
+      usage("{} cannot be given with --resume: it would change the results of the run in '{}'",
+            flag, given.resume);
+    overriding.push_back(argument);
+  }
+  std::vector<std::string> arguments = RunDirectory::stored_arguments(given.resume);
+  std::erase_if(arguments, [&](const std::string& stored) {
+    return std::ranges::any_of(overriding, [&](const std::string& argument) {
+      return flag_name(argument) == flag_name(stored);
+    });
+  });
+  arguments.insert(arguments.end(), overriding.begin(), overriding.end());
+  return arguments;
+}
+
+// --dense 0 stands for no hidden dense layer.
+void normalise(Options& options) {
+  if (options.dense == std::vector<int>{0}) options.dense.clear();
+}
+
+// --- Checks ---
+
+void require(bool condition, const char* flag, std::string_view expected, const auto& found) {
+  if (!condition) usage("--{}: expected {}, found {}", flag, expected, found);
+}
+
+void validate_bits(const char* flag, int bits) {
+  require((bits >= 2 && bits <= 8) || bits == kFloatBits, flag, "2..8, or 32 for float", bits);
+}
+
+void validate_data(const Options& o) {
+  if (o.data.empty()) usage("--data is missing: an HDF5 file in the RadioML layout, or synth:SEED");
+  if (o.out.empty()) usage("--out is missing: the directory for the results");
+  require(!o.frames_per_block || *o.frames_per_block >= 1, "frames-per-block", "at least 1",
+          o.frames_per_block.value_or(0));
+  require(o.validation_fraction >= 0 && o.validation_fraction < 1, "validation-fraction",
+          "a fraction in [0, 1)", o.validation_fraction);
+  if (o.validation_fraction == 0 && o.criterion_split == CriterionSplit::kValidation)
+    usage("--validation-fraction 0 leaves no frames for --criterion-split validation");
+}
+
+void validate_network(const Options& o) {
+  validate_bits("bits", o.bits);
+  if (o.input_bits) validate_bits("input-bits", *o.input_bits);
+  for (int bits : o.weight_bits) validate_bits("weight-bits", bits);
+  for (int bits : o.act_bits) validate_bits("act-bits", bits);
+  require(!o.filters.empty(), "filters", "at least one convolution", "none");
+  for (int channels : o.filters)
+    require(channels >= 1 && channels <= kMaximumFilters, "filters", "1..65536 channels", channels);
+  for (int channels : o.dense)
+    require(channels >= 1 && channels <= kMaximumFilters, "dense", "1..65536 outputs", channels);
+  const size_t hidden = o.filters.size() + o.dense.size();
+  require(o.weight_bits.size() <= 1 || o.weight_bits.size() == hidden + 1, "weight-bits",
+          fmt::format("one value or one for each of the {} layers", hidden + 1),
+          fmt::format("{} values", o.weight_bits.size()));
+  require(o.act_bits.size() <= 1 || o.act_bits.size() == hidden, "act-bits",
+          fmt::format("one value or one for each of the {} hidden layers", hidden),
+          fmt::format("{} values", o.act_bits.size()));
+}
+
+void validate_pruning(const Options& o) {
+  require(o.accuracy.value > 0 && o.accuracy.value <= 1, "accuracy", "a fraction in (0, 1]",
+          o.accuracy.value);
+  require(!o.p_methods.empty(), "p-methods", "at least one method", "none");
+  require(o.p > 0 && o.p < 1, "p", "a fraction in (0, 1)", o.p);
+  require(o.n > 1 && std::isfinite(o.n), "n", "a number above 1", o.n);
+  for (double floor : o.p_threshold)
+    require(floor > 0 && floor < 1, "p-threshold", "a fraction in (0, 1)", floor);
+  require(o.p_threshold.size() <= 1 || o.p_threshold.size() == o.p_methods.size(), "p-threshold",
+          fmt::format("one value or one for each of the {} methods", o.p_methods.size()),
+          fmt::format("{} values", o.p_threshold.size()));
+}
+
+void validate_training(const Options& o) {
+  require(o.epochs >= 1, "epochs", "at least 1", o.epochs);
+  require(o.patience >= 1, "patience", "at least 1", o.patience);
+  require(o.learning_rate > 0 && std::isfinite(o.learning_rate), "lr", "a number above 0",
+          o.learning_rate);
+  require(o.lr_patience >= 0, "lr-patience", "at least 0", o.lr_patience);
+  require(o.batch >= 2 && o.batch <= (1 << 20), "batch", "2..1048576", o.batch);
+}
+
+void validate_machine(const Options& o) {
+  require(o.threads >= 0 && o.threads <= kMaximumThreads, "threads", "0..4096", o.threads);
+  require(!o.sparse_threshold || (*o.sparse_threshold >= 0 && *o.sparse_threshold <= 1),
+          "sparse-threshold", "auto or a density in [0, 1]", o.sparse_threshold.value_or(0));
+  require(o.time_limit >= 0, "time-limit", "a time of at least 0", o.time_limit);
+  if (o.device == DeviceChoice::kCuda)
+    usage("--device cuda: this program was built without CUDA; use --device cpu");
+}
+
+}  // namespace
+
+const char* to_string(CriterionSplit split) {
+  return split == CriterionSplit::kTest ? "test" : "validation";
+}
+
+const char* to_string(DeviceChoice device) {
+  switch (device) {
+    case DeviceChoice::kCpu:
+      return "cpu";
+    case DeviceChoice::kCuda:
+      return "cuda";
+    default:
+      return "auto";
+  }
+}
+
+std::string to_string(const AccuracyGoal& goal) {
+  return fmt::format("{}{}", goal.value, goal.relative ? "x" : "");
+}
+
+std::optional<Options> parse_options(std::span<const std::string> arguments) {
+  const char* description =
+      "Trains a quantized 1-D CNN on RadioML frames and prunes it with feedback (FMP).";
+  Options options;
+  CLI::App app(description, "fmp_radioml");
+  declare(app, options);
+  if (!run_parser(app, arguments)) return std::nullopt;
+  if (!options.resume.empty()) {
+    const std::string resume = options.resume;
+    const std::vector<std::string> resumed = resumed_arguments(app, options);
+    options = Options();
+    CLI::App again(description, "fmp_radioml");
+    declare(again, options);
+    run_parser(again, resumed);
+    options.resume = options.out = resume;
+  }
+  normalise(options);
+  validate(options);
+  return options;
+}
+
+void validate(const Options& options) {
+  validate_data(options);
+  validate_network(options);
+  validate_pruning(options);
+  validate_training(options);
+  validate_machine(options);
+}
+
+std::vector<std::string> to_arguments(const Options& o) {
+  std::vector<std::string> arguments;
+  const auto add = [&](const char* name, auto&& value) {
+    arguments.push_back(fmt::format("--{}={}", name, std::forward<decltype(value)>(value)));
+  };
+  const auto add_list = [&](const char* name, const auto& values) {
+    if (!values.empty()) add(name, fmt::join(values, ","));
+  };
+  if (!o.data.empty()) add("data", o.data);
+  if (o.snr_min) add("snr-min", *o.snr_min);
+  add_list("classes", o.classes);
+  if (o.frames_per_block) add("frames-per-block", *o.frames_per_block);
+  add("validation-fraction", o.validation_fraction);
+  add("memory-limit", o.memory_limit);
+  add("bits", o.bits);
+  if (o.input_bits) add("input-bits", *o.input_bits);
+  add_list("weight-bits", o.weight_bits);
+  add_list("act-bits", o.act_bits);
+  add_list("filters", o.filters);
+  add_list("dense", o.dense.empty() ? std::vector<int>{0} : o.dense);
+  add("accuracy", to_string(o.accuracy));
+  add("criterion-split", to_string(o.criterion_split));
+  add("feedback", o.feedback ? "on" : "off");
+  add_list("p-methods", o.p_methods);
+  add("p", o.p);
+  add("n", o.n);
+  add_list("p-threshold", o.p_threshold);
+  add("epochs", o.epochs);
+  add("patience", o.patience);
+  add("lr", o.learning_rate);
+  add("lr-patience", o.lr_patience);
+  add("batch", o.batch);
+  add("seed", o.seed);
+  add("threads", o.threads);
+  add("device", to_string(o.device));
+  add("sparse-threshold", o.sparse_threshold ? fmt::format("{}", *o.sparse_threshold) : "auto");
+  add("time-limit", o.time_limit);
+  if (!o.out.empty()) add("out", o.out);
+  if (!o.resume.empty()) add("resume", o.resume);
+  return arguments;
+}
+
+nlohmann::json to_json(const Options& o) {
+  const auto optional = [](const auto& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
+  };
+  const auto list_or = [](const std::vector<int>& values, int otherwise) {
+    return values.empty() ? std::vector<int>{otherwise} : values;
+  };
+  return {{"data", o.data},
+          {"snr-min", optional(o.snr_min)},
+          {"classes", o.classes},
+          {"frames-per-block", optional(o.frames_per_block)},
+          {"validation-fraction", o.validation_fraction},
+          {"memory-limit", o.memory_limit},
+          {"bits", o.bits},
+          {"input-bits", o.input_bits.value_or(o.bits)},
+          {"weight-bits", list_or(o.weight_bits, o.bits)},
+          {"act-bits", list_or(o.act_bits, o.bits)},
+          {"filters", o.filters},
+          {"dense", o.dense},
+          {"accuracy", to_string(o.accuracy)},
+          {"criterion-split", to_string(o.criterion_split)},
+          {"feedback", o.feedback ? "on" : "off"},
+          {"p-methods", o.p_methods},
+          {"p", o.p},
+          {"n", o.n},
+          {"p-threshold", o.p_threshold},
+          {"epochs", o.epochs},
+          {"patience", o.patience},
+          {"lr", o.learning_rate},
+          {"lr-patience", o.lr_patience},
+          {"batch", o.batch},
+          {"seed", o.seed},
+          {"threads", o.threads},
+          {"device", to_string(o.device)},
+          {"sparse-threshold", optional(o.sparse_threshold)},
+          {"time-limit", o.time_limit},
+          {"out", o.out}};
+}
+
+NetworkConfig network_config(const Options& options, int length, int classes) {
+  NetworkConfig config;
+  config.length = length;
+  config.classes = classes;
+  config.filters = options.filters;
+  config.dense = options.dense;
+  config.input_bits = options.input_bits.value_or(options.bits);
+  config.weight_bits =
+      options.weight_bits.empty() ? std::vector<int>{options.bits} : options.weight_bits;
+  config.act_bits = options.act_bits.empty() ? std::vector<int>{options.bits} : options.act_bits;
+  config.validate();
+  return config;
+}
+
+}  // namespace fmp

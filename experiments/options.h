@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/network.h"
+
+namespace fmp {
+
+inline constexpr const char* kProgramVersion = "0.1.0";
+
+// The accuracy that a network must hold: a fraction of all frames, or ("0.97x") that share of what
+// the trained baseline reaches.
+struct AccuracyGoal {
+  double value = 0.56;  // in (0, 1]
+  bool relative = false;
+
+  bool operator==(const AccuracyGoal&) const = default;
+};
+
+enum class CriterionSplit : uint8_t { kValidation, kTest };
+enum class DeviceChoice : uint8_t { kAuto, kCpu, kCuda };
+
+const char* to_string(CriterionSplit split);
+const char* to_string(DeviceChoice device);
+std::string to_string(const AccuracyGoal& goal);
+
+// Everything that a run of fmp_radioml depends on: filled by the command line, checked by
+// validate(), printed and stored with the results.
+struct Options {
+  // Data.
+  std::string data;  // an HDF5 file in the RadioML layout, or "synth:SEED"
+  std::optional<int> snr_min;
+  std::vector<std::string> classes;         // empty = all
+  std::optional<int64_t> frames_per_block;  // of each class and SNR; unset = all of the file's
+  double validation_fraction = 0.1;         // of the training frames, in [0, 1)
+  int64_t memory_limit = 0;                 // bytes for frames; 0 = half of the machine's memory
+
+  // Network.
+  int bits = 8;  // what the next three are where they are not given
+  std::optional<int> input_bits;
+  std::vector<int> weight_bits;  // empty = bits; one, or one per layer
+  std::vector<int> act_bits;     // empty = bits; one, or one per hidden layer
+  std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};
+  std::vector<int> dense = {128, 128};
+
+  // Pruning.
+  AccuracyGoal accuracy;
+  CriterionSplit criterion_split = CriterionSplit::kValidation;
+  bool feedback = true;
+  std::vector<std::string> p_methods = {"unstructured-l1"};
+  double p = 0.2;                   // first fraction, in (0, 1)
+  double n = 2;                     // what a failure divides it by, > 1
+  std::vector<double> p_threshold;  // floors; empty = 0.05, structured methods 0.01; one, or one
+                                    // per method
+
+  // Training.
+  int epochs = 50;  // at most, per round
+  int patience = 15;
+  double learning_rate = 1e-3;
+  int lr_patience = 5;
+  int batch = 1024;
+  uint64_t seed = 1;
+
+  // Machine.
+  int threads = 0;  // 0 = all cores
+  DeviceChoice device = DeviceChoice::kAuto;
+  std::optional<double> sparse_threshold;  // unset = measured
+  double time_limit = 0;                   // seconds of this invocation; 0 = none
+
+  // Output.
+  std::string out;     // directory of the results
+  std::string resume;  // directory of an earlier run that goes on; then out is the same
+
+  bool operator==(const Options&) const = default;
+};
+
+// Parses a command line (without the program's name). Empty when --help or --version was asked for
+// and printed. With --resume the stored command line of that run (see RunDirectory) is completed by
+// the flags of this one: only flags that leave the results unchanged may be given anew.
+// Throws UsageError.
+std::optional<Options> parse_options(std::span<const std::string> arguments);
+
+// Checks every value and what they mean together. Throws UsageError that names the flag.
+void validate(const Options& options);
+
+// The command line that gives these options, defaults included, "--name=value" each.
+std::vector<std::string> to_arguments(const Options& options);
+// The options by their long names, typed.
+nlohmann::json to_json(const Options& options);
+
+// The network that the options describe, for frames of this length and number of classes.
+NetworkConfig network_config(const Options& options, int length, int classes);
+
+}  // namespace fmp

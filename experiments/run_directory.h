@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "experiments/fmp_controller.h"
+#include "framework/checkpoint.h"
+
+namespace fmp {
+
+// The directory that holds a run:
+//   run.json        the command line, written first
+//   checkpoint.fmp  everything that a resumed run needs, replaced after every epoch
+//   rounds.jsonl, rounds.csv     the finished rounds
+//   summary.json, report.html, model_cost.json, baseline.fmp, result.fmp     written at the end
+// Every file is replaced atomically, so that a kill at any instant leaves a run that can go on.
+// While the object lives, no other process can write to the directory.
+class RunDirectory {
+ public:
+  // A new run with this command line. Makes the directory if needed. Throws Error when it already
+  // holds a run or is in use.
+  static RunDirectory create(const std::filesystem::path& path,
+                             const std::vector<std::string>& arguments);
+  // An earlier run. Throws Error when there is none or it is in use.
+  static RunDirectory open(const std::filesystem::path& path);
+  // The command line of the run in `path`. Throws Error.
+  static std::vector<std::string> stored_arguments(const std::filesystem::path& path);
+
+  RunDirectory(RunDirectory&& other) noexcept;
+  RunDirectory& operator=(RunDirectory&&) = delete;
+  ~RunDirectory();
+
+  const std::filesystem::path& path() const { return path_; }
+
+  // Empty when the run was interrupted before its first epoch ended.
+  std::optional<Checkpoint> load_checkpoint() const;
+  void save_checkpoint(const Checkpoint& checkpoint) const;
+  void write_rounds(const std::vector<RoundRecord>& rounds, CriterionSplit split) const;
+  void write_text(std::string_view name, std::string_view text) const;
+  void write_json(std::string_view name, const nlohmann::json& json) const;
+  void write_network(std::string_view name, const Network& network) const;
+
+ private:
+  explicit RunDirectory(const std::filesystem::path& path);
+
+  std::filesystem::path path_;
+  int lock_ = -1;  // file descriptor of the locked file
+};
+
+// One line of rounds.jsonl.
+nlohmann::json round_to_json(const RoundRecord& round, CriterionSplit split);
+// rounds.csv with its header.
+std::string rounds_to_csv(const std::vector<RoundRecord>& rounds);
+
+// A layer's plan as rounds.csv and the console show it: "sds", d/s for dense/sparse in the forward,
+// the backward-data and the backward-weight pass.
+std::string plan_to_text(const nlohmann::json& plan);
+
+}  // namespace fmp
