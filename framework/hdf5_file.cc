@@ -13,6 +13,9 @@
 namespace fmp {
 namespace {
 
+constexpr int64_t kReadBytes = 8 << 20;
+constexpr int64_t kMaxChunkBytes = 256 << 20;
+
 std::recursive_mutex& library_mutex() {
   static std::recursive_mutex mutex;
   return mutex;
@@ -146,11 +149,10 @@ void Hdf5DataSet::check_complete(int64_t file_bytes) const {
   }
 }
 
-int64_t Hdf5DataSet::rows_per_read(int64_t element_bytes, int64_t target_bytes,
-                                   int64_t limit_bytes) const {
+int64_t Hdf5DataSet::rows_per_read(int64_t element_bytes) const {
   const int64_t row_bytes = std::max<int64_t>(row_elements_ * element_bytes, 1);
-  const int64_t rows_wanted = std::max<int64_t>(target_bytes / row_bytes, 1);
-  if (chunk_rows_ == 0 || chunk_rows_ > limit_bytes / row_bytes) return rows_wanted;
+  const int64_t rows_wanted = std::max<int64_t>(kReadBytes / row_bytes, 1);
+  if (chunk_rows_ == 0 || chunk_rows_ > kMaxChunkBytes / row_bytes) return rows_wanted;
   return (rows_wanted + chunk_rows_ - 1) / chunk_rows_ * chunk_rows_;
 }
 

@@ -51,11 +51,12 @@ class Hdf5DataSet {
   int64_t row_elements() const { return row_elements_; }
   int64_t chunk_rows() const { return chunk_rows_; }  // rows of a chunk, 0 when not chunked
 
-  // Rows to read at a time: about `target_bytes` of T, in whole chunks if these are not larger than
-  // `limit_bytes`, so that no chunk is decompressed twice; at least one.
+  // Rows to read at a time into a buffer of T: 8 MB, enough for full disk speed, rounded up to
+  // whole chunks, so that no chunk is decompressed twice; chunks of over 256 MB are nevertheless
+  // read in parts. At least one row.
   template <typename T>
-  int64_t rows_per_read(int64_t target_bytes, int64_t limit_bytes) const {
-    return rows_per_read(static_cast<int64_t>(sizeof(T)), target_bytes, limit_bytes);
+  int64_t rows_per_read() const {
+    return rows_per_read(static_cast<int64_t>(sizeof(T)));
   }
 
   // Rows first .. first + count - 1 into out[count][row_elements()], converted from the file's type
@@ -69,7 +70,7 @@ class Hdf5DataSet {
   void check_type() const;
   void read_shape();
   void check_complete(int64_t file_bytes) const;
-  int64_t rows_per_read(int64_t element_bytes, int64_t target_bytes, int64_t limit_bytes) const;
+  int64_t rows_per_read(int64_t element_bytes) const;
 
   std::string where_;
   Hdf5Handle id_;

@@ -5,34 +5,24 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstdlib>
-#include <exception>
 #include <fstream>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <random>
 #include <string_view>
-#include <thread>
 #include <utility>
 
 #include "framework/error.h"
 #include "framework/hdf5_file.h"
-#include "framework/network.h"
+#include "kernels/tile.h"
 
 namespace fmp {
 namespace {
 
 constexpr int64_t kMaxClasses = 256;     // a label is one byte
 constexpr int64_t kMaxLength = 1 << 20;  // samples of a frame: bounds what one row takes in memory
-constexpr int64_t kReadBytes = 8 << 20;  // read at a time: long enough for full disk speed
-constexpr int64_t kMaxChunkBytes = 256 << 20;  // larger chunks are read, and decompressed, in parts
-constexpr int64_t kBufferBytes = 512 << 20;    // all read buffers together
-constexpr int64_t kMaxThreads = 8;             // one reads, the others convert: no disk needs more
-// Contiguous data: unwanted rows between wanted ones that are read along rather than skipped.
-constexpr int64_t kMaxGapRows = 8;
 
 std::string lower(std::string text) {
   for (char& c : text) {
@@ -103,7 +93,7 @@ int16_t whole_snr(const Hdf5DataSet& z, int64_t row, double value) {
 // Calls visit(row, values of the row) for every row of `set`, a block of rows at a time.
 template <typename Visit>
 void for_each_row(const Hdf5DataSet& set, const Visit& visit) {
-  const int64_t block = set.rows_per_read<double>(kReadBytes, kMaxChunkBytes);
+  const int64_t block = set.rows_per_read<double>();
   const size_t row_elements = static_cast<size_t>(set.row_elements());
   std::vector<double> buffer(static_cast<size_t>(std::min(block, set.rows())) * row_elements);
   for (int64_t first = 0; first < set.rows(); first += block) {
@@ -184,146 +174,6 @@ std::map<BlockKey, Block> shuffled_blocks(const FrameTable& table) {
   return blocks;
 }
 
-// Converts one frame to what the store holds. Throws when a sample is not finite.
-void convert_frame(const Hdf5DataSet& x, int64_t row, std::span<const float> samples,
-                   int input_bits, std::byte* out) {
-  constexpr uint32_t kExponent = 0x7F800000;  // all ones in infinities and NaN
-  uint32_t not_finite = 0;
-  for (const float value : samples) {
-    not_finite |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent ? 1U : 0U;
-  }
-  if (not_finite != 0) {
-    const auto bad = std::find_if_not(samples.begin(), samples.end(),
-                                      [](float value) { return std::isfinite(value); });
-    const int64_t index = bad - samples.begin();
-    fail("{}, row {}: {} of sample {} is {}, expected a finite value", x.where(), row,
-         index % 2 == 0 ? "I" : "Q", index / 2, *bad);
-  }
-  if (input_bits == kFloatBits) {
-    std::copy(samples.begin(), samples.end(), reinterpret_cast<float*>(out));
-  } else {
-    quantize_input(samples, input_bits, reinterpret_cast<int8_t*>(out));
-  }
-}
-
-// Moves the wanted rows of X into a store. Each worker takes the next range of rows, reads it (one
-// worker at a time: the HDF5 library allows no more) and converts it while others read.
-class FrameLoader {
- public:
-  FrameLoader(const Hdf5DataSet& x, std::span<const int64_t> rows, int input_bits,
-              int64_t frame_bytes, int64_t memory_limit, FrameStore& store,
-              const LoadProgress& progress)
-      : x_(x),
-        rows_(rows),
-        input_bits_(input_bits),
-        frame_bytes_(frame_bytes),
-        range_rows_(std::min(x.rows(), x.rows_per_read<float>(kReadBytes, kMaxChunkBytes))),
-        store_(store),
-        progress_(progress),
-        max_workers_(std::clamp<int64_t>(
-            std::min(kBufferBytes, memory_limit / 4) / (range_rows_ * (row_bytes() + frame_bytes)),
-            1, kMaxThreads)) {}
-
-  void run(int threads) {
-    if (threads < 1) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-    std::vector<std::thread> workers;
-    for (int64_t i = 0; i < std::min<int64_t>(threads, max_workers_); ++i) {
-      workers.emplace_back(&FrameLoader::work, this);
-    }
-    for (std::thread& worker : workers) worker.join();
-    if (error_) std::rethrow_exception(error_);
-  }
-
- private:
-  struct Range {
-    size_t begin = 0, end = 0;  // of rows_
-  };
-
-  int64_t row_bytes() const { return x_.row_elements() * static_cast<int64_t>(sizeof(float)); }
-
-  // The wanted rows of the next range_rows_ rows of the file that hold any; empty at the end.
-  Range take() {
-    const std::lock_guard lock(mutex_);
-    Range range{next_, next_};
-    if (next_ == rows_.size() || error_) return range;
-    const int64_t end_row = (rows_[next_] / range_rows_ + 1) * range_rows_;
-    const auto end =
-        std::lower_bound(rows_.begin() + static_cast<std::ptrdiff_t>(next_), rows_.end(), end_row);
-    range.end = next_ = static_cast<size_t>(end - rows_.begin());
-    return range;
-  }
-
-  void work() {
-    size_t begin = rows_.size();
-    try {
-      std::vector<float> samples(static_cast<size_t>(range_rows_ * x_.row_elements()));
-      std::vector<std::byte> frames;
-      for (Range range = take(); range.begin != range.end; range = take()) {
-        begin = range.begin;
-        load(range, samples, frames);
-        report(range);
-      }
-    } catch (...) {
-      const std::lock_guard lock(mutex_);
-      // Ranges before the first bad one have been taken by then, so the lowest error always wins.
-      if (!error_ || begin < error_begin_) {
-        error_ = std::current_exception();
-        error_begin_ = begin;
-      }
-    }
-  }
-
-  void load(const Range& range, std::span<float> samples, std::vector<std::byte>& frames) {
-    frames.resize((range.end - range.begin) * static_cast<size_t>(frame_bytes_));
-    std::byte* out = frames.data();
-    for (Range run = first_run(range); run.begin != run.end;
-         run = first_run({run.end, range.end})) {
-      const int64_t first = rows_[run.begin];
-      x_.read_rows(first, rows_[run.end - 1] - first + 1, samples.data());
-      for (size_t i = run.begin; i < run.end; ++i, out += frame_bytes_) {
-        const int64_t offset = (rows_[i] - first) * x_.row_elements();
-        convert_frame(
-            x_, rows_[i],
-            samples.subspan(static_cast<size_t>(offset), static_cast<size_t>(x_.row_elements())),
-            input_bits_, out);
-      }
-    }
-    store_.write(static_cast<int64_t>(range.begin), frames);
-  }
-
-  // The part at the beginning of a range that is read in one go: chunked data as a whole, since
-  // chunks are decompressed as a whole; contiguous data up to the first large gap.
-  Range first_run(const Range& range) const {
-    if (x_.chunk_rows() > 0) return range;
-    size_t end = std::min(range.begin + 1, range.end);
-    while (end < range.end && rows_[end] - rows_[end - 1] - 1 <= kMaxGapRows) ++end;
-    return {range.begin, end};
-  }
-
-  void report(const Range& range) {
-    if (!progress_) return;
-    const std::lock_guard lock(progress_mutex_);
-    done_ += static_cast<int64_t>(range.end - range.begin);
-    progress_(done_, static_cast<int64_t>(rows_.size()));
-  }
-
-  const Hdf5DataSet& x_;
-  const std::span<const int64_t> rows_;
-  const int input_bits_;
-  const int64_t frame_bytes_;
-  const int64_t range_rows_;
-  FrameStore& store_;
-  const LoadProgress& progress_;
-  const int64_t max_workers_;
-
-  std::mutex mutex_;  // of the next three
-  size_t next_ = 0;
-  std::exception_ptr error_;
-  size_t error_begin_ = 0;
-  std::mutex progress_mutex_;  // of the next one, and held while progress_ runs
-  int64_t done_ = 0;
-};
-
 void check_options(const RadioMlOptions& options) {
   const int bits = options.input_bits;
   if (bits != kFloatBits && (bits < 2 || bits > 8)) {
@@ -384,7 +234,7 @@ class RadioMlLoader {
     const FrameTable table = read_table(y, z);
     select(table, names, wanted);
     describe(table, names, wanted);
-    load_frames(progress);
+    fill_store(progress);
     return std::move(result_);
   }
 
@@ -431,11 +281,10 @@ class RadioMlLoader {
     }
     result_->length_ = static_cast<int>(x_.shape()[1]);
     result_->input_bits_ = options_.input_bits;
-    const int64_t value_bytes = options_.input_bits == kFloatBits ? sizeof(float) : sizeof(int8_t);
-    result_->frame_bytes_ = x_.row_elements() * value_bytes;
+    result_->frame_bytes_ = stored_frame_bytes(x_.row_elements(), options_.input_bits);
   }
 
-  void load_frames(const LoadProgress& progress) {
+  void fill_store(const LoadProgress& progress) {
     const int64_t limit =
         options_.memory_limit > 0 ? options_.memory_limit : default_memory_limit();
     const int64_t frames = static_cast<int64_t>(rows_.size());
@@ -446,8 +295,8 @@ class RadioMlLoader {
             ? make_file_store(options_.cache_dir.empty() ? default_cache_dir() : options_.cache_dir,
                               frames, frame_bytes)
             : make_memory_store(frames, frame_bytes);
-    FrameLoader(x_, rows_, options_.input_bits, frame_bytes, limit, *result_->store_, progress)
-        .run(options_.threads);
+    load_frames(x_, rows_, options_.input_bits, limit, options_.threads, *result_->store_,
+                progress);
   }
 
   const RadioMlOptions& options_;

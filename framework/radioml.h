@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "framework/dataset.h"
+#include "framework/frame_loader.h"
 #include "framework/frame_store.h"
 #include "framework/split.h"
 
@@ -31,9 +31,6 @@ struct RadioMlOptions {
   std::string cache_dir;     // where that file is made; empty = $TMPDIR or /var/tmp
   int threads = 0;           // for loading; 0 = all cores
 };
-
-// Called while frames are loaded, one call at a time but from a thread of the loader's.
-using LoadProgress = std::function<void(int64_t frames_done, int64_t frames_total)>;
 
 // The chosen frames of a RadioML file, in the file's order.
 class RadioMlDataset final : public Dataset {
