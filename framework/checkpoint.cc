@@ -65,7 +65,6 @@ uint32_t crc32(std::string_view bytes) {
 template <typename AnyNetwork, typename Visitor>
 void visit_arrays(AnyNetwork& network, Visitor&& visit) {
   for (auto& layer : network.layers()) {
-    visit(std::span(&layer.threshold_statistic, 1));
     for (auto* parameter : layer.parameters()) {
       visit(parameter->value.floats());
       visit(parameter->moment1.floats());

@@ -9,9 +9,6 @@
 
 namespace fmp {
 
-// Bit width that stands for "not quantized".
-inline constexpr int kFloatBits = 32;
-
 // A VGG-like 1-D CNN, described by data:
 //   input quantizer -> filters.size() x [Conv1d(kernel, same padding, no bias) -> BatchNorm1d ->
 //   QuantReLU -> MaxPool1d(pool)] -> flatten -> dense.size() x [Linear(no bias) -> BatchNorm1d ->
@@ -70,10 +67,11 @@ struct Layer {
   // activations position-major: in_channels index = position * channels + channel.
   Parameter weight;
   Parameter gamma, beta;  // batch-norm's, [out_channels]; hidden layers
-  Parameter threshold;    // QuantReLU's largest value v, [1]; hidden layers with act_bits < 32
+  // QuantReLU's largest value v, [1]; hidden layers with act_bits < 32. In the first training steps
+  // the running mean of the batches' percentiles, afterwards learned.
+  Parameter threshold;
   Parameter bias;         // [out_channels]; output layer
   Tensor running_mean, running_var;  // [out_channels]; hidden layers
-  double threshold_statistic = 0;    // running mean of the percentiles while they are collected
 
   std::vector<Parameter*> parameters();  // those that this kind of layer has, in a fixed order
   std::vector<const Parameter*> parameters() const;

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <span>
 #include <utility>
 #include <vector>
@@ -24,12 +23,16 @@ class Tensor {
 
   // Row-major, zero-filled.
   static Tensor zeros(std::vector<int64_t> shape, ElementType type = ElementType::kF32);
-  // Activations; padding rows and unused lanes are zero, the rest as well.
+  // Activations: padding rows are zero, the rest is not initialised. The memory comes from a cache
+  // and goes back to it.
   static Tensor tile(const TileShape& shape, ElementType type);
+  // The same memory seen as tiles of another shape with as many elements, e.g. flattened.
+  Tensor reshaped(const TileShape& shape) const;
 
   bool defined() const { return storage_ != nullptr; }
   const std::vector<int64_t>& shape() const { return shape_; }
   int64_t size() const { return size_; }  // elements, padding included
+  size_t bytes() const { return static_cast<size_t>(size_) * element_bytes(type_); }
   ElementType type() const { return type_; }
   Layout layout() const { return layout_; }
   Device device() const { return Device::kCpu; }
@@ -53,8 +56,6 @@ class Tensor {
   ConstTileView view() const { return {tile_, type_, storage_.get()}; }
 
  private:
-  static Tensor allocate(int64_t elements, ElementType type);
-
   std::vector<int64_t> shape_;
   int64_t size_ = 0;
   ElementType type_ = ElementType::kF32;

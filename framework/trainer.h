@@ -10,6 +10,7 @@
 
 #include "framework/dataset.h"
 #include "framework/network.h"
+#include "kernels/ops.h"
 
 namespace fmp {
 
@@ -21,6 +22,8 @@ struct TrainerOptions {
   // Below this share of nonzero weights a layer's pass runs on the sparse kernel; unset = measured
   // after each prune ("auto").
   std::optional<double> sparse_threshold;
+  // Training steps in which QuantReLU thresholds follow the batches' percentiles.
+  int64_t threshold_statistic_steps = kThresholdStatisticSteps;
 };
 
 struct Progress {
@@ -59,22 +62,33 @@ struct LayerPlan {
   bool sparse_forward = false, sparse_backward_data = false, sparse_backward_weight = false;
 };
 
-// Trains and evaluates a Network. Results depend on the network, the data, the options and the seed,
-// never on the number of threads. The network is the caller's: it may be replaced, pruned, compacted
-// between calls.
+// Trains and evaluates a Network. Results depend on the network, the data, the options and the
+// seed, never on the number of threads. The network is the caller's: it may be replaced, pruned,
+// compacted between calls.
 class Trainer {
  public:
   explicit Trainer(const TrainerOptions& options);
   ~Trainer();
 
   // One pass over `frames` in the order of shuffled(frames, seed, epoch), one Adam step a batch.
-  // Throws Error when the loss is no longer finite ("training diverged ...").
+  // Throws DivergedError when the loss is no longer finite.
   EpochResult train_epoch(Network& network, const Dataset& data, const std::vector<int64_t>& frames,
                           uint64_t seed, uint64_t epoch, double learning_rate,
                           const ProgressCallback& progress = {});
 
-  Evaluation evaluate(const Network& network, const Dataset& data, const std::vector<int64_t>& frames,
-                      const ProgressCallback& progress = {});
+  Evaluation evaluate(const Network& network, const Dataset& data,
+                      const std::vector<int64_t>& frames, const ProgressCallback& progress = {});
+
+  // One step of the above: forward, backward, Adam. Leaves the gradients in the parameters. Returns
+  // the batch's loss (mean) and how many frames it got right.
+  struct StepResult {
+    double loss = 0;
+    int64_t correct = 0;
+  };
+  StepResult train_step(Network& network, const FrameBatch& batch, double learning_rate);
+
+  // Logits in evaluation mode, [count][classes].
+  std::vector<float> logits(const Network& network, const FrameBatch& batch);
 
   // Decides dense or sparse for every layer and pass of this network: by timing both on the real
   // shapes, or by the fixed threshold. The decision holds until the next call; before the first one
@@ -83,6 +97,9 @@ class Trainer {
   // A decision made elsewhere, e.g. by the run that is being resumed.
   void set_plan(std::vector<LayerPlan> plan);
   const std::vector<LayerPlan>& current_plan() const;
+
+  // Adds what the kernels spend their time on to `profile` from now on; null = stop.
+  void set_profile(ops::Profile* profile);
 
  private:
   struct State;

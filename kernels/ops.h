@@ -7,8 +7,8 @@
 // QuantReLU and signed b bits at the input. Weights are [O][T][C] float with a mask of bytes.
 //
 // The integer part of the forward pass is exact: sums of products of codes do not depend on order,
-// plan, instruction set or number of threads. All floating-point sums run in an order that depends on
-// the shapes alone.
+// plan, instruction set or number of threads. All floating-point sums run in an order that depends
+// on the shapes alone.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,8 @@ namespace fmp {
 // BatchNorm1d's constants, PyTorch's defaults.
 inline constexpr double kBatchNormEpsilon = 1e-5;
 inline constexpr double kBatchNormMomentum = 0.1;
-// Training steps in which a QuantReLU's largest value is the batch's percentile; then it is learned.
+// Training steps in which a QuantReLU's largest value is the batch's percentile; then it is
+// learned.
 inline constexpr int64_t kThresholdStatisticSteps = 300;
 inline constexpr double kThresholdPercentile = 99.999;
 inline constexpr double kThresholdMomentum = 0.1;
@@ -71,12 +72,12 @@ class CompiledWeights {
 
   // weight: [O][T][C]; mask: the same shape or empty; backward: also compile what the backward pass
   // needs. Throws std::domain_error when a weight is not finite.
-  void compile(const LayerShape& shape, std::span<const float> weight, std::span<const uint8_t> mask,
-               const PassPlan& plan, bool backward);
+  void compile(const LayerShape& shape, std::span<const float> weight,
+               std::span<const uint8_t> mask, const PassPlan& plan, bool backward);
 
-  float scale() const;             // 1 for float weights
+  float scale() const;                   // 1 for float weights
   std::span<const float> codes() const;  // [O][T][C]: integers, or the masked weights if float
-  int64_t nonzeros() const;        // nonzero codes
+  int64_t nonzeros() const;              // nonzero codes
 
   // From the gradient with respect to the fake-quantized weights to that of the weights, in place:
   // straight-through, plus the scale's gradient at the largest |w| (spread evenly over ties), plus
@@ -106,9 +107,9 @@ struct RunningStatistics {
 
 // What the forward pass of a hidden layer leaves for its backward pass.
 struct HiddenState {
-  bool collected = false;      // the threshold was this batch's percentile
-  float act_scale = 1;         // of the codes written
-  float threshold = 1;         // act_scale * (2^b - 1)
+  bool collected = false;                    // the threshold was this batch's percentile
+  float act_scale = 1;                       // of the codes written
+  float threshold = 1;                       // act_scale * (2^b - 1)
   std::vector<float> gain, shift;            // t = gain * y + shift, in units of codes
   std::vector<float> xhat_gain, xhat_shift;  // normalised value before gamma and beta
   std::vector<float> inv_std;                // of the real-valued convolution output
@@ -120,8 +121,8 @@ struct HiddenState {
 };
 
 // x -> convolution -> batch-norm with the batch's statistics -> QuantReLU -> max-pool -> out.
-// x: [L][C] codes (or values) with room for the taps' padding; out: [L / pool][O] kU8 codes, or kF32
-// when act_bits is kFloatBits. collect: take the threshold from this batch (see
+// x: [L][C] codes (or values) with room for the taps' padding; out: [L / pool][O] kU8 codes, or
+// kF32 when act_bits is kFloatBits. collect: take the threshold from this batch (see
 // kThresholdPercentile). running: updated.
 void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scale,
                           const CompiledWeights& weights, const HiddenParameters& parameters,
@@ -157,8 +158,8 @@ void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
                     int threads, Profile* profile = nullptr);
 
 struct OutputGradients {
-  std::span<float> weight;  // [O][1][C], of the fake-quantized weights
-  std::span<float> bias;    // [O]
+  std::span<float> weight;               // [O][1][C], of the fake-quantized weights
+  std::span<float> bias;                 // [O]
   double weight_scale = 0, x_scale = 0;  // through the bias quantizer
 };
 

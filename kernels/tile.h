@@ -30,7 +30,9 @@ struct TileShape {
 
   int64_t tiles() const { return (frames + kLanes - 1) / kLanes; }
   int64_t row_elements() const { return static_cast<int64_t>(channels) * kLanes; }
-  int64_t tile_elements() const { return (length + 2 * static_cast<int64_t>(pad)) * row_elements(); }
+  int64_t tile_elements() const {
+    return (length + 2 * static_cast<int64_t>(pad)) * row_elements();
+  }
   int64_t elements() const { return tiles() * tile_elements(); }
   // Lanes of tile `t` that hold frames.
   int lanes_used(int64_t t) const {

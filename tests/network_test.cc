@@ -144,11 +144,11 @@ TEST(Network, CopiesShareNothing) {
   Network original(small_config(), 3);
   original.steps = 11;
   original.optimizer_steps = 5;
-  original.layers()[0].threshold_statistic = 0.25;
+  original.layers()[0].threshold.value.floats()[0] = 0.25F;
   Network copy = original;
   EXPECT_EQ(copy.steps, 11);
   EXPECT_EQ(copy.optimizer_steps, 5);
-  EXPECT_EQ(copy.layers()[0].threshold_statistic, 0.25);
+  EXPECT_EQ(copy.layers()[0].threshold.value.floats()[0], 0.25F);
   EXPECT_EQ(copy.config(), original.config());
   for (size_t i = 0; i < copy.layers().size(); ++i) {
     Layer& changed = copy.layers()[i];

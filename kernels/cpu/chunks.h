@@ -15,8 +15,8 @@
 
 namespace fmp::cpu {
 
-// Rows of a chunk: its operands (rows x 64 channels x 16 lanes of float, twice) fill half of a 512 KiB
-// second-level cache.
+// Rows of a chunk: its operands (rows x 64 channels x 16 lanes of float, twice) fill half of a 512
+// KiB second-level cache.
 inline constexpr int kChunkRows = 16;
 // Tiles of a dense layer that make one item; its positions are tiles.
 inline constexpr int kDenseItemTiles = 16;
@@ -121,7 +121,8 @@ void for_each_item(int64_t count, int threads, ops::Profile* profile, const Body
   }
 }
 
-// One layer's convolution on chunks: operands unpacked from the input tile, any of the three passes.
+// One layer's convolution on chunks: operands unpacked from the input tile, any of the three
+// passes.
 class ChunkConv {
  public:
   ChunkConv(const ops::LayerShape& shape, ConstTileView x, const ops::CompiledWeights& weights)
@@ -223,9 +224,11 @@ class ChunkConv {
     for (int r = 0; r < window; ++r) {
       const void* row = input_row(item, r0 + r);
       if (x_.type == ElementType::kU8) {
-        simd().unpack_pairs_u8(static_cast<const uint8_t*>(row), shape_.in_channels, out + r * stride);
+        simd().unpack_pairs_u8(static_cast<const uint8_t*>(row), shape_.in_channels,
+                               out + r * stride);
       } else {
-        simd().unpack_pairs_s8(static_cast<const int8_t*>(row), shape_.in_channels, out + r * stride);
+        simd().unpack_pairs_s8(static_cast<const int8_t*>(row), shape_.in_channels,
+                               out + r * stride);
       }
     }
     return out;

@@ -8,11 +8,10 @@
 // weight is a dot product over positions and lanes, kept as lanes until the end of a chunk.
 //
 // Dense layers are convolutions with one tap whose positions are tiles.
-#include "kernels/cpu/simd.h"
-
 #include <algorithm>
 #include <type_traits>
 
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -34,7 +33,8 @@ constexpr int kSparsePositions = kVectors == 1 ? 8 : 4;
 // One block of OB output channels at PB positions.
 template <int OB, int PB>
 HWY_INLINE void dense_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int taps, int channels,
-                            const float* HWY_RESTRICT w, float* HWY_RESTRICT y, ptrdiff_t y_stride) {
+                            const float* HWY_RESTRICT w, float* HWY_RESTRICT y,
+                            ptrdiff_t y_stride) {
   V sum[OB][PB][kVectors];
   HWY_UNROLL(16)
   for (int o = 0; o < OB; ++o) {
@@ -81,8 +81,8 @@ HWY_INLINE void dense_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int
 }
 
 template <int OB>
-void dense_rows(const float* x, ptrdiff_t x_stride, int rows, int taps, int channels, const float* w,
-                float* y, ptrdiff_t y_stride) {
+void dense_rows(const float* x, ptrdiff_t x_stride, int rows, int taps, int channels,
+                const float* w, float* y, ptrdiff_t y_stride) {
   int l = 0;
   for (; l + kDensePositions <= rows; l += kDensePositions) {
     dense_block<OB, kDensePositions>(x + l * x_stride, x_stride, taps, channels, w,
@@ -99,12 +99,23 @@ HWY_INLINE void for_each_block(int out, const F& f) {
   int o = 0;
   for (; o + kOutBlock <= out; o += kOutBlock) f(std::integral_constant<int, kOutBlock>(), o);
   switch (out - o) {
-    case 5: f(std::integral_constant<int, 5>(), o); break;
-    case 4: f(std::integral_constant<int, 4>(), o); break;
-    case 3: f(std::integral_constant<int, 3>(), o); break;
-    case 2: f(std::integral_constant<int, 2>(), o); break;
-    case 1: f(std::integral_constant<int, 1>(), o); break;
-    default: break;
+    case 5:
+      f(std::integral_constant<int, 5>(), o);
+      break;
+    case 4:
+      f(std::integral_constant<int, 4>(), o);
+      break;
+    case 3:
+      f(std::integral_constant<int, 3>(), o);
+      break;
+    case 2:
+      f(std::integral_constant<int, 2>(), o);
+      break;
+    case 1:
+      f(std::integral_constant<int, 1>(), o);
+      break;
+    default:
+      break;
   }
 }
 
@@ -135,8 +146,8 @@ HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, in
     for (int p = 0; p < PB; ++p) {
       HWY_UNROLL(16)
       for (int v = 0; v < kVectors; ++v) {
-        sum[p][v] = hn::MulAdd(weight, hn::Load(kFloats, operand + p * x_stride + v * kWidth),
-                               sum[p][v]);
+        sum[p][v] =
+            hn::MulAdd(weight, hn::Load(kFloats, operand + p * x_stride + v * kWidth), sum[p][v]);
       }
     }
   }
@@ -331,9 +342,15 @@ void conv1d_backward_weight_dense(const float* x, ptrdiff_t x_stride, const floa
             dw + static_cast<ptrdiff_t>(t) * channels + c, out_stride, channels);
       };
       switch (taps - t) {
-        case 1: outputs(std::integral_constant<int, 1>()); break;
-        case 2: outputs(std::integral_constant<int, 2>()); break;
-        default: outputs(std::integral_constant<int, kGradientTapBlock>()); break;
+        case 1:
+          outputs(std::integral_constant<int, 1>());
+          break;
+        case 2:
+          outputs(std::integral_constant<int, 2>());
+          break;
+        default:
+          outputs(std::integral_constant<int, kGradientTapBlock>());
+          break;
       }
     }
   }
@@ -359,7 +376,8 @@ HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_s
       const V gradient = hn::Load(kFloats, dy + v * kWidth);
       HWY_UNROLL(16)
       for (int e = 0; e < EB; ++e) {
-        sum[e][v] = hn::MulAdd(gradient, hn::Load(kFloats, operand[e] + at + v * kWidth), sum[e][v]);
+        sum[e][v] =
+            hn::MulAdd(gradient, hn::Load(kFloats, operand[e] + at + v * kWidth), sum[e][v]);
       }
     }
   }
@@ -368,7 +386,8 @@ HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_s
 }
 
 void conv1d_backward_weight_sparse(const float* x, ptrdiff_t x_stride, const float* dy,
-                                   ptrdiff_t dy_stride, int rows, const SparseWeights& w, float* dw) {
+                                   ptrdiff_t dy_stride, int rows, const SparseWeights& w,
+                                   float* dw) {
   constexpr int kEntries = 4;
   for (int o = 0; o < w.out; ++o) {
     const float* dy_o = dy + o * kLanes;

@@ -68,9 +68,7 @@ class GradientWindow {
                           dx + begin * dx_stride);
     }
   }
-  void advance(int rows) {
-    std::copy_n(rows_ + rows * stride_, 2 * half_ * stride_, rows_);
-  }
+  void advance(int rows) { std::copy_n(rows_ + rows * stride_, 2 * half_ * stride_, rows_); }
 
  private:
   const ChunkConv& conv_;
@@ -79,8 +77,8 @@ class GradientWindow {
   float* rows_;
 };
 
-// fill(item, r0, rows, dy, dy_stride, scratch, timer, profile) writes dy of a chunk (gradient of the
-// real-valued convolution output, zero in unused lanes). dweight: gradient of the real-valued
+// fill(item, r0, rows, dy, dy_stride, scratch, timer, profile) writes dy of a chunk (gradient of
+// the real-valued convolution output, zero in unused lanes). dweight: gradient of the real-valued
 // weights, [O][T][C]. dx: [L][C] without padding, data null = not wanted.
 template <typename Fill>
 void conv_backward(const ChunkConv& conv, const ops::LayerShape& shape, float x_scale, TileView dx,
@@ -92,10 +90,9 @@ void conv_backward(const ChunkConv& conv, const ops::LayerShape& shape, float x_
   const auto backward_item = [&](int64_t item, float* dw, Scratch& scratch, LapTimer& timer,
                                  ops::Profile& mine) {
     GradientWindow window(conv, shape.out_channels, scratch);
-    float* dx_item = dx.data == nullptr
-                         ? nullptr
-                         : static_cast<float*>(dx.data) +
-                               items.row(item, 0, shape.length, 0) * dx_stride;
+    float* dx_item = dx.data == nullptr ? nullptr
+                                        : static_cast<float*>(dx.data) +
+                                              items.row(item, 0, shape.length, 0) * dx_stride;
     const int all_rows = items.rows(item);
     for (int r0 = 0; r0 < all_rows; r0 += conv.chunk_rows()) {
       const int rows = std::min(conv.chunk_rows(), all_rows - r0);

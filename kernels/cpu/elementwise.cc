@@ -4,10 +4,10 @@
 //
 // Batch-norm and the division by the quantizer's scale are one affine step t = gain * y + shift, y
 // being the convolution's sum of codes. Forward writes clamp(round(t)), the maximum of each pooling
-// window. Backward keeps nothing but y: it computes the codes again, finds the winner of each window
-// (the first largest code, as PyTorch's MaxPool1d does on dequantized values) and applies the
-// straight-through rule of Brevitas' QuantReLU: the gradient passes where 0 < t and
-// round(t) <= max_code; the scale's gradient is code - t where it passes, max_code where clipped.
+// window. Backward keeps nothing but y: it computes the codes again, finds the winner of each
+// window (the first largest code, as PyTorch's MaxPool1d does on dequantized values) and applies
+// the straight-through rule of Brevitas' QuantReLU: the gradient passes where 0 < t and round(t) <=
+// max_code; the scale's gradient is code - t where it passes, max_code where clipped.
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
 
@@ -109,9 +109,15 @@ HWY_INLINE V pooled_maximum(const float* y, ptrdiff_t y_stride, int pool, const 
 template <typename F>
 HWY_INLINE void with_pool(int pool, const F& f) {
   switch (pool) {
-    case 1: f(std::integral_constant<int, 1>()); break;
-    case 2: f(std::integral_constant<int, 2>()); break;
-    default: f(std::integral_constant<int, 0>()); break;
+    case 1:
+      f(std::integral_constant<int, 1>());
+      break;
+    case 2:
+      f(std::integral_constant<int, 2>());
+      break;
+    default:
+      f(std::integral_constant<int, 0>());
+      break;
   }
 }
 
@@ -214,7 +220,8 @@ double backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
       HWY_UNROLL(16)
       for (int v = 0; v < kVectors; ++v) {
         const V gradient = hn::Load(kFloats, dp_c + v * kWidth);
-        const Winner w = find_winner<kQuantized>(y_c + v * kWidth, y_stride, pool, affine, max_code);
+        const Winner w =
+            find_winner<kQuantized>(y_c + v * kWidth, y_stride, pool, affine, max_code);
         const V g = passed_gradient<kQuantized>(w, max_code, gradient);
         g_sum[v] = hn::Add(g_sum[v], g);
         gx_sum[v] = hn::MulAdd(g, to_xhat(w.y), gx_sum[v]);
@@ -239,16 +246,17 @@ double activation_backward_sums(const float* y, ptrdiff_t y_stride, int rows, in
   with_pool(spec.pool, [&](auto pool) {
     constexpr int kPool = decltype(pool)::value;
     const auto run = spec.quantized ? backward_sums<true, kPool> : backward_sums<false, kPool>;
-    scale_gradient = run(y, y_stride, rows, channels, affine, xhat_affine, spec, dp, sum_g, sum_g_xhat);
+    scale_gradient =
+        run(y, y_stride, rows, channels, affine, xhat_affine, spec, dp, sum_g, sum_g_xhat);
   });
   return scale_gradient;
 }
 
 template <bool kQuantized, int kPool>
 void backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                    const ChannelAffine& channel_affine, const ActivationSpec& spec, const float* dp,
-                    const float* k_g, const float* k_y, const float* k_0, float* dy,
-                    ptrdiff_t dy_stride) {
+                    const ChannelAffine& channel_affine, const ActivationSpec& spec,
+                    const float* dp, const float* k_g, const float* k_y, const float* k_0,
+                    float* dy, ptrdiff_t dy_stride) {
   const int pool = kPool > 0 ? kPool : spec.pool;
   const V max_code = hn::Set(kFloats, spec.max_code);
   for (int l = 0; l < rows; l += pool, y += pool * y_stride, dy += pool * dy_stride) {

@@ -6,8 +6,8 @@
 //             dx = W^T dy while dy is in the cache
 //
 // with BN(y) = gamma * (s * y - mean) / sqrt(var + eps) + beta, s = x_scale * w_scale, and
-// dy = gamma / sqrt(var + eps) * (g - mean(g) - xhat * mean(g * xhat)). y is the one activation kept
-// in float; a layer with few inputs computes it again instead, which is cheaper than memory.
+// dy = gamma / sqrt(var + eps) * (g - mean(g) - xhat * mean(g * xhat)). y is the one activation
+// kept in float; a layer with few inputs computes it again instead, which is cheaper than memory.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -62,7 +62,8 @@ class HiddenPass {
   double count() const { return static_cast<double>(frames_) * shape_.length; }
 
   size_t kept_elements() const {
-    return static_cast<size_t>(TileShape{frames_, shape_.length, shape_.out_channels, 0}.elements());
+    return static_cast<size_t>(
+        TileShape{frames_, shape_.length, shape_.out_channels, 0}.elements());
   }
   float* kept(float* y, int64_t item, int r) const {
     return y + items().row(item, r, shape_.length, 0) * stride_;
@@ -81,8 +82,8 @@ class HiddenPass {
     return {state.y.data() + items().row(item, r0, shape_.length, 0) * stride_, stride_};
   }
 
-  // body(item, r0, rows, scratch, timer, profile) for every chunk of every item, an item's chunks in
-  // order on one thread.
+  // body(item, r0, rows, scratch, timer, profile) for every chunk of every item, an item's chunks
+  // in order on one thread.
   template <typename Body>
   void for_each_chunk(const Body& body) const {
     const auto chunks_of = [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& profile) {
@@ -108,7 +109,8 @@ class HiddenPass {
     } else {
       float* values = static_cast<float*>(out.data) + at;
       cpu::simd().relu_pool(sums.y, sums.stride, rows, channels(), affine, spec, values);
-      cpu::zero_unused_lanes(items(), item, r0 / shape_.pool, out_rows, channels(), values, stride_);
+      cpu::zero_unused_lanes(items(), item, r0 / shape_.pool, out_rows, channels(), values,
+                             stride_);
     }
   }
 
@@ -139,8 +141,8 @@ class PartialSums {
 };
 
 // The affine step of batch-norm in units of the activation, and of xhat.
-void set_batch_norm(const HiddenParameters& parameters, double sum_scale, size_t channel, double mean,
-                    double variance, HiddenState& state) {
+void set_batch_norm(const HiddenParameters& parameters, double sum_scale, size_t channel,
+                    double mean, double variance, HiddenState& state) {
   const double inv_std = 1.0 / std::sqrt(variance + kBatchNormEpsilon);
   const double gamma = static_cast<double>(parameters.gamma[channel]);
   state.inv_std[channel] = static_cast<float>(inv_std);
@@ -195,25 +197,25 @@ void collect_threshold(const HiddenPass& pass, const LayerShape& shape, HiddenSt
   const cpu::ChannelAffine affine{state.gain.data(), state.shift.data()};
   const int row_elements = shape.out_channels * kLanes;
 
-  pass.for_each_chunk([&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
-                          Profile& profile) {
-    const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, profile);
-    LargestElements& mine = largest[static_cast<size_t>(item)];
-    std::vector<float> values(static_cast<size_t>(row_elements));
-    std::vector<int32_t> places(static_cast<size_t>(row_elements));
-    for (int r = 0; r < rows; ++r) {
-      const int found = cpu::simd().collect_at_least(
-          sums.y + r * sums.stride, sums.stride, 1, shape.out_channels, affine, mine.at_least,
-          pass.items().lanes_used(item, r0 + r), values.data(), places.data());
-      for (int i = 0; i < found; ++i) {
-        const size_t at = static_cast<size_t>(i);
-        mine.elements.push_back(
-            {values[at], pass.items().row(item, r0 + r, shape.length, 0), places[at]});
-      }
-      mine.trim(wanted);
-    }
-    timer.lap(profile.activation_forward);
-  });
+  pass.for_each_chunk(
+      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& profile) {
+        const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, profile);
+        LargestElements& mine = largest[static_cast<size_t>(item)];
+        std::vector<float> values(static_cast<size_t>(row_elements));
+        std::vector<int32_t> places(static_cast<size_t>(row_elements));
+        for (int r = 0; r < rows; ++r) {
+          const int found = cpu::simd().collect_at_least(
+              sums.y + r * sums.stride, sums.stride, 1, shape.out_channels, affine, mine.at_least,
+              pass.items().lanes_used(item, r0 + r), values.data(), places.data());
+          for (int i = 0; i < found; ++i) {
+            const size_t at = static_cast<size_t>(i);
+            mine.elements.push_back(
+                {values[at], pass.items().row(item, r0 + r, shape.length, 0), places[at]});
+          }
+          mine.trim(wanted);
+        }
+        timer.lap(profile.activation_forward);
+      });
 
   std::vector<LargestElements::Element> all;
   for (const LargestElements& item : largest) {
@@ -223,7 +225,8 @@ void collect_threshold(const HiddenPass& pass, const LayerShape& shape, HiddenSt
   float threshold = kMinQuantizerRange;
   if (all.size() >= wanted) {
     const auto kth = all.begin() + static_cast<ptrdiff_t>(wanted - 1);
-    // Descending value, then place: among equals the first one is taken, whatever was collected when.
+    // Descending value, then place: among equals the first one is taken, whatever was collected
+    // when.
     std::nth_element(all.begin(), kth, all.end(), [](const auto& a, const auto& b) {
       if (a.value != b.value) return a.value > b.value;
       if (a.row != b.row) return a.row < b.row;
@@ -293,12 +296,12 @@ void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scal
   }
 
   const cpu::ChannelAffine affine{state.gain.data(), state.shift.data()};
-  pass.for_each_chunk([&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
-                          Profile& mine) {
-    const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
-    pass.activate(sums, affine, item, r0, rows, out);
-    timer.lap(mine.activation_forward);
-  });
+  pass.for_each_chunk(
+      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
+        const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
+        pass.activate(sums, affine, item, r0, rows, out);
+        timer.lap(mine.activation_forward);
+      });
 }
 
 float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scale,
@@ -317,12 +320,12 @@ float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scal
     set_threshold(shape, std::max(std::fabs(parameters.threshold), kMinQuantizerRange), state);
   }
   const cpu::ChannelAffine affine{state.gain.data(), state.shift.data()};
-  pass.for_each_chunk([&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
-                          Profile& mine) {
-    const ChunkSums sums = pass.compute(item, r0, rows, scratch, timer, mine);
-    pass.activate(sums, affine, item, r0, rows, out);
-    timer.lap(mine.activation_forward);
-  });
+  pass.for_each_chunk(
+      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
+        const ChunkSums sums = pass.compute(item, r0, rows, scratch, timer, mine);
+        pass.activate(sums, affine, item, r0, rows, out);
+        timer.lap(mine.activation_forward);
+      });
   return state.act_scale;
 }
 
@@ -333,7 +336,8 @@ struct BackwardCoefficients {
   std::vector<float> g, y, constant;
 };
 
-BackwardCoefficients batch_norm_backward(const HiddenState& state, const HiddenParameters& parameters,
+BackwardCoefficients batch_norm_backward(const HiddenState& state,
+                                         const HiddenParameters& parameters,
                                          std::span<const double> sum_g,
                                          std::span<const double> sum_g_xhat, double n) {
   const size_t channels = state.gain.size();
@@ -345,8 +349,8 @@ BackwardCoefficients batch_norm_backward(const HiddenState& state, const HiddenP
     const double mean_g = sum_g[c] / n, mean_g_xhat = sum_g_xhat[c] / n;
     k.g[c] = static_cast<float>(a);
     k.y[c] = static_cast<float>(-a * mean_g_xhat * static_cast<double>(state.xhat_gain[c]));
-    k.constant[c] = static_cast<float>(
-        -a * (mean_g + static_cast<double>(state.xhat_shift[c]) * mean_g_xhat));
+    k.constant[c] =
+        static_cast<float>(-a * (mean_g + static_cast<double>(state.xhat_shift[c]) * mean_g_xhat));
   }
   return k;
 }
@@ -369,23 +373,24 @@ void hidden_backward(const LayerShape& shape, ConstTileView x, float x_scale,
   };
 
   PartialSums partial(items.count(), 2 * channels + 1);
-  pass.for_each_chunk([&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
-                          Profile& mine) {
-    const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
-    double* sum = partial.of(item);
-    sum[2 * channels] += cpu::simd().activation_backward_sums(
-        sums.y, sums.stride, rows, shape.out_channels, affine, xhat, spec,
-        pooled_gradient(item, r0), sum, sum + channels);
-    timer.lap(mine.activation_backward);
-  });
+  pass.for_each_chunk(
+      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
+        const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
+        double* sum = partial.of(item);
+        sum[2 * channels] += cpu::simd().activation_backward_sums(
+            sums.y, sums.stride, rows, shape.out_channels, affine, xhat, spec,
+            pooled_gradient(item, r0), sum, sum + channels);
+        timer.lap(mine.activation_backward);
+      });
 
   std::vector<double> total = partial.total();
-  const std::span<double> sum_g(total.data(), channels), sum_g_xhat(total.data() + channels, channels);
+  const std::span<double> sum_g(total.data(), channels),
+      sum_g_xhat(total.data() + channels, channels);
   float statistic_gradient = 0;
   gradients.threshold = 0;
   if (spec.quantized) {
-    const double of_threshold = (total[2 * channels] + act_scale_gradient) /
-                                static_cast<double>(largest_act_code(shape));
+    const double of_threshold =
+        (total[2 * channels] + act_scale_gradient) / static_cast<double>(largest_act_code(shape));
     if (!state.collected) {
       const float v = parameters.threshold;
       gradients.threshold = v > 0 ? of_threshold : v < 0 ? -of_threshold : 0;
@@ -401,7 +406,8 @@ void hidden_backward(const LayerShape& shape, ConstTileView x, float x_scale,
     gradients.beta[c] = static_cast<float>(sum_g[c]);
     gradients.gamma[c] = static_cast<float>(sum_g_xhat[c]);
   }
-  const BackwardCoefficients k = batch_norm_backward(state, parameters, sum_g, sum_g_xhat, pass.count());
+  const BackwardCoefficients k =
+      batch_norm_backward(state, parameters, sum_g, sum_g_xhat, pass.count());
 
   const auto fill = [&](int64_t item, int r0, int rows, float* dy, ptrdiff_t dy_stride,
                         Scratch& scratch, LapTimer& timer, Profile& mine) {

@@ -20,7 +20,9 @@ bool bias_is_quantized(const LayerShape& shape) {
   return shape.input_bits != kFloatBits && shape.weight_bits != kFloatBits;
 }
 
-float bias_scale(float x_scale, const CompiledWeights& weights) { return x_scale * weights.scale(); }
+float bias_scale(float x_scale, const CompiledWeights& weights) {
+  return x_scale * weights.scale();
+}
 
 // float holds every code that training reaches; the bounds are Int32Bias'.
 float bias_code(float bias, float scale) {
@@ -40,17 +42,17 @@ void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
   if (bias_is_quantized(shape)) {
     for (float& b : offset) b = bias_code(b, scale) * scale;
   }
-  cpu::for_each_item(
-      items.count(), threads, profile,
-      [&](int64_t item, cpu::Scratch& scratch, cpu::LapTimer& timer, Profile& mine) {
-        const int rows = items.rows(item);
-        float* y = static_cast<float*>(logits.data) + items.row(item, 0, 1, 0) * stride;
-        conv.forward(item, 0, rows, y, stride, scratch, timer, mine);
-        for (int64_t i = 0; i < rows * stride; ++i) {
-          y[i] = y[i] * scale + offset[static_cast<size_t>(i % stride / kLanes)];
-        }
-        cpu::zero_unused_lanes(items, item, 0, rows, shape.out_channels, y, stride);
-      });
+  cpu::for_each_item(items.count(), threads, profile,
+                     [&](int64_t item, cpu::Scratch& scratch, cpu::LapTimer& timer, Profile& mine) {
+                       const int rows = items.rows(item);
+                       float* y =
+                           static_cast<float*>(logits.data) + items.row(item, 0, 1, 0) * stride;
+                       conv.forward(item, 0, rows, y, stride, scratch, timer, mine);
+                       for (int64_t i = 0; i < rows * stride; ++i) {
+                         y[i] = y[i] * scale + offset[static_cast<size_t>(i % stride / kLanes)];
+                       }
+                       cpu::zero_unused_lanes(items, item, 0, rows, shape.out_channels, y, stride);
+                     });
 }
 
 void output_backward(const LayerShape& shape, ConstTileView x, float x_scale,
@@ -98,8 +100,8 @@ LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> 
   std::vector<double> exponential(static_cast<size_t>(classes));
   LossResult result;
   for (size_t n = 0; n < labels.size(); ++n) {
-    const ptrdiff_t at = static_cast<ptrdiff_t>(n / kLanes) * classes * kLanes +
-                         static_cast<ptrdiff_t>(n % kLanes);
+    const ptrdiff_t at =
+        static_cast<ptrdiff_t>(n / kLanes) * classes * kLanes + static_cast<ptrdiff_t>(n % kLanes);
     const float* frame = static_cast<const float*>(logits.data) + at;
     int best = 0;
     for (int c = 1; c < classes; ++c) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The vector code of the CPU backend: one table of functions per instruction set, chosen at run time.
-// All functions work on a chunk: `rows` consecutive positions of one tile, small enough to stay in
-// the second-level cache. A row is [channels][kLanes]; strides are in elements between rows.
+// The vector code of the CPU backend: one table of functions per instruction set, chosen at run
+// time. All functions work on a chunk: `rows` consecutive positions of one tile, small enough to
+// stay in the second-level cache. A row is [channels][kLanes]; strides are in elements between
+// rows.
 //
-// Every sum runs in one fixed order (taps, then channels, for a convolution; positions, then a fixed
-// tree over the lanes, for a weight gradient), and multiply-adds are fused where written. A kernel
-// that skips zeros therefore gives the same bits as one that multiplies by them, and so do all
-// instruction sets with fused multiply-add.
+// Every sum runs in one fixed order (taps, then channels, for a convolution; positions, then a
+// fixed tree over the lanes, for a weight gradient), and multiply-adds are fused where written. A
+// kernel that skips zeros therefore gives the same bits as one that multiplies by them, and so do
+// all instruction sets with fused multiply-add.
 #pragma once
 
 #include <cstddef>
@@ -35,8 +36,9 @@ struct DensePairWeights {
   const int16_t* values = nullptr;
 };
 
-// Compressed rows: output channel o has the entries row_begin[o] .. row_begin[o+1]-1, ordered by tap,
-// then channel. offset = tap * row stride + channel * kLanes, for the stride of the rows it meets.
+// Compressed rows: output channel o has the entries row_begin[o] .. row_begin[o+1]-1, ordered by
+// tap, then channel. offset = tap * row stride + channel * kLanes, for the stride of the rows it
+// meets.
 struct SparseWeights {
   int out = 0;
   const int32_t* row_begin = nullptr;
@@ -52,19 +54,19 @@ struct ChannelAffine {
 
 // What a hidden layer's activation does after the affine step.
 struct ActivationSpec {
-  int pool = 1;            // window and stride of MaxPool1d
-  bool quantized = true;   // false: plain ReLU
-  float max_code = 255;    // 2^bits - 1
+  int pool = 1;           // window and stride of MaxPool1d
+  bool quantized = true;  // false: plain ReLU
+  float max_code = 255;   // 2^bits - 1
 };
 
 struct Simd {
   const char* target;
 
   // y[l][o] = sum over taps t, channels c of w[o][t][c] * x[l + t][c].
-  void (*conv1d_dense)(const float* x, ptrdiff_t x_stride, int rows, const DenseWeights& w, float* y,
-                       ptrdiff_t y_stride);
-  void (*conv1d_sparse)(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
-                        ptrdiff_t y_stride);
+  void (*conv1d_dense)(const float* x, ptrdiff_t x_stride, int rows, const DenseWeights& w,
+                       float* y, ptrdiff_t y_stride);
+  void (*conv1d_sparse)(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w,
+                        float* y, ptrdiff_t y_stride);
   // The same in exact 32-bit integers; x as written by unpack_pairs; y rounded to float once.
   void (*conv1d_dense_pairs)(const int16_t* x, ptrdiff_t x_stride, int rows,
                              const DensePairWeights& w, float* y, ptrdiff_t y_stride);
@@ -97,11 +99,11 @@ struct Simd {
   void (*relu_pool)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                     const ChannelAffine& affine, const ActivationSpec& spec, float* out);
 
-  // First half of the backward pass of affine + QuantReLU + pool, dp being the gradient with respect
-  // to the pooled output [rows/pool][channels][kLanes]. The gradient g of a window goes to the first
-  // position with the largest code, if 0 < t and round(t) <= max_code there (straight-through).
-  // sum_g[c] += sum g, sum_g_xhat[c] += sum g * xhat with xhat = xhat_affine(y);
-  // returns the sum of dp * d(code * scale)/d(scale).
+  // First half of the backward pass of affine + QuantReLU + pool, dp being the gradient with
+  // respect to the pooled output [rows/pool][channels][kLanes]. The gradient g of a window goes to
+  // the first position with the largest code, if 0 < t and round(t) <= max_code there
+  // (straight-through). sum_g[c] += sum g, sum_g_xhat[c] += sum g * xhat with xhat =
+  // xhat_affine(y); returns the sum of dp * d(code * scale)/d(scale).
   double (*activation_backward_sums)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                                      const ChannelAffine& affine, const ChannelAffine& xhat_affine,
                                      const ActivationSpec& spec, const float* dp, double* sum_g,
@@ -113,8 +115,8 @@ struct Simd {
                                     const float* k_0, float* dy, ptrdiff_t dy_stride);
 
   // The elements with t >= threshold among the first `lanes` lanes: their t to `values` and their
-  // places (row * channels + channel) * kLanes + lane to `places`, in that order. Both have room for
-  // all. Returns how many.
+  // places (row * channels + channel) * kLanes + lane to `places`, in that order. Both have room
+  // for all. Returns how many.
   int (*collect_at_least)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                           const ChannelAffine& affine, float threshold, int lanes, float* values,
                           int32_t* places);

@@ -81,7 +81,8 @@ void pack_pairs(int out, int taps, int channels, const Value& value, std::vector
       for (int c = 0; c < channels; c += 2) {
         for (int o = block; o < end; ++o) {
           packed.push_back(static_cast<int16_t>(value(o, t, c)));
-          packed.push_back(c + 1 < channels ? static_cast<int16_t>(value(o, t, c + 1)) : int16_t{0});
+          packed.push_back(c + 1 < channels ? static_cast<int16_t>(value(o, t, c + 1))
+                                            : int16_t{0});
         }
       }
     }
@@ -146,10 +147,10 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
   quantize(w, weight, mask);
 
   const auto code = [&](int o, int t, int c) {
-    return w.codes[(static_cast<size_t>(o) * static_cast<size_t>(shape.taps) +
-                    static_cast<size_t>(t)) *
-                       static_cast<size_t>(shape.in_channels) +
-                   static_cast<size_t>(c)];
+    return w
+        .codes[(static_cast<size_t>(o) * static_cast<size_t>(shape.taps) + static_cast<size_t>(t)) *
+                   static_cast<size_t>(shape.in_channels) +
+               static_cast<size_t>(c)];
   };
   const bool integers = shape.weight_bits != kFloatBits && shape.input_bits != kFloatBits;
   if (integers && !exact_in_float(w)) w.plan.sparse_forward = false;
@@ -190,8 +191,8 @@ void CompiledWeights::backward(std::span<const float> weight, double scale_gradi
   int64_t ties = 0;
   for (size_t i = 0; i < grad.size(); ++i) {
     if (!alive(i)) continue;
-    scale_gradient += static_cast<double>(grad[i]) * (static_cast<double>(w.codes[i]) -
-                                                      static_cast<double>(weight[i]) / scale);
+    scale_gradient += static_cast<double>(grad[i]) *
+                      (static_cast<double>(w.codes[i]) - static_cast<double>(weight[i]) / scale);
     ties += std::fabs(weight[i]) == w.largest;
   }
   if (ties == 0) return;

@@ -47,9 +47,9 @@ struct CompiledWeights::Compiled {
   cpu::OwnedSparse forward_sparse;
   std::vector<float> backward_dense;  // transposed, taps flipped, times scale
   cpu::OwnedSparse backward_sparse;
-  cpu::OwnedSparse gradient_sparse;       // the surviving weights; values empty
-  std::vector<int64_t> gradient_index;    // where each of its entries stands in [O][T][C]
-  std::vector<uint8_t> gradient_mask;     // the mask for which the two were made
+  cpu::OwnedSparse gradient_sparse;     // the surviving weights; values empty
+  std::vector<int64_t> gradient_index;  // where each of its entries stands in [O][T][C]
+  std::vector<uint8_t> gradient_mask;   // the mask for which the two were made
 
   cpu::DenseWeights forward_dense_view() const {
     return {shape.out_channels, shape.taps, shape.in_channels, forward_dense.data()};
