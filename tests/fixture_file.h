@@ -28,7 +28,8 @@ class FixtureFile {
 
   bool has(const std::string& name) const {
     // HDF5 wants every group on the way to exist before it is asked for what is inside.
-    for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
+    for (size_t slash = name.find('/'); slash != std::string::npos;
+         slash = name.find('/', slash + 1)) {
       if (H5Lexists(file_, name.substr(0, slash).c_str(), H5P_DEFAULT) <= 0) return false;
     }
     return H5Lexists(file_, name.c_str(), H5P_DEFAULT) > 0;
@@ -39,6 +40,7 @@ class FixtureFile {
   std::vector<T> read(const std::string& name) const {
     if (!has(name)) fail("{}: has no data set {}", path_, name);
     const hid_t dataset = H5Dopen2(file_, name.c_str(), H5P_DEFAULT);
+    if (dataset < 0) fail("{}: cannot open {}", path_, name);
     const hid_t space = H5Dget_space(dataset);
     std::vector<T> values(static_cast<size_t>(H5Sget_simple_extent_npoints(space)));
     const herr_t status =
