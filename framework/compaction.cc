@@ -15,11 +15,10 @@
 #include <utility>
 
 #include "framework/cost.h"
+#include "kernels/ops.h"
 
 namespace fmp {
 namespace {
-
-constexpr float kBatchNormEpsilon = 1e-5F;  // as PyTorch's BatchNorm1d
 
 // A hidden layer and the layer that reads its channels.
 struct Link {
@@ -102,17 +101,19 @@ class WeightMasker {
   int64_t masked_ = 0;
 };
 
-// What a channel without weights emits in evaluation, everywhere.
+// What a channel without weights emits in evaluation, everywhere: batch-norm of 0, in the kernels'
+// arithmetic so that the code is the same even next to a rounding boundary.
 float constant_output(const Layer& layer, int channel) {
   const auto c = static_cast<size_t>(channel);
-  const float deviation = std::sqrt(layer.running_var.floats()[c] + kBatchNormEpsilon);
-  const float normalized = -layer.running_mean.floats()[c] / deviation;
-  const float activated =
-      std::max(0.0F, layer.gamma.value.floats()[c] * normalized + layer.beta.value.floats()[c]);
-  if (layer.act_bits == kFloatBits) return activated;
+  const double mean = layer.running_mean.floats()[c];
+  const double deviation = std::sqrt(layer.running_var.floats()[c] + kBatchNormEpsilon);
+  const double gamma = layer.gamma.value.floats()[c], beta = layer.beta.value.floats()[c];
+  const float shift = std::max(0.0F, static_cast<float>(beta - gamma * (1 / deviation) * mean));
+  if (layer.act_bits == kFloatBits) return shift;
   const auto largest_code = static_cast<float>((1 << layer.act_bits) - 1);
-  const float scale = std::abs(layer.threshold.value.floats()[0]) / largest_code;
-  return std::min(std::nearbyint(activated / scale), largest_code) * scale;
+  const float threshold = std::abs(layer.threshold.value.floats()[0]);
+  const float scale = std::max(threshold, kMinQuantizerRange) / largest_code;
+  return std::min(std::nearbyint(shift / scale), largest_code) * scale;
 }
 
 // The weights that a layer multiplies, after quantization.

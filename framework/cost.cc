@@ -8,11 +8,10 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "kernels/ops.h"
+
 namespace fmp {
 namespace {
-
-// Keeps the scale of a layer without weights above zero; Brevitas' value.
-constexpr float kSmallestRange = 1e-10F;
 
 int64_t count_nonzero(const Layer& layer) {
   const auto is_nonzero = [](auto value) { return value != 0; };
@@ -56,7 +55,7 @@ WeightCodes quantize_weights(const Layer& layer) {
   const std::span<const float> weights = layer.weight.value.floats();
   quantized.codes.resize(weights.size());
   // Pruned weights are kept at zero, so the mask needs no look here.
-  float largest = kSmallestRange;
+  float largest = kMinQuantizerRange;
   for (const float weight : weights) largest = std::max(largest, std::abs(weight));
   quantized.scale = largest / static_cast<float>((1 << (layer.weight_bits - 1)) - 1);
   std::ranges::transform(weights, quantized.codes.begin(), [&](float weight) {
