@@ -92,7 +92,7 @@ RunDirectory RunDirectory::create(const fs::path& path, const std::vector<std::s
   fs::create_directories(path, error);
   if (error) fail("cannot make the directory '{}': {}", path.string(), error.message());
   RunDirectory directory(path);
-  if (fs::exists(path / kRunFile))
+  if (fs::exists(path / kCheckpointFile))
     fail("'{}' already holds a run: continue it with --resume {}, or name another --out",
          path.string(), path.string());
   directory.write_json(kRunFile,
@@ -227,8 +227,8 @@ std::string rounds_to_csv(const std::vector<RoundRecord>& rounds) {
          {"seconds", "seconds_per_epoch", "frames_per_second", "evaluation_frames_per_second"})
       fields.push_back(timing.at(key));
     fields.push_back(plan_to_text(record.plan));
-    for (size_t i = 0; i < fields.size(); ++i) csv += (i > 0 ? "," : "") + csv_field(fields[i]);
-    csv += '\n';
+    for (const nlohmann::json& field : fields) csv += csv_field(field) + ',';
+    csv.back() = '\n';
   }
   return csv;
 }

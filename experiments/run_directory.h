@@ -22,8 +22,8 @@ namespace fmp {
 // While the object lives, no other process can write to the directory.
 class RunDirectory {
  public:
-  // A new run with this command line. Makes the directory if needed. Throws Error when it already
-  // holds a run or is in use.
+  // A new run with this command line. Makes the directory if needed. Throws Error when it is in use
+  // or already holds a run that has completed an epoch.
   static RunDirectory create(const std::filesystem::path& path,
                              const std::vector<std::string>& arguments);
   // An earlier run. Throws Error when there is none or it is in use.

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: MIT
+// Runs the program itself on a small file: the same flags must give the same results, bit for bit,
+// for any number of threads and however often a run is killed and resumed.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tools/synth/hdf5_writer.h"
+
+namespace fmp {
+namespace {
+
+namespace fs = std::filesystem;
+using Arguments = std::vector<std::string>;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kClasses = 3;
+constexpr int kLength = 1024;
+constexpr int kFramesPerBlock = 40;
+constexpr const char* kProgram = FMP_BINARY_DIR "/experiments/fmp_radioml";
+
+// Noise and, weaker, a tone of its own for each class: quickly learned, yet not perfectly.
+std::vector<float> make_frame(int class_index, float amplitude, std::mt19937& engine) {
+  std::normal_distribution<float> noise(0, 0.7F);
+  std::vector<float> frame(2 * kLength);
+  const float turns = 0.05F + 0.1F * static_cast<float>(class_index);
+  for (int n = 0; n < kLength; ++n) {
+    const float angle = 6.2831853F * turns * static_cast<float>(n);
+    frame[static_cast<size_t>(2 * n)] = amplitude * std::cos(angle) + noise(engine);
+    frame[static_cast<size_t>(2 * n + 1)] = amplitude * std::sin(angle) + noise(engine);
+  }
+  return frame;
+}
+
+void write_data(const fs::path& path, unsigned seed) {
+  std::mt19937 engine(seed);
+  synth::RadioMlWriter writer(path, kClasses * 2 * kFramesPerBlock, kClasses, 0);
+  for (int class_index = 0; class_index < kClasses; ++class_index) {
+    for (const int snr_db : {0, 10}) {
+      for (int i = 0; i < kFramesPerBlock; ++i)
+        writer.append(make_frame(class_index, snr_db == 0 ? 0.1F : 0.3F, engine), class_index,
+                      snr_db);
+    }
+  }
+  writer.finish();
+}
+
+// A running fmp_radioml whose output goes to a file.
+class Process {
+ public:
+  Process(const Arguments& arguments, const fs::path& log) : id_(::fork()) {
+    if (id_ != 0) return;
+    std::vector<const char*> argv = {kProgram};
+    for (const std::string& argument : arguments) argv.push_back(argument.c_str());
+    argv.push_back(nullptr);
+    if (std::freopen(log.c_str(), "a", stdout) == nullptr) ::_exit(126);
+    ::dup2(STDOUT_FILENO, STDERR_FILENO);
+    ::execv(kProgram, const_cast<char* const*>(argv.data()));
+    ::_exit(127);
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+  ~Process() {
+    if (!ended_) finish_with(SIGKILL);
+  }
+
+  // Waits up to `patience`. True when the process has ended by then.
+  bool wait_for(Clock::duration patience) {
+    const Clock::time_point end = Clock::now() + patience;
+    while (!ended_ && Clock::now() < end) {
+      if (::waitpid(id_, &status_, WNOHANG) == id_) ended_ = true;
+      if (!ended_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return ended_;
+  }
+  int wait() {
+    if (!ended_) ::waitpid(id_, &status_, 0);
+    ended_ = true;
+    return exit_code();
+  }
+  int finish_with(int signal) {
+    ::kill(id_, signal);
+    return wait();
+  }
+  int exit_code() const { return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1; }
+
+ private:
+  pid_t id_;
+  int status_ = 0;
+  bool ended_ = false;
+};
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  EXPECT_TRUE(file) << path;
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// Without what may differ from run to run.
+nlohmann::json reproducible(nlohmann::json json) {
+  if (json.is_object()) {
+    for (const char* key : {"timing", "host", "options", "command"}) json.erase(key);
+  }
+  if (json.is_structured()) {
+    for (nlohmann::json& value : json) value = reproducible(value);
+  }
+  return json;
+}
+
+std::vector<nlohmann::json> rounds_of(const fs::path& run) {
+  std::ifstream file(run / "rounds.jsonl");
+  std::vector<nlohmann::json> rounds;
+  for (std::string line; std::getline(file, line);) rounds.push_back(nlohmann::json::parse(line));
+  return rounds;
+}
+
+void expect_same_results(const fs::path& a, const fs::path& b) {
+  EXPECT_EQ(reproducible(nlohmann::json::parse(read(a / "summary.json"))),
+            reproducible(nlohmann::json::parse(read(b / "summary.json"))));
+  EXPECT_EQ(reproducible(rounds_of(a)), reproducible(rounds_of(b)));
+  for (const char* name : {"result.fmp", "baseline.fmp", "model_cost.json"})
+    EXPECT_TRUE(read(a / name) == read(b / name)) << name << " differs";
+}
+
+class ResumeTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    root_ = fs::temp_directory_path() / ("fmp_resume_" + std::to_string(::getpid()));
+    fs::create_directories(root_);
+    write_data(root_ / "data.h5", 1);
+    const Clock::time_point begin = Clock::now();
+    Process process(flags("reference", 1), root_ / "reference.log");
+    ASSERT_EQ(process.wait(), 0) << read(root_ / "reference.log");
+    reference_time_ = Clock::now() - begin;
+  }
+  static void TearDownTestSuite() { fs::remove_all(root_); }
+
+  static Arguments flags(const std::string& out, int threads) {
+    return {"--data=" + (root_ / "data.h5").string(),
+            "--out=" + (root_ / out).string(),
+            "--threads=" + std::to_string(threads),
+            "--bits=4",
+            "--filters=8,8,8,8,8",
+            "--dense=16",
+            "--accuracy=0.9x",
+            "--p-methods=structured-l1,unstructured-l1",
+            "--p=0.4",
+            "--p-threshold=0.15",
+            "--validation-fraction=0.25",
+            "--epochs=4",
+            "--lr=0.01",
+            "--lr-patience=0",
+            "--batch=48",
+            "--seed=3"};
+  }
+  static Arguments resume(const std::string& out) { return {"--resume=" + (root_ / out).string()}; }
+  static Process start(const Arguments& arguments, const std::string& name) {
+    return Process(arguments, root_ / (name + ".log"));
+  }
+  static int run(const Arguments& arguments, const std::string& name) {
+    return start(arguments, name).wait();
+  }
+  static std::string log(const std::string& name) { return read(root_ / (name + ".log")); }
+
+  static fs::path root_;
+  static Clock::duration reference_time_;
+};
+
+fs::path ResumeTest::root_;
+Clock::duration ResumeTest::reference_time_;
+
+TEST_F(ResumeTest, TheReferenceExercisesTheFeedback) {
+  int accepted = 0, rejected = 0;
+  for (const nlohmann::json& round : rounds_of(root_ / "reference"))
+    ++(round.at("accepted").get<bool>() ? accepted : rejected);
+  EXPECT_GE(accepted, 3) << log("reference");
+  EXPECT_GE(rejected, 2) << log("reference");
+}
+
+TEST_F(ResumeTest, AnyNumberOfThreadsGivesTheSameBits) {
+  for (const int threads : {2, 3}) {
+    const std::string name = "threads" + std::to_string(threads);
+    ASSERT_EQ(run(flags(name, threads), name), 0) << log(name);
+    expect_same_results(root_ / "reference", root_ / name);
+  }
+}
+
+TEST_F(ResumeTest, KilledAtRandomTimes) {
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::cout << "seed " << seed << '\n';
+  std::mt19937 engine(seed);
+  constexpr int kKills = 12;
+  const double seconds = std::chrono::duration<double>(reference_time_).count();
+  std::uniform_real_distribution<double> time_of_death(0, seconds / 3);
+  for (int attempt = 0;; ++attempt) {
+    const bool begun = fs::exists(root_ / "killed" / "run.json");
+    Process process = start(begun ? resume("killed") : flags("killed", 1 + attempt % 3), "killed");
+    const auto patience = std::chrono::duration<double>(attempt < kKills ? time_of_death(engine)
+                                                                         : 100 * seconds + 100);
+    if (process.wait_for(std::chrono::duration_cast<Clock::duration>(patience))) {
+      ASSERT_EQ(process.exit_code(), 0) << log("killed");
+      break;
+    }
+    process.finish_with(SIGKILL);
+    ASSERT_LE(attempt, kKills) << log("killed");
+  }
+  expect_same_results(root_ / "reference", root_ / "killed");
+}
+
+TEST_F(ResumeTest, StopsAtTheTimeLimitAndGoesOn) {
+  Arguments arguments = flags("limited", 2);
+  arguments.push_back("--time-limit=0.001");
+  run(arguments, "limited");
+  const nlohmann::json summary = nlohmann::json::parse(read(root_ / "limited" / "summary.json"));
+  EXPECT_EQ(summary.at("status"), "time_limit");
+  EXPECT_EQ(summary.at("rounds").at("epochs"), 1);
+  EXPECT_FALSE(summary.at("result").is_null());
+  arguments = resume("limited");
+  arguments.push_back("--time-limit=0");
+  ASSERT_EQ(run(arguments, "limited"), 0) << log("limited");
+  expect_same_results(root_ / "reference", root_ / "limited");
+}
+
+TEST_F(ResumeTest, AnInterruptSaysHowToGoOn) {
+  Process process = start(flags("interrupted", 2), "interrupted");
+  while (!fs::exists(root_ / "interrupted" / "checkpoint.fmp") &&
+         !process.wait_for(std::chrono::milliseconds(1))) {
+  }
+  EXPECT_EQ(process.finish_with(SIGTERM), 130);
+  EXPECT_NE(log("interrupted").find("--resume"), std::string::npos) << log("interrupted");
+  ASSERT_EQ(run(resume("interrupted"), "interrupted"), 0) << log("interrupted");
+  expect_same_results(root_ / "reference", root_ / "interrupted");
+}
+
+TEST_F(ResumeTest, AFinishedRunStaysAsItIs) {
+  ASSERT_EQ(run(flags("again", 2), "again"), 0);
+  ASSERT_EQ(run(resume("again"), "again"), 0);
+  expect_same_results(root_ / "reference", root_ / "again");
+  EXPECT_EQ(run(flags("again", 2), "refused"), 1);
+  EXPECT_NE(log("refused").find("already holds a run"), std::string::npos) << log("refused");
+}
+
+TEST_F(ResumeTest, OtherDataIsRefused) {
+  ASSERT_EQ(run(flags("moved", 2), "moved"), 0);
+  write_data(root_ / "other.h5", 2);
+  Arguments arguments = resume("moved");
+  arguments.push_back("--data=" + (root_ / "other.h5").string());
+  EXPECT_EQ(run(arguments, "moved"), 1);
+  EXPECT_NE(log("moved").find("not those that the run"), std::string::npos) << log("moved");
+  arguments.back() = "--data=" + (root_ / "data.h5").string();
+  EXPECT_EQ(run(arguments, "moved"), 0);
+}
+
+TEST_F(ResumeTest, ABaselineThatFailsIsReported) {
+  Arguments arguments = flags("failed", 2);
+  arguments.push_back("--epochs=1");
+  std::erase(arguments, "--epochs=4");
+  std::erase(arguments, "--accuracy=0.9x");
+  arguments.push_back("--accuracy=1");
+  EXPECT_EQ(run(arguments, "failed"), 1);
+  const nlohmann::json summary = nlohmann::json::parse(read(root_ / "failed" / "summary.json"));
+  EXPECT_EQ(summary.at("status"), "baseline_failed");
+  EXPECT_NE(log("failed").find("baseline did not meet the criterion: reached"), std::string::npos)
+      << log("failed");
+  EXPECT_TRUE(fs::exists(root_ / "failed" / "report.html"));
+}
+
+TEST_F(ResumeTest, WrongFlagsExitWith2AndOneLine) {
+  EXPECT_EQ(run({"--data=x", "--out=" + (root_ / "x").string(), "--bits=1"}, "wrong"), 2);
+  const std::string text = log("wrong");
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1) << text;
+  EXPECT_TRUE(text.starts_with("error: --bits")) << text;
+  EXPECT_EQ(run({"--data=x", "--out=" + (root_ / "x").string(), "--p-methods=no-such"}, "method"),
+            2);
+  EXPECT_NE(log("method").find("unstructured-l1"), std::string::npos) << log("method");
+}
+
+TEST_F(ResumeTest, MissingDataExitsWith1AndLeavesTheDirectoryUsable) {
+  Arguments arguments = flags("missing", 1);
+  arguments[0] = "--data=/no/such/file.h5";
+  EXPECT_EQ(run(arguments, "missing"), 1);
+  EXPECT_NE(log("missing").find("error: "), std::string::npos);
+  EXPECT_EQ(run(flags("missing", 1), "missing"), 0) << log("missing");
+}
+
+}  // namespace
+}  // namespace fmp
