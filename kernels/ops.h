@@ -54,7 +54,7 @@ struct PassPlan {
   bool operator==(const PassPlan&) const = default;
 };
 
-// Seconds of all threads together by what they were spent on; for fmp_bench.
+// Processor seconds of all threads together by what they were spent on.
 struct Profile {
   double unpack = 0, conv_forward = 0, activation_forward = 0, activation_backward = 0,
          conv_backward_data = 0, conv_backward_weight = 0, other = 0;

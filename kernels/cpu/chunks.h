@@ -3,8 +3,9 @@
 // within an item that stay in the second-level cache. Neither depends on the number of threads.
 #pragma once
 
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstring>
 
@@ -66,23 +67,28 @@ void zero_unused_lanes(const Items& items, int64_t item, int r0, int rows, int c
   }
 }
 
-// Adds the time since the last lap to a figure; does nothing without a profile.
+// Adds the processor time of this thread since the last lap to a figure; does nothing without a
+// profile. Processor time, so that other programs on the machine do not count.
 class LapTimer {
  public:
   explicit LapTimer(bool on) : on_(on) {
-    if (on_) last_ = Clock::now();
+    if (on_) last_ = now();
   }
   void lap(double& seconds) {
     if (!on_) return;
-    const auto now = Clock::now();
-    seconds += std::chrono::duration<double>(now - last_).count();
-    last_ = now;
+    const double time = now();
+    seconds += time - last_;
+    last_ = time;
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
+  static double now() {
+    timespec t{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  }
   bool on_;
-  Clock::time_point last_;
+  double last_ = 0;
 };
 
 inline void add(const ops::Profile& from, ops::Profile& to) {
