@@ -43,7 +43,7 @@ th.text, td.text { text-align: left; } td.wrap { white-space: normal;
 tr.rejected { color: var(--soft); }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-svg.confusion { min-width: 760px; }
+svg.confusion { max-width: none; }
 svg text { fill: var(--ink); } svg .tick { fill: var(--soft); font-size: 11px; }
 svg .title { font-size: 14px; font-weight: 600; }
 svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--soft); }
@@ -108,7 +108,14 @@ std::string whole(double value) {
 }
 
 std::string times(double ratio) {
-  return std::isfinite(ratio) ? fmt::format("{:.3g}×", ratio) : kDash;
+  if (!std::isfinite(ratio)) return kDash;
+  return ratio < 1000 ? fmt::format("{:.3g}×", ratio) : whole(ratio) + "×";
+}
+
+// The cost relative to the published 8-bit network; far below it the digits that say something.
+std::string cost(double value) {
+  return std::isfinite(value) && value > 0 && value < 0.001 ? fmt::format("{:.2g}", value)
+                                                            : fixed(value, 4);
 }
 
 std::string duration(double seconds) {
@@ -176,8 +183,8 @@ std::string render_header(const json& summary) {
       "Compression", times(number(summary, {"compression", "true"})),
       fmt::format("{} of {} weights are not zero", whole(number(result, {"network", "nonzeros"})),
                   whole(number(result, {"network", "weights_original"}))));
-  html += tile("Inference cost", fixed(number(result, {"network", "cost"}), 4),
-               "baseline " + fixed(number(baseline, {"network", "cost"}), 4));
+  html += tile("Inference cost", cost(number(result, {"network", "cost"})),
+               "baseline " + cost(number(baseline, {"network", "cost"})));
   html += tile("Took", duration(number(summary, {"timing", "seconds"})),
                fmt::format("{} rounds, {} epochs", whole(number(summary, {"rounds", "tried"})),
                            whole(number(summary, {"rounds", "epochs"}))));
@@ -233,8 +240,6 @@ ChartSeries round_series(const std::vector<json>& rounds, const char* name, int 
 }
 
 std::string render_round_charts(const json& summary, const std::vector<json>& rounds) {
-  const auto whole_number = [](double value) { return whole(value); };
-  const auto cost = [](double value) { return fixed(value, 4); };
   Chart accuracy{"Accuracy on the " + text(summary, {"criterion", "split"}) + " split",
                  "round",
                  {},
@@ -249,12 +254,12 @@ std::string render_round_charts(const json& summary, const std::vector<json>& ro
     accuracy.reference_label = "criterion " + percent(criterion);
   }
   Chart nonzeros{"Weights that are not zero", "round", {}, {}, "", Scale::kLog};
-  nonzeros.series = {round_series(rounds, "nonzeros", 1, {"network", "nonzeros"}, whole_number)};
+  nonzeros.series = {round_series(rounds, "nonzeros", 1, {"network", "nonzeros"}, whole)};
   Chart costs{"Inference cost (1 = published 8-bit network)", "round", {}, {}, "", Scale::kLog};
   costs.series = {round_series(rounds, "cost", 1, {"network", "cost"}, cost)};
   Chart speed{"Training speed in frames per second", "round", {}, {}, "", Scale::kZero};
   speed.series = {
-      round_series(rounds, "frames per second", 1, {"timing", "frames_per_second"}, whole_number)};
+      round_series(rounds, "frames per second", 1, {"timing", "frames_per_second"}, whole)};
   return "<div class=\"charts\">\n" + render_chart(accuracy) + render_chart(nonzeros) +
          render_chart(costs) + render_chart(speed) + "</div>\n";
 }
@@ -291,7 +296,7 @@ std::string render_rounds(const json& summary, const std::vector<json>& rounds) 
        }},
       {"Cost", kNumber,
        [](const json& r) {
-         return fixed(number(r, {"network", "cost"}), 4);
+         return cost(number(r, {"network", "cost"}));
        }},
       {"Seconds per epoch", kNumber,
        [](const json& r) {

@@ -221,6 +221,15 @@ TEST(Report, BaselineThatFailedHasNoResult) {
   EXPECT_EQ(count(html, "[> ]-?(nan|inf)"), 0u);
 }
 
+TEST(Report, NumbersFarFromThePublishedOnesStayReadable) {
+  json tiny = summary();
+  tiny["compression"]["true"] = 16864.0;
+  tiny["result"]["network"]["cost"] = 0.0000234;
+  const std::string html = render_report(tiny, rounds());
+  EXPECT_NE(html.find("<b>16,864×</b>"), std::string::npos);
+  EXPECT_NE(html.find("<b>2.3e-05</b>"), std::string::npos);
+}
+
 TEST(Report, NothingKnownIsStillAPage) {
   EXPECT_EQ(first_misnested_tag(render_report(json::object(), {})), "");
 }
