@@ -103,7 +103,7 @@ inline void add(const ops::Profile& from, ops::Profile& to) {
 
 // Memory of one thread.
 struct Scratch {
-  AlignedBuffer<float> x, y, dy;
+  AlignedBuffer<float> x, y, dy, sums;
   AlignedBuffer<int16_t> pairs;
 };
 

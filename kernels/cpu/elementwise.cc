@@ -9,6 +9,9 @@
 // the straight-through rule of Brevitas' QuantReLU: the gradient passes where 0 < t and round(t) <=
 // max_code; the scale's gradient is code - t where it passes, max_code where clipped.
 #include "kernels/cpu/simd.h"
+
+#include <limits>
+
 #include "kernels/cpu/simd_tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -167,7 +170,8 @@ HWY_INLINE V pooled_value(V t, V max_code) {
 
 // The winner of a window: the first position with the largest value.
 struct Winner {
-  V value, t, y, position;
+  V value, t, y;
+  V position;  // 0 .. pool - 1
 };
 
 template <bool kQuantized>
@@ -191,40 +195,42 @@ HWY_INLINE Winner find_winner(const float* y, ptrdiff_t y_stride, int pool, cons
   return w;
 }
 
-// The part of dp that reaches the winner's t.
-template <bool kQuantized>
-HWY_INLINE V passed_gradient(const Winner& w, V max_code, V dp) {
-  auto passes = hn::Gt(w.t, hn::Zero(kFloats));
-  if (kQuantized) passes = hn::And(passes, hn::Le(hn::Round(w.t), max_code));
-  return hn::IfThenElseZero(passes, dp);
+// The t from which codes are clipped: max_code is odd, so that max_code + 0.5 rounds up to even.
+HWY_INLINE V clipped_from(const ActivationSpec& spec) {
+  return hn::Set(kFloats, spec.quantized ? spec.max_code + 0.5F
+                                         : std::numeric_limits<float>::infinity());
 }
 
+// The part of dp that reaches the winner's t.
+HWY_INLINE V passed_gradient(const Winner& w, V clipped, V dp) {
+  return hn::IfThenElseZero(
+      hn::And(hn::Gt(w.t, hn::Zero(kFloats)), hn::Lt(w.t, clipped)), dp);
+}
+
+// Positions outside, channels inside, so that y and dp are read in the order of memory; the sums of
+// every channel wait in `sums`, [channels][2][kLanes].
 template <bool kQuantized, int kPool>
 double backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
                      const ChannelAffine& channel_affine, const ChannelAffine& xhat_affine,
-                     const ActivationSpec& spec, const float* dp, double* sum_g,
-                     double* sum_g_xhat) {
+                     const ActivationSpec& spec, const float* dp, float* sums) {
   const int pool = kPool > 0 ? kPool : spec.pool;
-  const V max_code = hn::Set(kFloats, spec.max_code);
+  const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
   V scale_gradient[kVectors];
   HWY_UNROLL(16)
   for (int v = 0; v < kVectors; ++v) scale_gradient[v] = hn::Zero(kFloats);
-  for (int c = 0; c < channels; ++c) {
-    const Affine affine(channel_affine, c), to_xhat(xhat_affine, c);
-    V g_sum[kVectors], gx_sum[kVectors];
-    HWY_UNROLL(16)
-    for (int v = 0; v < kVectors; ++v) g_sum[v] = gx_sum[v] = hn::Zero(kFloats);
-    const float* y_c = y + c * kLanes;
-    const float* dp_c = dp + c * kLanes;
-    for (int l = 0; l < rows; l += pool, y_c += pool * y_stride, dp_c += channels * kLanes) {
+  for (int l = 0; l < rows; l += pool, y += pool * y_stride) {
+    for (int c = 0; c < channels; ++c, dp += kLanes) {
+      const Affine affine(channel_affine, c), to_xhat(xhat_affine, c);
       HWY_UNROLL(16)
       for (int v = 0; v < kVectors; ++v) {
-        const V gradient = hn::Load(kFloats, dp_c + v * kWidth);
-        const Winner w =
-            find_winner<kQuantized>(y_c + v * kWidth, y_stride, pool, affine, max_code);
-        const V g = passed_gradient<kQuantized>(w, max_code, gradient);
-        g_sum[v] = hn::Add(g_sum[v], g);
-        gx_sum[v] = hn::MulAdd(g, to_xhat(w.y), gx_sum[v]);
+        float* sum_g = sums + 2 * c * kLanes + v * kWidth;
+        float* sum_g_xhat = sum_g + kLanes;
+        const V gradient = hn::Load(kFloats, dp + v * kWidth);
+        const Winner w = find_winner<kQuantized>(y + c * kLanes + v * kWidth, y_stride, pool,
+                                                 affine, max_code);
+        const V g = passed_gradient(w, clipped, gradient);
+        hn::Store(hn::Add(hn::Load(kFloats, sum_g), g), kFloats, sum_g);
+        hn::Store(hn::MulAdd(g, to_xhat(w.y), hn::Load(kFloats, sum_g_xhat)), kFloats, sum_g_xhat);
         if (kQuantized) {
           // dp * code - g * t: code - t where it passes, max_code where clipped, 0 below zero.
           const V codes = hn::MulAdd(gradient, w.value, scale_gradient[v]);
@@ -232,33 +238,38 @@ double backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
         }
       }
     }
-    sum_g[c] += static_cast<double>(sum_of_lanes(g_sum));
-    sum_g_xhat[c] += static_cast<double>(sum_of_lanes(gx_sum));
   }
   return static_cast<double>(sum_of_lanes(scale_gradient));
 }
 
 double activation_backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
                                 const ChannelAffine& affine, const ChannelAffine& xhat_affine,
-                                const ActivationSpec& spec, const float* dp, double* sum_g,
-                                double* sum_g_xhat) {
+                                const ActivationSpec& spec, const float* dp, float* sums) {
   double scale_gradient = 0;
   with_pool(spec.pool, [&](auto pool) {
     constexpr int kPool = decltype(pool)::value;
     const auto run = spec.quantized ? backward_sums<true, kPool> : backward_sums<false, kPool>;
-    scale_gradient =
-        run(y, y_stride, rows, channels, affine, xhat_affine, spec, dp, sum_g, sum_g_xhat);
+    scale_gradient = run(y, y_stride, rows, channels, affine, xhat_affine, spec, dp, sums);
   });
   return scale_gradient;
 }
 
+void add_lane_sums(const float* sums, int count, double* totals) {
+  for (int i = 0; i < count; ++i, sums += kLanes) {
+    V lanes[kVectors];
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) lanes[v] = hn::Load(kFloats, sums + v * kWidth);
+    totals[i] += static_cast<double>(sum_of_lanes(lanes));
+  }
+}
+
 template <bool kQuantized, int kPool>
 void backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                    const ChannelAffine& channel_affine, const ActivationSpec& spec,
-                    const float* dp, const float* k_g, const float* k_y, const float* k_0,
-                    float* dy, ptrdiff_t dy_stride) {
+                    const ChannelAffine& channel_affine, const ActivationSpec& spec, const float* dp,
+                    const float* k_g, const float* k_y, const float* k_0, float* dy,
+                    ptrdiff_t dy_stride) {
   const int pool = kPool > 0 ? kPool : spec.pool;
-  const V max_code = hn::Set(kFloats, spec.max_code);
+  const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
   for (int l = 0; l < rows; l += pool, y += pool * y_stride, dy += pool * dy_stride) {
     for (int c = 0; c < channels; ++c, dp += kLanes) {
       const Affine affine(channel_affine, c);
@@ -270,7 +281,7 @@ void backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
         const float* y_v = y + c * kLanes + v * kWidth;
         float* dy_v = dy + c * kLanes + v * kWidth;
         const Winner w = find_winner<kQuantized>(y_v, y_stride, pool, affine, max_code);
-        const V g = passed_gradient<kQuantized>(w, max_code, hn::Load(kFloats, dp + v * kWidth));
+        const V g = passed_gradient(w, clipped, hn::Load(kFloats, dp + v * kWidth));
         for (int j = 0; j < pool; ++j) {
           const V rest = hn::MulAdd(of_y, hn::Load(kFloats, y_v + j * y_stride), constant);
           const auto wins = hn::Eq(w.position, hn::Set(kFloats, static_cast<float>(j)));
@@ -329,6 +340,7 @@ void fill_elementwise(Simd& table) {
   table.quantize_pool = quantize_pool;
   table.relu_pool = relu_pool;
   table.activation_backward_sums = activation_backward_sums;
+  table.add_lane_sums = add_lane_sums;
   table.activation_backward_apply = activation_backward_apply;
   table.collect_at_least = collect_at_least;
 }

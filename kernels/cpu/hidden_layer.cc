@@ -372,20 +372,28 @@ void hidden_backward(const LayerShape& shape, ConstTileView x, float x_scale,
     return static_cast<const float*>(dp.data) + row * dp.shape.row_elements();
   };
 
+  // Per item: sum of g and of g * xhat of every channel in turn, then the scale's gradient.
   PartialSums partial(items.count(), 2 * channels + 1);
   pass.for_each_chunk(
       [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
         const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
+        const size_t lane_sums = 2 * channels * kLanes;
+        float* lanes = scratch.sums.reserve(lane_sums);
+        std::fill_n(lanes, lane_sums, 0.0F);
         double* sum = partial.of(item);
         sum[2 * channels] += cpu::simd().activation_backward_sums(
             sums.y, sums.stride, rows, shape.out_channels, affine, xhat, spec,
-            pooled_gradient(item, r0), sum, sum + channels);
+            pooled_gradient(item, r0), lanes);
+        cpu::simd().add_lane_sums(lanes, 2 * shape.out_channels, sum);
         timer.lap(mine.activation_backward);
       });
 
   std::vector<double> total = partial.total();
-  const std::span<double> sum_g(total.data(), channels),
-      sum_g_xhat(total.data() + channels, channels);
+  std::vector<double> sum_g(channels), sum_g_xhat(channels);
+  for (size_t c = 0; c < channels; ++c) {
+    sum_g[c] = total[2 * c];
+    sum_g_xhat[c] = total[2 * c + 1];
+  }
   float statistic_gradient = 0;
   gradients.threshold = 0;
   if (spec.quantized) {

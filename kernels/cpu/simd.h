@@ -102,12 +102,13 @@ struct Simd {
   // First half of the backward pass of affine + QuantReLU + pool, dp being the gradient with
   // respect to the pooled output [rows/pool][channels][kLanes]. The gradient g of a window goes to
   // the first position with the largest code, if 0 < t and round(t) <= max_code there
-  // (straight-through). sum_g[c] += sum g, sum_g_xhat[c] += sum g * xhat with xhat =
-  // xhat_affine(y); returns the sum of dp * d(code * scale)/d(scale).
+  // (straight-through). sums [channels][2][kLanes]: lane by lane, += g and += g * xhat with
+  // xhat = xhat_affine(y). Returns the sum of dp * d(code * scale)/d(scale).
   double (*activation_backward_sums)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                                      const ChannelAffine& affine, const ChannelAffine& xhat_affine,
-                                     const ActivationSpec& spec, const float* dp, double* sum_g,
-                                     double* sum_g_xhat);
+                                     const ActivationSpec& spec, const float* dp, float* sums);
+  // totals[i] += sum of the kLanes sums[i].
+  void (*add_lane_sums)(const float* sums, int count, double* totals);
   // Second half: dy = k_g[c] * g + k_y[c] * y + k_0[c].
   void (*activation_backward_apply)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                                     const ChannelAffine& affine, const ActivationSpec& spec,
