@@ -8,12 +8,13 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "experiments/run_directory.h"
 #include "framework/error.h"
+#include "framework/pruning.h"
 
 namespace fmp {
 namespace {
@@ -91,181 +92,165 @@ T parse_choice(const std::string& text, const std::string& flag,
   usage("--{}: expected {}, found '{}'", flag, fmt::join(names, " or "), text);
 }
 
-// --- Declaration of the flags, a group each ---
-
-CLI::Option* list_option(CLI::Option* option, const char* type) {
-  return option->delimiter(',')->expected(1, 1024)->type_name(type)->take_all();
+uint64_t parse_seed(std::string_view text) {
+  uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  if (error != std::errc() || end != text.data() + text.size())
+    usage("--seed: expected a whole number of at least 0, found '{}'", text);
+  return seed;
 }
 
+// --- Declaration of the flags, a group each ---
+
+// Declares flags of one group of --help. Defaults stand in brackets at the end of the help text.
+class FlagGroup {
+ public:
+  FlagGroup(CLI::App& app, const char* name) : app_(app), name_(name) {}
+
+  // A value with a default, or an optional one whose help text says what holds without it.
+  template <typename T>
+  void value(const char* flag, T& target, const char* type, std::string help) {
+    if constexpr (fmt::is_formattable<T>::value) help += fmt::format(" [{}]", target);
+    app_.add_option(flag, target, help)->type_name(type)->group(name_);
+  }
+  // Values separated by commas.
+  template <typename T>
+  void list(const char* flag, std::vector<T>& target, const char* type, std::string help) {
+    if (!target.empty()) help += fmt::format(" [{}]", fmt::join(target, ","));
+    app_.add_option(flag, target, help)
+        ->delimiter(',')
+        ->expected(1, kMaximumList)
+        ->take_all()
+        ->type_name(type)
+        ->group(name_);
+  }
+  // A value that `parse` understands and stores.
+  void text(const char* flag, const char* type, const std::string& help,
+            const std::function<void(const std::string&)>& parse) {
+    app_.add_option_function<std::string>(flag, parse, help)->type_name(type)->group(name_);
+  }
+
+ private:
+  static constexpr int kMaximumList = 1024;
+
+  CLI::App& app_;
+  const char* name_;
+};
+
 void add_data_flags(CLI::App& app, Options& o) {
-  const char* group = "Data";
-  app.add_option("--data", o.data,
-                 "RadioML file (HDF5 with X, Y, Z), or synth:SEED for synthesized frames")
-      ->type_name("FILE")
-      ->group(group);
-  app.add_option("--snr-min", o.snr_min, "Use only frames with at least this SNR")
-      ->type_name("DB")
-      ->group(group);
-  list_option(app.add_option("--classes", o.classes, "Use only these modulations, e.g. BPSK,QPSK"),
-              "NAME,..")
-      ->group(group);
-  app.add_option("--frames-per-block", o.frames_per_block,
-                 "Use only the first N frames of each modulation and SNR")
-      ->type_name("N")
-      ->group(group);
-  app.add_option("--validation-fraction", o.validation_fraction,
-                 "Share of the training frames that is held out for validation")
-      ->type_name("F")
-      ->capture_default_str()
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--memory-limit", [&o](const std::string& text) { o.memory_limit = parse_bytes(text); },
-         "Memory for frames; larger files are streamed [half of the machine's]")
-      ->type_name("BYTES")
-      ->group(group);
+  FlagGroup group(app, "Data");
+  group.text("--data", "FILE",
+             "RadioML file (HDF5 with X, Y, Z), or synth:SEED for synthesized frames",
+             [&o](const std::string& text) { o.data = text; });
+  group.value("--snr-min", o.snr_min, "DB", "Use only frames of at least this SNR");
+  group.list("--classes", o.classes, "NAME,..", "Use only these modulations, e.g. BPSK,QPSK");
+  group.value("--frames-per-block", o.frames_per_block, "N",
+              "Use only N frames of each modulation and SNR");
+  group.value("--validation-fraction", o.validation_fraction, "F",
+              "Share of the training frames held out for validation");
+  group.text("--memory-limit", "BYTES",
+             "Memory for frames; more are kept in a file [half of the machine's]",
+             [&o](const std::string& text) { o.memory_limit = parse_bytes(text); });
 }
 
 void add_network_flags(CLI::App& app, Options& o) {
-  const char* group = "Network";
-  app.add_option("--bits", o.bits, "Bits of inputs, weights and activations: 2..8, or 32 = float")
-      ->type_name("B")
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--input-bits", o.input_bits, "Bits of the network's input [--bits]")
-      ->type_name("B")
-      ->group(group);
-  list_option(app.add_option("--weight-bits", o.weight_bits,
-                             "Bits of the weights, one for all or one per layer [--bits]"),
-              "B,..")
-      ->group(group);
-  list_option(
-      app.add_option("--act-bits", o.act_bits,
-                     "Bits of the activations, one for all or one per hidden layer [--bits]"),
-      "B,..")
-      ->group(group);
-  list_option(app.add_option("--filters", o.filters, "Output channels of each convolution"), "C,..")
-      ->capture_default_str()
-      ->group(group);
-  list_option(app.add_option("--dense", o.dense, "Outputs of each hidden dense layer; 0 = none"),
-              "C,..")
-      ->capture_default_str()
-      ->group(group);
+  FlagGroup group(app, "Network");
+  group.value("--bits", o.bits, "B", "Bits of input, weights and activations: 2..8, or 32 = float");
+  group.value("--input-bits", o.input_bits, "B", "Bits of the network's input [--bits]");
+  group.list("--weight-bits", o.weight_bits, "B,..",
+             "Bits of the weights, one for all or one per layer [--bits]");
+  group.list("--act-bits", o.act_bits, "B,..",
+             "Bits of the activations, one for all or one per hidden layer [--bits]");
+  group.list("--filters", o.filters, "C,..", "Output channels of the convolutions");
+  group.list("--dense", o.dense, "C,..", "Outputs of the hidden dense layers, 0 = none");
 }
 
 void add_pruning_flags(CLI::App& app, Options& o) {
-  const char* group = "Pruning";
-  app.add_option_function<std::string>(
-         "--accuracy", [&o](const std::string& text) { o.accuracy = parse_goal(text); },
-         "Accuracy to hold: a fraction, or 0.97x = that share of the baseline's [0.56]")
-      ->type_name("A")
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--criterion-split",
-         [&o](const std::string& text) {
-           o.criterion_split = parse_choice<CriterionSplit>(
-               text, "criterion-split",
-               {{"validation", CriterionSplit::kValidation}, {"test", CriterionSplit::kTest}});
-         },
-         "Frames on which it is held: validation, or test as published [validation]")
-      ->type_name("SPLIT")
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--feedback",
-         [&o](const std::string& text) {
-           o.feedback = parse_choice<bool>(text, "feedback", {{"on", true}, {"off", false}});
-         },
-         "After a failure: on = smaller steps (FMP), off = stop (IMP) [on]")
-      ->type_name("on|off")
-      ->group(group);
-  list_option(app.add_option("--p-methods", o.p_methods, "Pruning methods, one after the other"),
-              "NAME,..")
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--p", o.p,
-                 "First fraction of the remaining weights to prune; structured methods: p/n")
-      ->type_name("F")
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--n", o.n, "What a failure divides the fraction by")
-      ->type_name("X")
-      ->capture_default_str()
-      ->group(group);
-  list_option(app.add_option("--p-threshold", o.p_threshold,
-                             "Smallest fraction to try, one for all or one per method "
-                             "[0.05, structured 0.01]"),
-              "F,..")
-      ->group(group);
+  FlagGroup group(app, "Pruning");
+  group.text("--accuracy", "A",
+             "Accuracy to hold: a fraction, or 0.97x = that share of the baseline's [0.56]",
+             [&o](const std::string& text) { o.accuracy = parse_goal(text); });
+  group.text("--criterion-split", "SPLIT",
+             "Frames that decide: validation, or test as published [validation]",
+             [&o](const std::string& text) {
+               o.criterion_split = parse_choice<CriterionSplit>(
+                   text, "criterion-split",
+                   {{"validation", CriterionSplit::kValidation}, {"test", CriterionSplit::kTest}});
+             });
+  group.text("--feedback", "on|off",
+             "After a failure: on = smaller steps (FMP), off = stop (IMP) [on]",
+             [&o](const std::string& text) {
+               o.feedback = parse_choice<bool>(text, "feedback", {{"on", true}, {"off", false}});
+             });
+  group.list("--p-methods", o.p_methods, "NAME,..", "Pruning methods, one after the other");
+  group.value("--p", o.p, "F", "First share of the remaining weights to prune; structured: p/n");
+  group.value("--n", o.n, "X", "What a failure divides the share by");
+  group.list("--p-threshold", o.p_threshold, "F,..",
+             "Smallest share to try, one for all or one per method [0.05, structured 0.01]");
 }
 
 void add_training_flags(CLI::App& app, Options& o) {
-  const char* group = "Training";
-  const auto add = [&](const char* name, auto& value, const char* type, const char* help) {
-    app.add_option(name, value, help)->type_name(type)->capture_default_str()->group(group);
-  };
-  add("--epochs", o.epochs, "N", "Most epochs of a round");
-  add("--patience", o.patience, "N", "A round fails after N epochs without a better accuracy");
-  add("--lr", o.learning_rate, "R", "Learning rate (Adam) at the start of each round");
-  add("--lr-patience", o.lr_patience, "N",
-      "After more than N epochs without a better accuracy the rate falls to a tenth");
-  add("--batch", o.batch, "N", "Frames per optimizer step");
-  add("--seed", o.seed, "S", "Seed of weights, shuffling and random methods");
+  FlagGroup group(app, "Training");
+  group.value("--epochs", o.epochs, "N", "Most epochs of a round");
+  group.value("--patience", o.patience, "N", "Epochs without a better accuracy that end a round");
+  group.value("--lr", o.learning_rate, "R", "Learning rate (Adam) at the start of each round");
+  group.value("--lr-patience", o.lr_patience, "N",
+              "More epochs than this without a better accuracy cut the rate to a tenth");
+  group.value("--batch", o.batch, "N", "Frames per optimizer step");
+  group.text("--seed", "S",
+             fmt::format("Seed of weights, shuffling and random methods [{}]", o.seed),
+             [&o](const std::string& text) { o.seed = parse_seed(text); });
 }
 
 void add_machine_flags(CLI::App& app, Options& o) {
-  const char* group = "Machine";
-  app.add_option("--threads", o.threads, "Threads; 0 = all cores. Results do not depend on it")
-      ->type_name("N")
-      ->capture_default_str()
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--device",
-         [&o](const std::string& text) {
-           o.device = parse_choice<DeviceChoice>(text, "device",
-                                                 {{"auto", DeviceChoice::kAuto},
-                                                  {"cpu", DeviceChoice::kCpu},
-                                                  {"cuda", DeviceChoice::kCuda}});
-         },
-         "cpu, cuda, or auto = the fastest that is there [auto]")
-      ->type_name("NAME")
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--sparse-threshold",
-         [&o](const std::string& text) { o.sparse_threshold = parse_threshold(text); },
-         "Density below which a layer runs sparse, or auto = measured after each prune [auto]")
-      ->type_name("D")
-      ->group(group);
-  app.add_option_function<std::string>(
-         "--time-limit", [&o](const std::string& text) { o.time_limit = parse_seconds(text); },
-         "Stop after the epoch that reaches this time, e.g. 90s, 15m, 2h [none]")
-      ->type_name("TIME")
-      ->group(group);
+  FlagGroup group(app, "Machine");
+  group.value("--threads", o.threads, "N",
+              "Threads, 0 = all cores; the results do not depend on it");
+  group.text("--device", "NAME", "cpu, cuda, or auto = the fastest that is there [auto]",
+             [&o](const std::string& text) {
+               o.device = parse_choice<DeviceChoice>(text, "device",
+                                                     {{"auto", DeviceChoice::kAuto},
+                                                      {"cpu", DeviceChoice::kCpu},
+                                                      {"cuda", DeviceChoice::kCuda}});
+             });
+  group.text("--sparse-threshold", "D",
+             "Density below which layers run sparse, or auto = by timing [auto]",
+             [&o](const std::string& text) { o.sparse_threshold = parse_threshold(text); });
+  group.text("--time-limit", "TIME",
+             "Stop after the epoch that reaches it, e.g. 90s, 15m, 2h; 0 = none [0]",
+             [&o](const std::string& text) { o.time_limit = parse_seconds(text); });
 }
 
 void add_output_flags(CLI::App& app, Options& o) {
-  const char* group = "Output";
-  app.add_option("--out", o.out, "Directory for the results, made if it is not there")
-      ->type_name("DIR")
-      ->group(group);
-  app.add_option(
-         "--resume", o.resume,
-         "Continue the run in DIR with its own flags; of the others only --data, --threads, "
-         "--device, --memory-limit, --time-limit and --sparse-threshold may be given")
-      ->type_name("DIR")
-      ->group(group);
+  FlagGroup group(app, "Output");
+  group.text("--out", "DIR", "Directory for the results, made if it is not there",
+             [&o](const std::string& text) { o.out = text; });
+  group.text("--resume", "DIR", "Continue the run in DIR with its own flags",
+             [&o](const std::string& text) { o.resume = text; });
+}
+
+std::string footer() {
+  std::string text = "Pruning methods:\n";
+  for (const PruningMethodInfo& method : pruning_methods())
+    text += fmt::format("  {:<32}{}\n", method.name, method.description);
+  text += fmt::format(
+      "\nWith --resume only flags that leave the results unchanged may be given: --{}.\n\n"
+      "Example:\n  fmp_radioml --data GOLD_XYZ_OSC.0001_1024.hdf5 --bits 4 --accuracy 0.56 --out "
+      "run",
+      fmt::join(kResumeFlags, ", --"));
+  return text;
 }
 
 void declare(CLI::App& app, Options& options) {
   app.set_version_flag("--version", std::string("fmp_radioml ") + kProgramVersion);
   app.get_formatter()->column_width(34);
-  app.option_defaults()->always_capture_default(false);
   add_data_flags(app, options);
   add_network_flags(app, options);
   add_pruning_flags(app, options);
   add_training_flags(app, options);
   add_machine_flags(app, options);
   add_output_flags(app, options);
-  app.footer(
-      "Example: fmp_radioml --data GOLD_XYZ_OSC.0001_1024.hdf5 --bits 4 --accuracy 0.56 --out run");
+  app.footer(footer());
 }
 
 // Runs CLI11 over `arguments`; its complaints become UsageErrors. False after --help, --version.
