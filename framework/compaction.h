@@ -9,18 +9,21 @@
 namespace fmp {
 
 struct CompactionReport {
-  int64_t weights_removed = 0;          // mask entries that were still 1 (nobody read their channel)
+  int64_t weights_removed = 0;  // mask entries that were still 1 (nobody read their channel)
   std::vector<int> channels_before, channels_after;  // of every hidden layer
 };
 
 // Removes what computes nothing, until nothing more can be removed:
-//  - an output channel of a hidden layer whose weights are all masked emits a constant; the constant
-//    is folded into the running mean of the next layer (or the output bias) and the channel's
-//    batch-norm is silenced (gamma = beta = 0), so that it emits exactly 0;
+//  - an output channel of a hidden layer whose weights are all masked emits a constant, which is
+//    folded into the running mean of the next layer (or the output bias); the channel's batch-norm
+//    is silenced (gamma = beta = 0), so that it emits exactly 0;
 //  - a silent channel, and a channel that no weight of the next layer reads, is dropped from both
-//    layers. One channel always stays.
-// Dropping changes no output bit, in training and in evaluation. The folded constant is exact but
-// for the positions where the next convolution's window reaches into the zero padding.
+//    layers. One channel always stays, and so does one whose weights include the largest of a
+//    quantized layer: it sets the scale of all others.
+// Dropping changes no output bit, in training (once the thresholds are learned: the percentiles
+// before that are of all channels) and in evaluation. The folded constant is exact, up to the
+// rounding of the value that it is added to, but for the positions where the next convolution's
+// window reaches into the zero padding.
 CompactionReport compact(Network& network);
 
 }  // namespace fmp

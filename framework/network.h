@@ -70,7 +70,7 @@ struct Layer {
   // QuantReLU's largest value v, [1]; hidden layers with act_bits < 32. In the first training steps
   // the running mean of the batches' percentiles, afterwards learned.
   Parameter threshold;
-  Parameter bias;         // [out_channels]; output layer
+  Parameter bias;                    // [out_channels]; output layer
   Tensor running_mean, running_var;  // [out_channels]; hidden layers
 
   std::vector<Parameter*> parameters();  // those that this kind of layer has, in a fixed order

@@ -6,10 +6,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "framework/compaction.h"
 #include "framework/error.h"
 #include "framework/network.h"
 #include "framework/random.h"
@@ -30,6 +32,7 @@ struct BenchOptions {
   int threads = 0;
   uint64_t seed = 1;
   std::string sparse_threshold = "auto";
+  bool compact = false;
   bool json = false;
 };
 
@@ -61,6 +64,8 @@ BenchOptions parse(int argc, char** argv) {
          "--sparse-threshold", o.sparse_threshold,
          "auto = time dense and sparse kernels, or the density below which to use sparse ones")
       ->capture_default_str();
+  app.add_flag("--compact", o.compact,
+               "drop channels that compute nothing, as fmp_radioml does after each prune");
   app.add_flag("--json", o.json, "print one JSON line");
   try {
     app.parse(argc, argv);
@@ -175,6 +180,14 @@ Json plan_json(const std::vector<LayerPlan>& plan) {
   return result;
 }
 
+int64_t nonzeros(const std::vector<LayerPlan>& plan, const Network& network) {
+  double sum = 0;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    sum += plan[i].density * static_cast<double>(network.layers()[i].weight.size());
+  }
+  return std::llround(sum);
+}
+
 int64_t peak_rss_mb() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -189,6 +202,8 @@ Json run(const BenchOptions& o) {
   config.validate();
   Network network(config, o.seed);
   mask_at_random(network, o.density, o.seed);
+  const double gflop = 2e-9 * dense_macs(network) * o.batch;
+  if (o.compact) compact(network);
 
   TrainerOptions options;
   options.batch = o.batch;
@@ -205,7 +220,6 @@ Json run(const BenchOptions& o) {
   const double eval_seconds =
       best_seconds(o, trainer, evaluation, [&] { trainer.logits(network, batch); });
 
-  const double gflop = 2e-9 * dense_macs(network) * o.batch;
   const auto rate = [&](double passes, double seconds_all) {
     return std::round(10 * passes * gflop / seconds_all) / 10;
   };
@@ -214,6 +228,8 @@ Json run(const BenchOptions& o) {
                  {"bits", o.bits},
                  {"batch", o.batch},
                  {"density", o.density},
+                 {"compact", o.compact},
+                 {"nonzeros", nonzeros(plan, network)},
                  {"threads", o.threads},
                  {"target", ops::target_name()},
                  {"train_frames_per_s", per_second(train_seconds)},

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The control: removes weights of the whole network with no regard to their values. What a method
 // gains over this one is what its choice is worth.
-#include "framework/pruning.h"
 #include "framework/random.h"
+
+#include "framework/pruning.h"
 
 namespace fmp {
 namespace {

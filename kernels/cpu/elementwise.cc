@@ -8,10 +8,9 @@
 // window (the first largest code, as PyTorch's MaxPool1d does on dequantized values) and applies
 // the straight-through rule of Brevitas' QuantReLU: the gradient passes where 0 < t and round(t) <=
 // max_code; the scale's gradient is code - t where it passes, max_code where clipped.
-#include "kernels/cpu/simd.h"
-
 #include <limits>
 
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -197,14 +196,13 @@ HWY_INLINE Winner find_winner(const float* y, ptrdiff_t y_stride, int pool, cons
 
 // The t from which codes are clipped: max_code is odd, so that max_code + 0.5 rounds up to even.
 HWY_INLINE V clipped_from(const ActivationSpec& spec) {
-  return hn::Set(kFloats, spec.quantized ? spec.max_code + 0.5F
-                                         : std::numeric_limits<float>::infinity());
+  return hn::Set(kFloats,
+                 spec.quantized ? spec.max_code + 0.5F : std::numeric_limits<float>::infinity());
 }
 
 // The part of dp that reaches the winner's t.
 HWY_INLINE V passed_gradient(const Winner& w, V clipped, V dp) {
-  return hn::IfThenElseZero(
-      hn::And(hn::Gt(w.t, hn::Zero(kFloats)), hn::Lt(w.t, clipped)), dp);
+  return hn::IfThenElseZero(hn::And(hn::Gt(w.t, hn::Zero(kFloats)), hn::Lt(w.t, clipped)), dp);
 }
 
 // Positions outside, channels inside, so that y and dp are read in the order of memory; the sums of
@@ -226,8 +224,8 @@ double backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
         float* sum_g = sums + 2 * c * kLanes + v * kWidth;
         float* sum_g_xhat = sum_g + kLanes;
         const V gradient = hn::Load(kFloats, dp + v * kWidth);
-        const Winner w = find_winner<kQuantized>(y + c * kLanes + v * kWidth, y_stride, pool,
-                                                 affine, max_code);
+        const Winner w =
+            find_winner<kQuantized>(y + c * kLanes + v * kWidth, y_stride, pool, affine, max_code);
         const V g = passed_gradient(w, clipped, gradient);
         hn::Store(hn::Add(hn::Load(kFloats, sum_g), g), kFloats, sum_g);
         hn::Store(hn::MulAdd(g, to_xhat(w.y), hn::Load(kFloats, sum_g_xhat)), kFloats, sum_g_xhat);
@@ -265,9 +263,9 @@ void add_lane_sums(const float* sums, int count, double* totals) {
 
 template <bool kQuantized, int kPool>
 void backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                    const ChannelAffine& channel_affine, const ActivationSpec& spec, const float* dp,
-                    const float* k_g, const float* k_y, const float* k_0, float* dy,
-                    ptrdiff_t dy_stride) {
+                    const ChannelAffine& channel_affine, const ActivationSpec& spec,
+                    const float* dp, const float* k_g, const float* k_y, const float* k_0,
+                    float* dy, ptrdiff_t dy_stride) {
   const int pool = kPool > 0 ? kPool : spec.pool;
   const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
   for (int l = 0; l < rows; l += pool, y += pool * y_stride, dy += pool * dy_stride) {

@@ -374,19 +374,19 @@ void hidden_backward(const LayerShape& shape, ConstTileView x, float x_scale,
 
   // Per item: sum of g and of g * xhat of every channel in turn, then the scale's gradient.
   PartialSums partial(items.count(), 2 * channels + 1);
-  pass.for_each_chunk(
-      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
-        const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
-        const size_t lane_sums = 2 * channels * kLanes;
-        float* lanes = scratch.sums.reserve(lane_sums);
-        std::fill_n(lanes, lane_sums, 0.0F);
-        double* sum = partial.of(item);
-        sum[2 * channels] += cpu::simd().activation_backward_sums(
-            sums.y, sums.stride, rows, shape.out_channels, affine, xhat, spec,
-            pooled_gradient(item, r0), lanes);
-        cpu::simd().add_lane_sums(lanes, 2 * shape.out_channels, sum);
-        timer.lap(mine.activation_backward);
-      });
+  pass.for_each_chunk([&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
+                          Profile& mine) {
+    const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
+    const size_t lane_sums = 2 * channels * kLanes;
+    float* lanes = scratch.sums.reserve(lane_sums);
+    std::fill_n(lanes, lane_sums, 0.0F);
+    double* sum = partial.of(item);
+    sum[2 * channels] +=
+        cpu::simd().activation_backward_sums(sums.y, sums.stride, rows, shape.out_channels, affine,
+                                             xhat, spec, pooled_gradient(item, r0), lanes);
+    cpu::simd().add_lane_sums(lanes, 2 * shape.out_channels, sum);
+    timer.lap(mine.activation_backward);
+  });
 
   std::vector<double> total = partial.total();
   std::vector<double> sum_g(channels), sum_g_xhat(channels);
