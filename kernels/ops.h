@@ -190,5 +190,12 @@ void adam_step(const AdamOptions& options, int64_t step, std::span<const float> 
 // Name of the instruction set in use, e.g. "AVX2".
 std::string target_name();
 
+// The instruction sets that this machine can use, best first.
+std::vector<std::string> target_names();
+
+// Uses one of them from now on; for tests and comparisons. Not while kernels run. Throws
+// std::invalid_argument when the machine or the build lacks it.
+void use_target(const std::string& name);
+
 }  // namespace ops
 }  // namespace fmp

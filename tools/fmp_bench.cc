@@ -32,6 +32,7 @@ struct BenchOptions {
   int threads = 0;
   uint64_t seed = 1;
   std::string sparse_threshold = "auto";
+  std::string target = ops::target_name();
   bool compact = false;
   bool json = false;
 };
@@ -63,6 +64,9 @@ BenchOptions parse(int argc, char** argv) {
   app.add_option(
          "--sparse-threshold", o.sparse_threshold,
          "auto = time dense and sparse kernels, or the density below which to use sparse ones")
+      ->capture_default_str();
+  app.add_option("--target", o.target, "instruction set")
+      ->check(CLI::IsMember(ops::target_names()))
       ->capture_default_str();
   app.add_flag("--compact", o.compact,
                "drop channels that compute nothing, as fmp_radioml does after each prune");
@@ -195,6 +199,7 @@ int64_t peak_rss_mb() {
 }
 
 Json run(const BenchOptions& o) {
+  ops::use_target(o.target);
   NetworkConfig config;
   config.input_bits = o.bits;
   config.weight_bits = {o.bits};

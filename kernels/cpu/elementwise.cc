@@ -351,14 +351,5 @@ namespace fmp::cpu {
 HWY_EXPORT(fill_elementwise);
 void fill_elementwise_table(Simd& table) { HWY_DYNAMIC_DISPATCH(fill_elementwise)(table); }
 
-const Simd& simd() {
-  static const Simd table = [] {
-    Simd t{};
-    fill_conv1d_table(t);
-    fill_elementwise_table(t);
-    return t;
-  }();
-  return table;
-}
 }  // namespace fmp::cpu
 #endif

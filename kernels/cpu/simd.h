@@ -123,7 +123,8 @@ struct Simd {
                           int32_t* places);
 };
 
-// The table of the best instruction set that this machine has.
+// The table in use: that of the best instruction set that this machine has, until use_target says
+// otherwise.
 const Simd& simd();
 
 }  // namespace fmp::cpu

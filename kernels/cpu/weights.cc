@@ -204,6 +204,4 @@ void CompiledWeights::backward(std::span<const float> weight, double scale_gradi
   }
 }
 
-std::string target_name() { return cpu::simd().target; }
-
 }  // namespace fmp::ops

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// Which of the compiled instruction sets runs.
+#include <stdexcept>
+
+#include "hwy/highway.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_tables.h"
+#include "kernels/ops.h"
+
+namespace fmp {
+namespace cpu {
+namespace {
+
+Simd table_of_chosen_target() {
+  Simd table{};
+  fill_conv1d_table(table);
+  fill_elementwise_table(table);
+  return table;
+}
+
+Simd& table_in_use() {
+  static Simd table = table_of_chosen_target();
+  return table;
+}
+
+}  // namespace
+
+const Simd& simd() { return table_in_use(); }
+
+}  // namespace cpu
+
+namespace ops {
+
+std::string target_name() { return cpu::simd().target; }
+
+std::vector<std::string> target_names() {
+  std::vector<std::string> names;
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    names.emplace_back(hwy::TargetName(target));
+  }
+  return names;
+}
+
+void use_target(const std::string& name) {
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    if (name != hwy::TargetName(target)) continue;
+    hwy::GetChosenTarget().Update(target);
+    cpu::table_in_use() = cpu::table_of_chosen_target();
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    return;
+  }
+  throw std::invalid_argument("no instruction set named " + name + " on this machine");
+}
+
+}  // namespace ops
+}  // namespace fmp
