@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: MIT
+// The vector code of every instruction set that this machine has, at sizes that are multiples of
+// nothing, against plain loops in double precision or integers.
+#include "kernels/cpu/simd.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "framework/random.h"
+#include "kernels/aligned_buffer.h"
+#include "kernels/cpu/weights.h"
+#include "kernels/ops.h"
+
+namespace fmp {
+namespace {
+
+constexpr uint64_t kSeed = 77;
+
+// Memory as the kernels expect it, aligned; what lies past the last element is another's.
+template <typename T>
+struct Aligned {
+  explicit Aligned(size_t count, T value = T{}) : size(count) {
+    std::fill_n(buffer.reserve(count), count, value);
+  }
+  T* data() { return buffer.data(); }
+  const T* data() const { return buffer.data(); }
+  T& operator[](size_t i) { return buffer.data()[i]; }
+  const T& operator[](size_t i) const { return buffer.data()[i]; }
+
+  AlignedBuffer<T> buffer;
+  size_t size;
+};
+
+struct ConvSize {
+  int out, taps, channels, rows;
+};
+
+std::ostream& operator<<(std::ostream& stream, const ConvSize& size) {
+  return stream << size.out << " outputs, " << size.taps << " taps, " << size.channels
+                << " channels, " << size.rows << " rows";
+}
+
+const ConvSize kSizes[] = {{1, 1, 1, 1},  {2, 3, 1, 4},   {5, 3, 2, 7},  {6, 5, 3, 2},
+                           {7, 3, 9, 13}, {13, 7, 17, 3}, {24, 1, 5, 1}, {3, 9, 4, 30}};
+
+// Operands of a convolution: rows of x with the stride that the layers use, weights [out][taps]
+// [channels] with zeros among them.
+class ConvCase {
+ public:
+  ConvCase(const ConvSize& size, bool integers)
+      : size_(size),
+        x_stride_(cpu::operand_stride(size.channels)),
+        x(static_cast<size_t>((size.rows + size.taps - 1) * x_stride_)),
+        dy(static_cast<size_t>(size.rows * y_stride())),
+        w(static_cast<size_t>(size.out * size.taps * size.channels)) {
+    Random random(kSeed, "convolution");
+    const auto draw = [&](float range) {
+      const float value = random.uniform(-range, range);
+      return integers ? std::nearbyint(value) : value;
+    };
+    for (size_t i = 0; i < x.size; ++i) x[i] = integers ? std::fabs(draw(255)) : draw(1);
+    for (size_t i = 0; i < dy.size; ++i) dy[i] = draw(1);
+    for (float& value : w) value = random.below(3) == 0 ? 0.0F : draw(integers ? 127 : 1);
+    pack();
+  }
+
+  ptrdiff_t x_stride() const { return x_stride_; }
+  ptrdiff_t y_stride() const { return static_cast<ptrdiff_t>(size_.out) * kLanes; }
+  size_t index(int o, int t, int c) const {
+    return static_cast<size_t>((o * size_.taps + t) * size_.channels + c);
+  }
+  float x_at(int row, int c, int lane) const {
+    return x[static_cast<size_t>(row * x_stride_ + c * kLanes + lane)];
+  }
+  float dy_at(int row, int o, int lane) const {
+    return dy[static_cast<size_t>(row * y_stride() + o * kLanes + lane)];
+  }
+
+  cpu::DenseWeights dense_view() const {
+    return {size_.out, size_.taps, size_.channels, dense.data()};
+  }
+
+ private:
+  void pack() {
+    for (int block = 0; block < size_.out; block += cpu::kOutBlock) {
+      const int end = std::min(size_.out, block + cpu::kOutBlock);
+      for (int t = 0; t < size_.taps; ++t) {
+        for (int c = 0; c < size_.channels; ++c) {
+          for (int o = block; o < end; ++o) dense.push_back(w[index(o, t, c)]);
+        }
+        for (int c = 0; c < size_.channels; c += 2) {
+          for (int o = block; o < end; ++o) {
+            pairs.push_back(static_cast<int16_t>(w[index(o, t, c)]));
+            pairs.push_back(c + 1 < size_.channels ? static_cast<int16_t>(w[index(o, t, c + 1)])
+                                                   : int16_t{0});
+          }
+        }
+      }
+    }
+    sparse.row_begin.push_back(0);
+    for (int o = 0; o < size_.out; ++o) {
+      for (int t = 0; t < size_.taps; ++t) {
+        for (int c = 0; c < size_.channels; ++c) {
+          if (w[index(o, t, c)] == 0.0F) continue;
+          sparse.offset.push_back(static_cast<int32_t>(t * x_stride_ + c * kLanes));
+          sparse.values.push_back(w[index(o, t, c)]);
+        }
+      }
+      sparse.row_begin.push_back(static_cast<int32_t>(sparse.offset.size()));
+    }
+  }
+
+  ConvSize size_;
+  ptrdiff_t x_stride_;
+
+ public:
+  Aligned<float> x, dy;
+  std::vector<float> w, dense;
+  std::vector<int16_t> pairs;
+  cpu::OwnedSparse sparse;
+};
+
+// Runs `check` with each instruction set, and with the best one again at the end.
+template <typename Check>
+void for_each_target(const Check& check) {
+  for (const std::string& target : ops::target_names()) {
+    SCOPED_TRACE(target);
+    ops::use_target(target);
+    ASSERT_EQ(ops::target_name(), target);
+    check();
+  }
+  ops::use_target(ops::target_names().front());
+}
+
+TEST(SimdTest, UnknownTargetsAreRefused) {
+  EXPECT_THROW(ops::use_target("MMX"), std::invalid_argument);
+}
+
+TEST(SimdTest, IntegerConvolutionsAreExact) {
+  for (const ConvSize& size : kSizes) {
+    SCOPED_TRACE(testing::PrintToString(size));
+    const ConvCase test(size, true);
+    // The codes in pairs of channels, made by the kernel that is tested here too.
+    Aligned<uint8_t> codes(static_cast<size_t>(size.channels) * kLanes);
+    const ptrdiff_t pair_stride = cpu::pair_stride(size.channels);
+    const int x_rows = size.rows + size.taps - 1;
+    for_each_target([&] {
+      Aligned<int16_t> x_pairs(static_cast<size_t>(x_rows * pair_stride));
+      for (int r = 0; r < x_rows; ++r) {
+        for (size_t i = 0; i < codes.size; ++i) {
+          codes[i] = static_cast<uint8_t>(
+              test.x_at(r, static_cast<int>(i) / kLanes, static_cast<int>(i) % kLanes));
+        }
+        cpu::simd().unpack_pairs_u8(codes.data(), size.channels, x_pairs.data() + r * pair_stride);
+      }
+      const size_t count = test.dy.size;
+      Aligned<float> dense(count), sparse(count), pairs(count);
+      cpu::simd().conv1d_dense(test.x.data(), test.x_stride(), size.rows, test.dense_view(),
+                               dense.data(), test.y_stride());
+      cpu::simd().conv1d_sparse(test.x.data(), test.x_stride(), size.rows, test.sparse.view(),
+                                sparse.data(), test.y_stride());
+      cpu::simd().conv1d_dense_pairs(x_pairs.data(), pair_stride, size.rows,
+                                     {size.out, size.taps, size.channels, test.pairs.data()},
+                                     pairs.data(), test.y_stride());
+      for (int r = 0; r < size.rows; ++r) {
+        for (int o = 0; o < size.out; ++o) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            int64_t expected = 0;
+            for (int t = 0; t < size.taps; ++t) {
+              for (int c = 0; c < size.channels; ++c) {
+                expected += static_cast<int64_t>(test.w[test.index(o, t, c)]) *
+                            static_cast<int64_t>(test.x_at(r + t, c, lane));
+              }
+            }
+            const size_t at = static_cast<size_t>(r * test.y_stride() + o * kLanes + lane);
+            ASSERT_EQ(static_cast<int64_t>(dense[at]), expected) << r << ' ' << o << ' ' << lane;
+            ASSERT_EQ(static_cast<int64_t>(sparse[at]), expected) << r << ' ' << o << ' ' << lane;
+            ASSERT_EQ(static_cast<int64_t>(pairs[at]), expected) << r << ' ' << o << ' ' << lane;
+          }
+        }
+      }
+    });
+  }
+}
+
+// Rounding errors of a float sum of products are below this times the sum of the magnitudes, for
+// the few hundred terms of these sizes.
+constexpr double kSumTolerance = 1e-6;
+
+TEST(SimdTest, FloatConvolutions) {
+  for (const ConvSize& size : kSizes) {
+    SCOPED_TRACE(testing::PrintToString(size));
+    const ConvCase test(size, false);
+    for_each_target([&] {
+      Aligned<float> dense(test.dy.size), sparse(test.dy.size);
+      cpu::simd().conv1d_dense(test.x.data(), test.x_stride(), size.rows, test.dense_view(),
+                               dense.data(), test.y_stride());
+      cpu::simd().conv1d_sparse(test.x.data(), test.x_stride(), size.rows, test.sparse.view(),
+                                sparse.data(), test.y_stride());
+      EXPECT_EQ(std::memcmp(dense.data(), sparse.data(), dense.size * sizeof(float)), 0)
+          << "dense and sparse differ";
+      for (int r = 0; r < size.rows; ++r) {
+        for (int o = 0; o < size.out; ++o) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            double expected = 0, magnitude = 0;
+            for (int t = 0; t < size.taps; ++t) {
+              for (int c = 0; c < size.channels; ++c) {
+                const double product = static_cast<double>(test.w[test.index(o, t, c)]) *
+                                       static_cast<double>(test.x_at(r + t, c, lane));
+                expected += product;
+                magnitude += std::fabs(product);
+              }
+            }
+            const size_t at = static_cast<size_t>(r * test.y_stride() + o * kLanes + lane);
+            ASSERT_NEAR(dense[at], expected, kSumTolerance * magnitude);
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST(SimdTest, WeightGradients) {
+  for (const ConvSize& size : kSizes) {
+    SCOPED_TRACE(testing::PrintToString(size));
+    const ConvCase test(size, false);
+    for_each_target([&] {
+      // Both add to what is there.
+      constexpr float kBefore = 0.25F;
+      std::vector<float> dense(test.w.size(), kBefore);
+      std::vector<float> sparse(test.sparse.offset.size(), kBefore);
+      cpu::simd().conv1d_backward_weight_dense(test.x.data(), test.x_stride(), test.dy.data(),
+                                               test.y_stride(), size.rows, size.out, size.taps,
+                                               size.channels, dense.data());
+      cpu::simd().conv1d_backward_weight_sparse(test.x.data(), test.x_stride(), test.dy.data(),
+                                                test.y_stride(), size.rows, test.sparse.view(),
+                                                sparse.data());
+      size_t entry = 0;
+      for (int o = 0; o < size.out; ++o) {
+        for (int t = 0; t < size.taps; ++t) {
+          for (int c = 0; c < size.channels; ++c) {
+            double expected = static_cast<double>(kBefore), magnitude = expected;
+            for (int r = 0; r < size.rows; ++r) {
+              for (int lane = 0; lane < kLanes; ++lane) {
+                const double product = static_cast<double>(test.dy_at(r, o, lane)) *
+                                       static_cast<double>(test.x_at(r + t, c, lane));
+                expected += product;
+                magnitude += std::fabs(product);
+              }
+            }
+            const size_t i = test.index(o, t, c);
+            ASSERT_NEAR(dense[i], expected, kSumTolerance * magnitude);
+            if (test.w[i] == 0.0F) continue;
+            ASSERT_EQ(sparse[entry++], dense[i])
+                << "dense and sparse differ at " << o << ' ' << t << ' ' << c;
+          }
+        }
+      }
+    });
+  }
+}
+
+struct ActivationCase {
+  int channels, rows, pool;
+  bool quantized;
+  float max_code;
+};
+
+const ActivationCase kActivations[] = {{1, 1, 1, true, 3},   {3, 6, 2, true, 15},
+                                       {5, 8, 4, true, 255}, {7, 9, 3, true, 255},
+                                       {2, 5, 1, false, 0},  {9, 4, 2, false, 0}};
+
+// The sums of a layer and what its affine step makes of them, plainly.
+class ActivationData {
+ public:
+  explicit ActivationData(const ActivationCase& size)
+      : size_(size),
+        y(static_cast<size_t>(size.rows * size.channels * kLanes)),
+        dp(static_cast<size_t>(size.rows / size.pool * size.channels * kLanes)),
+        gain(static_cast<size_t>(size.channels)),
+        shift(static_cast<size_t>(size.channels)),
+        second_gain(gain.size()),
+        second_shift(gain.size()) {
+    Random random(kSeed, "activation");
+    for (size_t i = 0; i < y.size; ++i) y[i] = std::nearbyint(random.uniform(-400.0F, 400.0F));
+    for (size_t i = 0; i < dp.size; ++i) dp[i] = random.uniform(-1.0F, 1.0F);
+    for (size_t c = 0; c < gain.size(); ++c) {
+      gain[c] = random.uniform(-0.5F, 1.5F);
+      shift[c] = random.uniform(-20.0F, 20.0F);
+      second_gain[c] = random.uniform(-1.0F, 1.0F);
+      second_shift[c] = random.uniform(-1.0F, 1.0F);
+    }
+  }
+
+  ptrdiff_t stride() const { return static_cast<ptrdiff_t>(size_.channels) * kLanes; }
+  size_t at(int row, int c, int lane) const {
+    return static_cast<size_t>(row * stride() + c * kLanes + lane);
+  }
+  // With one rounding where fused, two where not: both are right, so ties are told apart by
+  // whoever compares.
+  float t(int row, int c, int lane) const {
+    const size_t channel = static_cast<size_t>(c);
+    return std::fma(gain[channel], y[at(row, c, lane)], shift[channel]);
+  }
+  float code(int row, int c, int lane) const {
+    const float value = t(row, c, lane);
+    if (!size_.quantized) return std::max(value, 0.0F);
+    return std::clamp(std::nearbyint(value), 0.0F, size_.max_code);
+  }
+  // Row of the first largest code of a window.
+  int winner(int window, int c, int lane) const {
+    int best = window * size_.pool;
+    for (int r = best + 1; r < (window + 1) * size_.pool; ++r) {
+      if (code(r, c, lane) > code(best, c, lane)) best = r;
+    }
+    return best;
+  }
+  bool passes(int row, int c, int lane) const {
+    const float value = t(row, c, lane);
+    return value > 0 && (!size_.quantized || std::nearbyint(value) <= size_.max_code);
+  }
+  cpu::ChannelAffine affine() const { return {gain.data(), shift.data()}; }
+  cpu::ChannelAffine second() const { return {second_gain.data(), second_shift.data()}; }
+  cpu::ActivationSpec spec() const { return {size_.pool, size_.quantized, size_.max_code}; }
+
+ private:
+  ActivationCase size_;
+
+ public:
+  Aligned<float> y, dp;
+  std::vector<float> gain, shift, second_gain, second_shift;
+};
+
+TEST(SimdTest, QuantizeAndPool) {
+  for (const ActivationCase& size : kActivations) {
+    const ActivationData data(size);
+    for_each_target([&] {
+      Aligned<uint8_t> codes(data.dp.size);
+      Aligned<float> values(data.dp.size);
+      if (size.quantized) {
+        cpu::simd().quantize_pool(data.y.data(), data.stride(), size.rows, size.channels,
+                                  data.affine(), data.spec(), codes.data());
+      } else {
+        cpu::simd().relu_pool(data.y.data(), data.stride(), size.rows, size.channels, data.affine(),
+                              data.spec(), values.data());
+      }
+      for (int p = 0; p < size.rows / size.pool; ++p) {
+        for (int c = 0; c < size.channels; ++c) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const float expected = data.code(data.winner(p, c, lane), c, lane);
+            const size_t at = data.at(p, c, lane);
+            if (size.quantized) {
+              ASSERT_EQ(static_cast<float>(codes[at]), expected);
+            } else {
+              ASSERT_NEAR(values[at], expected, 1e-4);
+            }
+          }
+        }
+      }
+    });
+  }
+}
+
+TEST(SimdTest, ChannelSums) {
+  for (const ActivationCase& size : kActivations) {
+    const ActivationData data(size);
+    for_each_target([&] {
+      std::vector<double> sum(data.gain.size(), 1.0), squares(data.gain.size(), 2.0);
+      cpu::simd().channel_sums(data.y.data(), data.stride(), size.rows, size.channels, sum.data(),
+                               squares.data());
+      for (int c = 0; c < size.channels; ++c) {
+        double expected = 1, expected_squares = 2;
+        for (int r = 0; r < size.rows; ++r) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const double value = static_cast<double>(data.y[data.at(r, c, lane)]);
+            expected += value;
+            expected_squares += value * value;
+          }
+        }
+        // Integers of this size have exact float sums.
+        EXPECT_EQ(sum[static_cast<size_t>(c)], expected);
+        EXPECT_NEAR(squares[static_cast<size_t>(c)], expected_squares, 1e-6 * expected_squares);
+      }
+    });
+  }
+}
+
+TEST(SimdTest, ActivationBackward) {
+  for (const ActivationCase& size : kActivations) {
+    const ActivationData data(size);
+    const size_t channels = data.gain.size();
+    // k_g, k_y, k_0 of the second half.
+    const std::vector<float>&k_g = data.second_gain, &k_y = data.second_shift, &k_0 = data.shift;
+    for_each_target([&] {
+      Aligned<float> sums(2 * channels * kLanes), dy(data.y.size);
+      const double scale_gradient = cpu::simd().activation_backward_sums(
+          data.y.data(), data.stride(), size.rows, size.channels, data.affine(), data.second(),
+          data.spec(), data.dp.data(), sums.data());
+      std::vector<double> totals(2 * channels, 0.0);
+      cpu::simd().add_lane_sums(sums.data(), 2 * size.channels, totals.data());
+      cpu::simd().activation_backward_apply(data.y.data(), data.stride(), size.rows, size.channels,
+                                            data.affine(), data.spec(), data.dp.data(), k_g.data(),
+                                            k_y.data(), k_0.data(), dy.data(), data.stride());
+
+      double expected_scale_gradient = 0;
+      for (int c = 0; c < size.channels; ++c) {
+        const size_t channel = static_cast<size_t>(c);
+        double sum_g = 0, sum_g_xhat = 0;
+        std::vector<float> g(data.y.size, 0.0F);
+        for (int p = 0; p < size.rows / size.pool; ++p) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const int r = data.winner(p, c, lane);
+            const double gradient = static_cast<double>(data.dp[data.at(p, c, lane)]);
+            if (data.passes(r, c, lane)) {
+              g[data.at(r, c, lane)] = static_cast<float>(gradient);
+              sum_g += gradient;
+              sum_g_xhat += gradient * (static_cast<double>(k_g[channel]) *
+                                            static_cast<double>(data.y[data.at(r, c, lane)]) +
+                                        static_cast<double>(k_y[channel]));
+            }
+            if (size.quantized) {
+              const double t = static_cast<double>(data.t(r, c, lane));
+              const double code = static_cast<double>(data.code(r, c, lane));
+              expected_scale_gradient += gradient * (data.passes(r, c, lane) ? code - t
+                                                     : t > 0                 ? code
+                                                                             : 0.0);
+            }
+          }
+        }
+        EXPECT_NEAR(totals[2 * channel], sum_g, 1e-4);
+        EXPECT_NEAR(totals[2 * channel + 1], sum_g_xhat, 0.05);
+        for (int r = 0; r < size.rows; ++r) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const size_t at = data.at(r, c, lane);
+            ASSERT_NEAR(dy[at], k_g[channel] * g[at] + k_y[channel] * data.y[at] + k_0[channel],
+                        1e-3);
+          }
+        }
+      }
+      if (size.quantized) {
+        EXPECT_NEAR(scale_gradient, expected_scale_gradient,
+                    1e-5 * static_cast<double>(size.max_code) * static_cast<double>(data.dp.size));
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace fmp
