@@ -129,8 +129,15 @@ void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scal
                           bool collect, const RunningStatistics& running, HiddenState& state,
                           TileView out, int threads, Profile* profile = nullptr);
 
-// The same in evaluation mode, with running statistics and the threshold of `parameters`. Returns
-// the scale of the codes written.
+// What evaluation mode does to a channel's sums, with running statistics and the threshold of
+// `parameters`: t = gain * y + shift in units of codes. Sets gain, shift, act_scale and threshold.
+HiddenState evaluation_state(const LayerShape& shape, float x_scale, float weight_scale,
+                             const HiddenParameters& parameters,
+                             std::span<const float> running_mean,
+                             std::span<const float> running_var);
+
+// The forward pass in evaluation mode, with evaluation_state(). Returns the scale of the codes
+// written.
 float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scale,
                           const CompiledWeights& weights, const HiddenParameters& parameters,
                           std::span<const float> running_mean, std::span<const float> running_var,
@@ -156,6 +163,10 @@ void hidden_backward(const LayerShape& shape, ConstTileView x, float x_scale,
 void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
                     const CompiledWeights& weights, std::span<const float> bias, TileView logits,
                     int threads, Profile* profile = nullptr);
+
+// The bias as output_forward adds it when it is quantized: integers, in units of `scale` = x_scale
+// * weight scale.
+std::vector<float> output_bias_codes(std::span<const float> bias, float scale);
 
 struct OutputGradients {
   std::span<float> weight;               // [O][1][C], of the fake-quantized weights

@@ -304,14 +304,13 @@ void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scal
       });
 }
 
-float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scale,
-                          const CompiledWeights& weights, const HiddenParameters& parameters,
-                          std::span<const float> running_mean, std::span<const float> running_var,
-                          TileView out, int threads, Profile* profile) {
-  const HiddenPass pass(shape, x, weights, threads, profile);
+HiddenState evaluation_state(const LayerShape& shape, float x_scale, float weight_scale,
+                             const HiddenParameters& parameters,
+                             std::span<const float> running_mean,
+                             std::span<const float> running_var) {
   HiddenState state;
   resize(state, running_mean.size());
-  const double sum_scale = static_cast<double>(x_scale) * static_cast<double>(weights.scale());
+  const double sum_scale = static_cast<double>(x_scale) * static_cast<double>(weight_scale);
   for (size_t c = 0; c < running_mean.size(); ++c) {
     set_batch_norm(parameters, sum_scale, c, static_cast<double>(running_mean[c]),
                    static_cast<double>(running_var[c]), state);
@@ -319,6 +318,16 @@ float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scal
   if (shape.act_bits != kFloatBits) {
     set_threshold(shape, std::max(std::fabs(parameters.threshold), kMinQuantizerRange), state);
   }
+  return state;
+}
+
+float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scale,
+                          const CompiledWeights& weights, const HiddenParameters& parameters,
+                          std::span<const float> running_mean, std::span<const float> running_var,
+                          TileView out, int threads, Profile* profile) {
+  const HiddenPass pass(shape, x, weights, threads, profile);
+  const HiddenState state =
+      evaluation_state(shape, x_scale, weights.scale(), parameters, running_mean, running_var);
   const cpu::ChannelAffine affine{state.gain.data(), state.shift.data()};
   pass.for_each_chunk(
       [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {

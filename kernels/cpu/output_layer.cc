@@ -31,6 +31,12 @@ float bias_code(float bias, float scale) {
 
 }  // namespace
 
+std::vector<float> output_bias_codes(std::span<const float> bias, float scale) {
+  std::vector<float> codes(bias.begin(), bias.end());
+  for (float& b : codes) b = bias_code(b, scale);
+  return codes;
+}
+
 void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
                     const CompiledWeights& weights, std::span<const float> bias, TileView logits,
                     int threads, Profile* profile) {
@@ -40,7 +46,8 @@ void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
   const float scale = bias_scale(x_scale, weights);
   std::vector<float> offset(bias.begin(), bias.end());
   if (bias_is_quantized(shape)) {
-    for (float& b : offset) b = bias_code(b, scale) * scale;
+    offset = output_bias_codes(bias, scale);
+    for (float& b : offset) b *= scale;
   }
   cpu::for_each_item(items.count(), threads, profile,
                      [&](int64_t item, cpu::Scratch& scratch, cpu::LapTimer& timer, Profile& mine) {
