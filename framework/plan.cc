@@ -126,8 +126,10 @@ LayerPlan plan_by_timing(const Layer& layer, int batch, int threads) {
   const ops::Profile sparse = timer.time({true, true, true});
   LayerPlan plan = empty_plan(layer, compile(layer, {}));
   plan.sparse_forward = sparse.conv_forward < dense.conv_forward;
-  plan.sparse_backward_data = sparse.conv_backward_data < dense.conv_backward_data;
-  plan.sparse_backward_weight = sparse.conv_backward_weight < dense.conv_backward_weight;
+  if (!ops::prefers_dense_backward(shape_of(layer), layer.weight.mask)) {
+    plan.sparse_backward_data = sparse.conv_backward_data < dense.conv_backward_data;
+    plan.sparse_backward_weight = sparse.conv_backward_weight < dense.conv_backward_weight;
+  }
   return plan;
 }
 

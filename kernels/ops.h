@@ -54,6 +54,12 @@ struct PassPlan {
   bool operator==(const PassPlan&) const = default;
 };
 
+// Whether a layer's dense backward kernels are those that sum in an order of their own (Winograd's
+// algorithm, matrix products) and so leave sparse ones behind. A layer that is dense enough for
+// them does not choose by time, or its results would depend on it: the answer follows from the
+// shape and the mask alone, and removing channels without weights does not change it.
+bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask);
+
 // Processor seconds of all threads together by what they were spent on.
 struct Profile {
   double unpack = 0, conv_forward = 0, activation_forward = 0, activation_backward = 0,

@@ -162,10 +162,10 @@ class ResumeTest : public testing::Test {
             "--p=0.4",
             "--p-threshold=0.15",
             "--validation-fraction=0.25",
-            "--epochs=4",
+            "--epochs=6",
             "--lr=0.01",
             "--lr-patience=0",
-            "--batch=48",
+            "--batch=16",
             "--seed=3"};
   }
   static Arguments resume(const std::string& out) { return {"--resume=" + (root_ / out).string()}; }
@@ -270,7 +270,7 @@ TEST_F(ResumeTest, OtherDataIsRefused) {
 TEST_F(ResumeTest, ABaselineThatFailsIsReported) {
   Arguments arguments = flags("failed", 2);
   arguments.push_back("--epochs=1");
-  std::erase(arguments, "--epochs=4");
+  std::erase(arguments, "--epochs=6");
   std::erase(arguments, "--accuracy=0.9x");
   arguments.push_back("--accuracy=1");
   EXPECT_EQ(run(arguments, "failed"), 1);

@@ -185,9 +185,12 @@ using ShortTag = hn::Repartition<int16_t, IntTag>;
 constexpr ShortTag kShorts;
 using VI = hn::Vec<IntTag>;
 
-template <int OB, int PB>
+HWY_INLINE void store_sum(VI sum, float* y) { hn::Store(hn::ConvertTo(kFloats, sum), kFloats, y); }
+HWY_INLINE void store_sum(VI sum, int32_t* y) { hn::Store(sum, kInts, y); }
+
+template <int OB, int PB, typename Out>
 HWY_INLINE void dense_pair_block(const int16_t* HWY_RESTRICT x, ptrdiff_t x_stride, int taps,
-                                 int pairs, const int16_t* HWY_RESTRICT w, float* HWY_RESTRICT y,
+                                 int pairs, const int16_t* HWY_RESTRICT w, Out* HWY_RESTRICT y,
                                  ptrdiff_t y_stride) {
   VI sum[OB][PB][kVectors];
   HWY_UNROLL(16)
@@ -230,15 +233,15 @@ HWY_INLINE void dense_pair_block(const int16_t* HWY_RESTRICT x, ptrdiff_t x_stri
     for (int p = 0; p < PB; ++p) {
       HWY_UNROLL(16)
       for (int v = 0; v < kVectors; ++v) {
-        hn::Store(hn::ConvertTo(kFloats, sum[o][p][v]), kFloats,
-                  y + p * y_stride + o * kLanes + v * kWidth);
+        store_sum(sum[o][p][v], y + p * y_stride + o * kLanes + v * kWidth);
       }
     }
   }
 }
 
-void conv1d_dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePairWeights& w,
-                        float* y, ptrdiff_t y_stride) {
+template <typename Out>
+void dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePairWeights& w, Out* y,
+                 ptrdiff_t y_stride) {
   const int pairs = (w.channels + 1) / 2;
   const ptrdiff_t values_per_output = static_cast<ptrdiff_t>(w.taps) * pairs * 2;
   for_each_block(w.out, [&](auto block, int o) {
@@ -254,6 +257,65 @@ void conv1d_dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const De
                                   y + l * y_stride + o * kLanes, y_stride);
     }
   });
+}
+
+void conv1d_dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePairWeights& w,
+                        float* y, ptrdiff_t y_stride) {
+  dense_pairs(x, x_stride, rows, w, y, y_stride);
+}
+void conv1d_dense_pairs_wrapping(const int16_t* x, ptrdiff_t x_stride, int rows,
+                                 const DensePairWeights& w, int32_t* y, ptrdiff_t y_stride) {
+  dense_pairs(x, x_stride, rows, w, y, y_stride);
+}
+
+// OB output channels x CB vectors of input channels.
+template <int OB, int CB>
+HWY_INLINE void product_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int x_lane_stride,
+                              const float* HWY_RESTRICT dy, ptrdiff_t dy_stride, int rows,
+                              float* HWY_RESTRICT dw, ptrdiff_t dw_stride) {
+  V sum[OB][CB];
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < CB; ++v) sum[o][v] = hn::Load(kFloats, dw + o * dw_stride + v * kWidth);
+  }
+  for (int r = 0; r < rows; ++r, x += x_stride, dy += dy_stride) {
+    const float* operand = x;
+    for (int lane = 0; lane < kLanes; ++lane, operand += x_lane_stride) {
+      V channels[CB];
+      HWY_UNROLL(16)
+      for (int v = 0; v < CB; ++v) channels[v] = hn::Load(kFloats, operand + v * kWidth);
+      HWY_UNROLL(16)
+      for (int o = 0; o < OB; ++o) {
+        const V gradient = hn::Set(kFloats, dy[o * kLanes + lane]);
+        HWY_UNROLL(16)
+        for (int v = 0; v < CB; ++v) sum[o][v] = hn::MulAdd(gradient, channels[v], sum[o][v]);
+      }
+    }
+  }
+  HWY_UNROLL(16)
+  for (int o = 0; o < OB; ++o) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < CB; ++v) hn::Store(sum[o][v], kFloats, dw + o * dw_stride + v * kWidth);
+  }
+}
+
+void backward_weight_product(const float* x, ptrdiff_t x_stride, const float* dy,
+                             ptrdiff_t dy_stride, int rows, int out, int channels, float* dw) {
+  // Channels outside, so that their part of x stays in the first-level cache.
+  const auto columns = [&](auto vectors, int c) {
+    for_each_block(out, [&](auto block, int o) {
+      product_block<decltype(block)::value, decltype(vectors)::value>(
+          x + c, x_stride, channels, dy + o * kLanes, dy_stride, rows,
+          dw + static_cast<ptrdiff_t>(o) * channels + c, channels);
+    });
+  };
+  constexpr int kVectorsPerStep = 2;  // 6 x 2 sums
+  int c = 0;
+  for (; c + kVectorsPerStep * kWidth <= channels; c += kVectorsPerStep * kWidth) {
+    columns(std::integral_constant<int, kVectorsPerStep>(), c);
+  }
+  for (; c < channels; c += kWidth) columns(std::integral_constant<int, 1>(), c);
 }
 
 // Gradients of OB output channels x TB taps at one input channel: x rows l .. l + TB - 1 serve all
@@ -408,6 +470,8 @@ void fill_conv1d(Simd& table) {
   table.conv1d_dense = conv1d_dense;
   table.conv1d_sparse = conv1d_sparse;
   table.conv1d_dense_pairs = conv1d_dense_pairs;
+  table.conv1d_dense_pairs_wrapping = conv1d_dense_pairs_wrapping;
+  table.backward_weight_product = backward_weight_product;
   table.conv1d_backward_weight_dense = conv1d_backward_weight_dense;
   table.conv1d_backward_weight_sparse = conv1d_backward_weight_sparse;
 }

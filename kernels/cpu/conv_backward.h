@@ -49,7 +49,7 @@ class GradientWindow {
  public:
   GradientWindow(const ChunkConv& conv, int out_channels, Scratch& scratch)
       : conv_(conv), half_(conv.half()), stride_(operand_stride(out_channels)) {
-    const int rows = conv.chunk_rows() + 3 * half_;
+    const int rows = conv.chunk_rows() + 3 * half_ + conv.backward_data_slack();
     rows_ = scratch.dy.reserve(static_cast<size_t>(rows * stride_));
     std::fill_n(rows_, 2 * half_ * stride_, 0.0F);
   }
@@ -58,14 +58,16 @@ class GradientWindow {
 
   // Computes the dx rows that the chunk at r0 completes (all that are left after the last one) and
   // moves on. dx: row 0 of the item.
-  void backward_data(int r0, int rows, bool last, ptrdiff_t dx_stride, float* dx) {
-    if (last) std::fill_n(rows_ + (2 * half_ + rows) * stride_, half_ * stride_, 0.0F);
+  void backward_data(int r0, int rows, bool last, ptrdiff_t dx_stride, float* dx,
+                     Scratch& scratch) {
+    const int zeros = (last ? half_ : 0) + conv_.backward_data_slack();
+    std::fill_n(rows_ + (2 * half_ + rows) * stride_, zeros * stride_, 0.0F);
     const int begin = std::max(0, r0 - half_);
     const int end = last ? r0 + rows : r0 + rows - half_;
     if (begin < end) {
       // Window row i is dy row r0 - 2 half + i; dx row `begin` starts at dy row begin - half.
       conv_.backward_data(rows_ + (begin + half_ - r0) * stride_, end - begin,
-                          dx + begin * dx_stride);
+                          dx + begin * dx_stride, scratch);
     }
   }
   void advance(int rows) { std::copy_n(rows_ + rows * stride_, 2 * half_ * stride_, rows_); }
@@ -97,12 +99,12 @@ void conv_backward(const ChunkConv& conv, const ops::LayerShape& shape, float x_
     for (int r0 = 0; r0 < all_rows; r0 += conv.chunk_rows()) {
       const int rows = std::min(conv.chunk_rows(), all_rows - r0);
       fill(item, r0, rows, window.chunk(), window.stride(), scratch, timer, mine);
-      const float* x = conv.unpack_floats(item, r0, rows, scratch);
+      const float* x = conv.unpack_for_weight_gradient(item, r0, rows, scratch);
       timer.lap(mine.unpack);
-      conv.backward_weight(x, window.chunk(), rows, dw);
+      conv.backward_weight(x, window.chunk(), rows, dw, scratch);
       timer.lap(mine.conv_backward_weight);
       if (dx_item != nullptr) {
-        window.backward_data(r0, rows, r0 + rows == all_rows, dx_stride, dx_item);
+        window.backward_data(r0, rows, r0 + rows == all_rows, dx_stride, dx_item, scratch);
         timer.lap(mine.conv_backward_data);
       }
       window.advance(rows);
@@ -111,10 +113,14 @@ void conv_backward(const ChunkConv& conv, const ops::LayerShape& shape, float x_
 
   for_each_item(gradient.groups(), threads, profile,
                 [&](int64_t group, Scratch& scratch, LapTimer& timer, ops::Profile& mine) {
+                  float* dw = scratch.dw.reserve(conv.gradient_sums());
+                  std::fill_n(dw, conv.gradient_sums(), 0.0F);
                   for (int64_t item = gradient.first_item(group);
                        item < gradient.first_item(group + 1); ++item) {
-                    backward_item(item, gradient.of(group), scratch, timer, mine);
+                    backward_item(item, dw, scratch, timer, mine);
                   }
+                  conv.add_gradient(dw, gradient.of(group));
+                  timer.lap(mine.conv_backward_weight);
                 });
   gradient.total(x_scale, dweight);
 }

@@ -71,6 +71,30 @@ void unpack_pairs_s8(const int8_t* codes, int channels, int16_t* out) {
   unpack_pairs(codes, channels, out);
 }
 
+// 16 x 16 bytes at a time: four rounds of interleaving row i with row i + 8.
+void transpose_codes(const uint8_t* codes, int channels, uint8_t* out) {
+  static_assert(kLanes == 16);
+  const hn::FixedTag<uint8_t, kLanes> bytes;
+  using Bytes = hn::Vec<decltype(bytes)>;
+  const ptrdiff_t out_stride = static_cast<ptrdiff_t>((channels + kLanes - 1) / kLanes) * kLanes;
+  for (int c = 0; c < channels; c += kLanes) {
+    Bytes rows[kLanes], next[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      rows[i] = c + i < channels ? hn::Load(bytes, codes + (c + i) * kLanes) : hn::Zero(bytes);
+    }
+    for (int round = 0; round < 4; ++round) {
+      HWY_UNROLL(8)
+      for (int i = 0; i < kLanes / 2; ++i) {
+        next[2 * i] = hn::InterleaveLower(bytes, rows[i], rows[i + kLanes / 2]);
+        next[2 * i + 1] = hn::InterleaveUpper(bytes, rows[i], rows[i + kLanes / 2]);
+      }
+      HWY_UNROLL(16)
+      for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+    }
+    for (int i = 0; i < kLanes; ++i) hn::Store(rows[i], bytes, out + i * out_stride + c);
+  }
+}
+
 void channel_sums(const float* y, ptrdiff_t y_stride, int rows, int channels, double* sum,
                   double* sum_squares) {
   for (int c = 0; c < channels; ++c) {
@@ -334,6 +358,7 @@ void fill_elementwise(Simd& table) {
   table.unpack_s8 = unpack_s8;
   table.unpack_pairs_u8 = unpack_pairs_u8;
   table.unpack_pairs_s8 = unpack_pairs_s8;
+  table.transpose_codes = transpose_codes;
   table.channel_sums = channel_sums;
   table.quantize_pool = quantize_pool;
   table.relu_pool = relu_pool;

@@ -71,6 +71,10 @@ struct Simd {
   void (*conv1d_dense_pairs)(const int16_t* x, ptrdiff_t x_stride, int rows,
                              const DensePairWeights& w, float* y, ptrdiff_t y_stride);
 
+  // The integers themselves, modulo 2^32.
+  void (*conv1d_dense_pairs_wrapping)(const int16_t* x, ptrdiff_t x_stride, int rows,
+                                      const DensePairWeights& w, int32_t* y, ptrdiff_t y_stride);
+
   // dw[o][t][c] += sum over positions l and lanes of dy[l][o] * x[l + t][c].
   void (*conv1d_backward_weight_dense)(const float* x, ptrdiff_t x_stride, const float* dy,
                                        ptrdiff_t dy_stride, int rows, int out, int taps,
@@ -80,12 +84,37 @@ struct Simd {
                                         ptrdiff_t dy_stride, int rows, const SparseWeights& w,
                                         float* dw);
 
+  // A matrix product, for dense gradients: dw[o * channels + c] += sum over rows and lanes of
+  // dy[row][o][lane] * x[row][lane][c], in this order. channels is a multiple of kLanes.
+  void (*backward_weight_product)(const float* x, ptrdiff_t x_stride, const float* dy,
+                                  ptrdiff_t dy_stride, int rows, int out, int channels, float* dw);
+
+  // The transforms of winograd.h on rows of `count` elements, a multiple of kLanes (of 2 * kLanes
+  // for pairs): values at point p of group g go to, or come from, points + p * point_stride + g *
+  // group_stride. x has data_rows(groups) rows; dy 4 a group; y `rows` rows.
+  void (*winograd_data)(const float* x, ptrdiff_t x_stride, int groups, int count, float* points,
+                        ptrdiff_t group_stride, ptrdiff_t point_stride);
+  void (*winograd_data_pairs)(const int16_t* x, ptrdiff_t x_stride, int groups, int count,
+                              int16_t* points, ptrdiff_t group_stride, ptrdiff_t point_stride);
+  void (*winograd_gradient)(const float* dy, ptrdiff_t dy_stride, int groups, int count,
+                            float* points, ptrdiff_t group_stride, ptrdiff_t point_stride);
+  void (*winograd_outputs)(const float* points, ptrdiff_t group_stride, ptrdiff_t point_stride,
+                           int rows, int count, float* y, ptrdiff_t y_stride);
+  // From 24 y in 32-bit integers to y.
+  void (*winograd_outputs_exact)(const int32_t* points, ptrdiff_t group_stride,
+                                 ptrdiff_t point_stride, int rows, int count, float* y,
+                                 ptrdiff_t y_stride);
+
   // Codes to operands. count: bytes of one row, channels * kLanes.
   void (*unpack_u8)(const uint8_t* codes, int64_t count, float* out);
   void (*unpack_s8)(const int8_t* codes, int64_t count, float* out);
   // [channels][kLanes] codes to [ceil(channels/2)][kLanes][2] 16-bit pairs.
   void (*unpack_pairs_u8)(const uint8_t* codes, int channels, int16_t* out);
   void (*unpack_pairs_s8)(const int8_t* codes, int channels, int16_t* out);
+
+  // [channels][kLanes] bytes to [kLanes][channels rounded up to a multiple of kLanes], zeros where
+  // there is no channel.
+  void (*transpose_codes)(const uint8_t* codes, int channels, uint8_t* out);
 
   // sum[c] += sum of y, sum_squares[c] += sum of y^2 over the rows and lanes.
   void (*channel_sums)(const float* y, ptrdiff_t y_stride, int rows, int channels, double* sum,

@@ -57,11 +57,9 @@ bool exact_in_float(const CompiledWeights::Compiled& w) {
 }
 
 // Weights of a convolution from any storage: value(o, t, c).
+// Appended to `packed`.
 template <typename T, typename Value>
 void pack_dense(int out, int taps, int channels, const Value& value, std::vector<T>& packed) {
-  packed.clear();
-  packed.reserve(static_cast<size_t>(out) * static_cast<size_t>(taps) *
-                 static_cast<size_t>(channels));
   for (int block = 0; block < out; block += cpu::kOutBlock) {
     const int end = std::min(out, block + cpu::kOutBlock);
     for (int t = 0; t < taps; ++t) {
@@ -74,7 +72,6 @@ void pack_dense(int out, int taps, int channels, const Value& value, std::vector
 
 template <typename Value>
 void pack_pairs(int out, int taps, int channels, const Value& value, std::vector<int16_t>& packed) {
-  packed.clear();
   for (int block = 0; block < out; block += cpu::kOutBlock) {
     const int end = std::min(out, block + cpu::kOutBlock);
     for (int t = 0; t < taps; ++t) {
@@ -127,11 +124,74 @@ void list_survivors(CompiledWeights::Compiled& w) {
   pack_sparse(s.out_channels, s.taps, s.in_channels, alive, w.gradient_sparse);
 }
 
+// Winograd's algorithm and matrix products pay from this many channels on each side.
+constexpr int kManyChannels = 8;
+// The share of surviving weights from which they are faster than skipping the others.
+constexpr double kDenseEnough = 0.4;
+
+bool many(int64_t out_channels, int64_t in_channels) {
+  return out_channels >= kManyChannels && in_channels >= kManyChannels;
+}
+bool three_taps(const LayerShape& shape) { return shape.taps == cpu::winograd::kTaps; }
+
+// Output channels that have a weight left, input channels that are read, and the weights left.
+struct LiveWeights {
+  int64_t out_channels, in_channels, weights;
+};
+
+LiveWeights live_weights(const LayerShape& shape, std::span<const uint8_t> mask) {
+  if (mask.empty()) return {shape.out_channels, shape.in_channels, shape.weights()};
+  const size_t channels = static_cast<size_t>(shape.in_channels);
+  const size_t fan_in = static_cast<size_t>(shape.fan_in());
+  std::vector<uint8_t> read(channels, 0), emitted(static_cast<size_t>(shape.out_channels), 0);
+  int64_t alive = 0;
+  for (size_t i = 0; i < mask.size(); ++i) {
+    if (mask[i] == 0) continue;
+    ++alive;
+    read[i % channels] = 1;
+    emitted[i / fan_in] = 1;
+  }
+  const auto count = [](const std::vector<uint8_t>& v) {
+    return static_cast<int64_t>(std::count(v.begin(), v.end(), 1));
+  };
+  return {count(emitted), count(read), alive};
+}
+
+// `value` (o, t, c) at each of Winograd's points in turn: pack(point, value_at_point).
+template <typename Value, typename Pack>
+void pack_points(const Value& value, const Pack& pack) {
+  for (size_t point = 0; point < cpu::winograd::kPoints; ++point) {
+    pack([&](int o, int /*tap*/, int c) {
+      return cpu::winograd::weights_at_points(value(o, 0, c), value(o, 1, c),
+                                              value(o, 2, c))[point];
+    });
+  }
+}
+
 bool same_geometry(const LayerShape& a, const LayerShape& b) {
   return a.in_channels == b.in_channels && a.out_channels == b.out_channels && a.taps == b.taps;
 }
 
+void choose_backward_algorithms(CompiledWeights::Compiled& w, bool fast) {
+  const LayerShape& shape = w.shape;
+  w.backward_data_algorithm =
+      fast && three_taps(shape) ? DenseAlgorithm::kWinograd : DenseAlgorithm::kDirect;
+  // Winograd's weight gradient wants whole groups of positions in each chunk.
+  const bool whole_groups = shape.length % cpu::winograd::kOutputs == 0 &&
+                            cpu::chunk_rows(shape.pool) % cpu::winograd::kOutputs == 0;
+  w.backward_weight_algorithm = !fast                               ? DenseAlgorithm::kDirect
+                                : three_taps(shape) && whole_groups ? DenseAlgorithm::kWinograd
+                                                                    : DenseAlgorithm::kProduct;
+}
+
 }  // namespace
+
+bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask) {
+  const LiveWeights live = live_weights(shape, mask);
+  const int64_t all = live.out_channels * shape.taps * live.in_channels;
+  return many(live.out_channels, live.in_channels) &&
+         static_cast<double>(live.weights) >= kDenseEnough * static_cast<double>(all);
+}
 
 CompiledWeights::CompiledWeights() : compiled_(std::make_unique<Compiled>()) {}
 CompiledWeights::~CompiledWeights() = default;
@@ -155,8 +215,18 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
   const bool integers = shape.weight_bits != kFloatBits && shape.input_bits != kFloatBits;
   if (integers && !exact_in_float(w)) w.plan.sparse_forward = false;
   w.integer_forward = integers && !w.plan.sparse_forward;
+  w.forward_algorithm =
+      w.integer_forward && three_taps(shape) && many(shape.out_channels, shape.in_channels)
+          ? DenseAlgorithm::kWinograd
+          : DenseAlgorithm::kDirect;
+  w.forward_pairs.clear();
+  w.forward_dense.clear();
   if (w.plan.sparse_forward) {
     pack_sparse(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_sparse);
+  } else if (w.forward_algorithm == DenseAlgorithm::kWinograd) {
+    pack_points(code, [&](const auto& at_point) {
+      pack_pairs(shape.out_channels, 1, shape.in_channels, at_point, w.forward_pairs);
+    });
   } else if (integers) {
     pack_pairs(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_pairs);
   } else {
@@ -164,11 +234,20 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
   }
   if (!backward) return;
 
+  choose_backward_algorithms(w, prefers_dense_backward(shape, mask));
   const auto transposed = [&](int c, int t, int o) {
     return code(o, shape.taps - 1 - t, c) * w.scale;
   };
+  w.backward_dense.clear();
   if (w.plan.sparse_backward_data) {
     pack_sparse(shape.in_channels, shape.taps, shape.out_channels, transposed, w.backward_sparse);
+  } else if (w.backward_data_algorithm == DenseAlgorithm::kWinograd) {
+    const auto part = [&](int c, int t, int o) {
+      return transposed(c, t, o) / cpu::winograd::kWeightDenominator;
+    };
+    pack_points(part, [&](const auto& at_point) {
+      pack_dense(shape.in_channels, 1, shape.out_channels, at_point, w.backward_dense);
+    });
   } else {
     pack_dense(shape.in_channels, shape.taps, shape.out_channels, transposed, w.backward_dense);
   }

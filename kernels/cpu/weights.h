@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/winograd.h"
 #include "kernels/ops.h"
 
 namespace fmp::cpu {
@@ -18,6 +20,12 @@ inline ptrdiff_t operand_stride(int channels) {
 inline ptrdiff_t pair_stride(int channels) {
   return static_cast<ptrdiff_t>((channels + 1) / 2) * 2 * kLanes + 2 * kLanes;
 }
+
+// Rows of a chunk: its operands (rows x 64 channels x 16 lanes of float, twice) fill half of a 512
+// KiB second-level cache.
+inline constexpr int kChunkRows = 16;
+// The same for a pooling window, of which it is a multiple.
+inline int chunk_rows(int pool) { return std::max(1, kChunkRows / pool) * pool; }
 
 // A SparseWeights with its memory.
 struct OwnedSparse {
@@ -32,6 +40,13 @@ struct OwnedSparse {
 
 namespace fmp::ops {
 
+// How the dense kernels compute a pass.
+enum class DenseAlgorithm : uint8_t {
+  kDirect,    // tap by tap, in the order of the sparse kernels
+  kProduct,   // weight gradient: a matrix product with positions and lanes inside
+  kWinograd,  // see winograd.h
+};
+
 struct CompiledWeights::Compiled {
   LayerShape shape;
   PassPlan plan;  // as compiled: a sparse forward pass that would not be exact is dense
@@ -41,11 +56,16 @@ struct CompiledWeights::Compiled {
   std::vector<uint8_t> alive;  // the mask; empty = all
   int64_t nonzeros = 0;
 
-  bool integer_forward = false;  // forward on 16-bit pairs
-  std::vector<int16_t> forward_pairs;
+  // Of the passes that are not sparse. Forward: only where it is exact, on integers.
+  DenseAlgorithm forward_algorithm = DenseAlgorithm::kDirect;
+  DenseAlgorithm backward_data_algorithm = DenseAlgorithm::kDirect;
+  DenseAlgorithm backward_weight_algorithm = DenseAlgorithm::kDirect;
+
+  bool integer_forward = false;        // forward on 16-bit pairs
+  std::vector<int16_t> forward_pairs;  // of each point in turn with Winograd's algorithm
   std::vector<float> forward_dense;
   cpu::OwnedSparse forward_sparse;
-  std::vector<float> backward_dense;  // transposed, taps flipped, times scale
+  std::vector<float> backward_dense;  // transposed, taps flipped, times scale; likewise
   cpu::OwnedSparse backward_sparse;
   cpu::OwnedSparse gradient_sparse;     // the surviving weights; values empty
   std::vector<int64_t> gradient_index;  // where each of its entries stands in [O][T][C]
@@ -59,6 +79,17 @@ struct CompiledWeights::Compiled {
   }
   cpu::DenseWeights backward_dense_view() const {
     return {shape.in_channels, shape.taps, shape.out_channels, backward_dense.data()};
+  }
+  // The matrix of a point with Winograd's algorithm.
+  cpu::DensePairWeights forward_pairs_at(int point) const {
+    const size_t size = forward_pairs.size() / cpu::winograd::kPoints;
+    return {shape.out_channels, 1, shape.in_channels,
+            forward_pairs.data() + static_cast<size_t>(point) * size};
+  }
+  cpu::DenseWeights backward_dense_at(int point) const {
+    const size_t size = backward_dense.size() / cpu::winograd::kPoints;
+    return {shape.in_channels, 1, shape.out_channels,
+            backward_dense.data() + static_cast<size_t>(point) * size};
   }
 };
 
