@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/cpu/integer_simd.h"
 #include "kernels/tile.h"
 
 namespace fmp::cpu {
@@ -150,6 +151,8 @@ struct Simd {
   int (*collect_at_least)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                           const ChannelAffine& affine, float threshold, int lanes, float* values,
                           int32_t* places);
+
+  IntegerSimd integer;
 };
 
 // The table in use: that of the best instruction set that this machine has, until use_target says

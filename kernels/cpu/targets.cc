@@ -15,6 +15,7 @@ Simd table_of_chosen_target() {
   Simd table{};
   fill_conv1d_table(table);
   fill_elementwise_table(table);
+  fill_integer_table(table);
   fill_winograd_table(table);
   return table;
 }

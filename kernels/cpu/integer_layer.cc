@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: MIT
+// A layer on integers: y[l][o] = sum over taps t, channels c of w[o][t][c] * x[l + t][c], then the
+// largest y of each pooling window, then its code. The sums stay in registers until they are codes:
+// four output channels are finished together and stored as one quad.
+//
+// A dense kernel keeps four outputs x a few positions in registers. A sparse one keeps one output x
+// several positions and walks over the quads of weights that are not all zero: at a density of 0.1
+// a third of them, each of which costs no more than a single weight would.
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cpu/integer_simd.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_tables.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/integer_layer.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h, as Highway wants it.
+#include "hwy/highway.h"
+#include "kernels/cpu/lanes-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fmp::cpu::HWY_NAMESPACE {
+namespace {
+
+using ops::kQuad;
+using ops::kQuadRow;
+using ops::Requantizer;
+
+using IntTag = hn::CappedTag<int32_t, kLanes>;
+constexpr IntTag kInts;
+using VI = hn::Vec<IntTag>;
+constexpr hn::Repartition<int16_t, IntTag> kShorts;
+constexpr hn::Repartition<uint16_t, IntTag> kUnsignedShorts;
+constexpr hn::Repartition<uint8_t, IntTag> kBytes;
+constexpr hn::RebindToUnsigned<IntTag> kUnsigned;
+constexpr hn::Repartition<uint64_t, IntTag> kLongs;
+constexpr int kVectorBytes = kWidth * kQuad;
+
+// The ways to multiply: an operand from memory, a quad of weights, their product added to a sum,
+// and the sum in 32 bits.
+struct Wide {
+  using VS = hn::Vec<decltype(kShorts)>;
+  struct Pairs {  // bytes 0 and 2, bytes 1 and 3, as 16 bits
+    VS even, odd;
+  };
+  using Operand = Pairs;
+  using Weights = Pairs;
+  using Sum = VI;
+  static HWY_INLINE Sum zero() { return hn::Zero(kInts); }
+  static HWY_INLINE Operand load(const uint8_t* x) {
+    const auto v = hn::BitCast(kUnsignedShorts, hn::Load(kBytes, x));
+    return {hn::BitCast(kShorts, hn::And(v, hn::Set(kUnsignedShorts, uint16_t{0xff}))),
+            hn::BitCast(kShorts, hn::ShiftRight<8>(v))};
+  }
+  static HWY_INLINE Weights set(int32_t quad) {
+    const auto v = hn::BitCast(kShorts, hn::Set(kInts, quad));
+    return {hn::ShiftRight<8>(hn::ShiftLeft<8>(v)), hn::ShiftRight<8>(v)};
+  }
+  static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
+    sum = multiply_add_pairs(x.odd, w.odd, multiply_add_pairs(x.even, w.even, sum));
+  }
+  static HWY_INLINE VI finish(Sum sum) { return sum; }
+};
+
+#if HWY_TARGET <= HWY_SSE4 && HWY_ARCH_X86
+#define FMP_HAS_NARROW 1
+struct Narrow {
+  using Operand = hn::Vec<decltype(kBytes)>;
+  using Weights = VI;
+  using Sum = hn::Vec<decltype(kShorts)>;
+  static HWY_INLINE Sum zero() { return hn::Zero(kShorts); }
+  static HWY_INLINE Operand load(const uint8_t* x) { return hn::Load(kBytes, x); }
+  static HWY_INLINE Weights set(int32_t quad) { return hn::Set(kInts, quad); }
+  static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
+#if HWY_TARGET <= HWY_AVX3
+    sum = hn::Add(sum, Sum{_mm512_maddubs_epi16(x.raw, w.raw)});
+#elif HWY_TARGET <= HWY_AVX2
+    sum = hn::Add(sum, Sum{_mm256_maddubs_epi16(x.raw, w.raw)});
+#else
+    sum = hn::Add(sum, Sum{_mm_maddubs_epi16(x.raw, w.raw)});
+#endif
+  }
+  static HWY_INLINE VI finish(Sum sum) {
+    return multiply_add_pairs(sum, hn::Set(kShorts, int16_t{1}), hn::Zero(kInts));
+  }
+};
+#else
+#define FMP_HAS_NARROW 0
+#endif
+
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+#define FMP_HAS_VNNI 1
+// In assembly because Highway's AVX-512 target does not include the instruction; it is used only
+// after a look at the processor.
+struct Vnni {
+  using Operand = hn::Vec<decltype(kBytes)>;
+  using Weights = VI;
+  using Sum = VI;
+  static HWY_INLINE Sum zero() { return hn::Zero(kInts); }
+  static HWY_INLINE Operand load(const uint8_t* x) { return hn::Load(kBytes, x); }
+  static HWY_INLINE Weights set(int32_t quad) { return hn::Set(kInts, quad); }
+  static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(x.raw), "v"(w.raw));
+  }
+  static HWY_INLINE VI finish(Sum sum) { return sum; }
+};
+#else
+#define FMP_HAS_VNNI 0
+#endif
+
+HWY_INLINE VI codes_of(VI sum, const Requantizer& r, const int32_t* thresholds, int levels) {
+  if (HWY_LIKELY(r.shift >= 0)) {
+    const VI base = hn::Set(kInts, r.base);
+    const VI inside = hn::Min(hn::Max(sum, base), hn::Set(kInts, r.top));
+    const auto a = hn::BitCast(kUnsigned, hn::Sub(inside, base));
+    const auto multiplier = hn::Set(kUnsigned, r.multiplier);
+    const auto offset = hn::Set(kLongs, r.offset);
+    const auto high = hn::BitCast(kUnsigned, hn::ShiftRight<32>(hn::BitCast(kLongs, a)));
+    const auto even = hn::ShiftRightSame(hn::Add(hn::MulEven(a, multiplier), offset), r.shift);
+    const auto odd = hn::ShiftRightSame(hn::Add(hn::MulEven(high, multiplier), offset), r.shift);
+    return hn::BitCast(kInts, hn::Or(even, hn::ShiftLeft<32>(odd)));
+  }
+  VI code = hn::Zero(kInts);
+  for (int step = (levels + 1) / 2; step > 0; step /= 2) {
+    const VI next = hn::Add(code, hn::Set(kInts, step));
+    const VI threshold = hn::GatherIndex(kInts, thresholds - 1, next);
+    code = hn::IfThenElse(hn::Lt(sum, threshold), code, next);
+  }
+  return code;
+}
+
+// Sums of four outputs at PB positions.
+template <class D, int PB>
+HWY_INLINE void dense_sums(const IntegerLayerView& layer, int out_quad,
+                           const uint8_t* HWY_RESTRICT x, VI (&result)[kQuad][PB]) {
+  typename D::Sum sum[kQuad][PB];
+  HWY_UNROLL(16)
+  for (int o = 0; o < kQuad; ++o) {
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) sum[o][p] = D::zero();
+  }
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
+  const int count = layer.taps * layer.in_quads;  // the window is one contiguous block
+  const int32_t* HWY_RESTRICT w = layer.dense + static_cast<ptrdiff_t>(out_quad) * count * kQuad;
+  for (int i = 0; i < count; ++i, x += kQuadRow, w += kQuad) {
+    typename D::Operand operand[PB];
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) operand[p] = D::load(x + p * stride);
+    HWY_UNROLL(16)
+    for (int o = 0; o < kQuad; ++o) {
+      const typename D::Weights weights = D::set(w[o]);
+      HWY_UNROLL(16)
+      for (int p = 0; p < PB; ++p) D::add(operand[p], weights, sum[o][p]);
+    }
+  }
+  HWY_UNROLL(16)
+  for (int o = 0; o < kQuad; ++o) {
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) result[o][p] = D::finish(sum[o][p]);
+  }
+}
+
+// Sums of one output at PB positions.
+template <class D, int PB>
+HWY_INLINE void sparse_sums(const IntegerLayerView& layer, int out, const uint8_t* HWY_RESTRICT x,
+                            VI (&result)[PB]) {
+  typename D::Sum sum[PB];
+  HWY_UNROLL(16)
+  for (int p = 0; p < PB; ++p) sum[p] = D::zero();
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
+  for (int32_t i = layer.row_begin[out]; i < layer.row_begin[out + 1]; ++i) {
+    const typename D::Weights weights = D::set(layer.values[i]);
+    const uint8_t* operand = x + layer.offset[i];
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; ++p) D::add(D::load(operand + p * stride), weights, sum[p]);
+  }
+  HWY_UNROLL(16)
+  for (int p = 0; p < PB; ++p) result[p] = D::finish(sum[p]);
+}
+
+// Calls f(j, sums) for the four outputs j of a quad, sums being those at PB positions.
+template <class D, bool kSparse, int PB, typename F>
+HWY_INLINE void for_each_output(const IntegerLayerView& layer, int out_quad, const uint8_t* x,
+                                const F& f) {
+  if constexpr (kSparse) {
+    HWY_UNROLL(16)
+    for (int j = 0; j < kQuad; ++j) {
+      VI sums[PB];
+      sparse_sums<D, PB>(layer, out_quad * kQuad + j, x, sums);
+      f(j, sums);
+    }
+  } else {
+    VI sums[kQuad][PB];
+    dense_sums<D, PB>(layer, out_quad, x, sums);
+    HWY_UNROLL(16)
+    for (int j = 0; j < kQuad; ++j) f(j, sums[j]);
+  }
+}
+
+HWY_INLINE VI code_in_place(const IntegerLayerView& layer, int out_quad, int j, VI sum) {
+  const ptrdiff_t channel = static_cast<ptrdiff_t>(out_quad) * kQuad + j;
+  const VI code = codes_of(sum, layer.requantizers[channel],
+                           layer.thresholds + channel * layer.levels, layer.levels);
+  return hn::ShiftLeftSame(code, 8 * j);
+}
+
+// PB positions of a quad of outputs, one vector of lanes; PB is a multiple of kPool.
+template <class D, bool kSparse, int PB, int kPool>
+HWY_INLINE void hidden_block(const IntegerLayerView& layer, int out_quad, const uint8_t* x,
+                             uint8_t* HWY_RESTRICT out) {
+  constexpr int kOut = PB / kPool;
+  VI packed[kOut];
+  HWY_UNROLL(16)
+  for (int p = 0; p < kOut; ++p) packed[p] = hn::Zero(kInts);
+  for_each_output<D, kSparse, PB>(layer, out_quad, x, [&](int j, const VI(&sums)[PB]) HWY_ATTR {
+    HWY_UNROLL(16)
+    for (int p = 0; p < kOut; ++p) {
+      VI largest = sums[p * kPool];
+      HWY_UNROLL(16)
+      for (int k = 1; k < kPool; ++k) largest = hn::Max(largest, sums[p * kPool + k]);
+      packed[p] = hn::Or(packed[p], code_in_place(layer, out_quad, j, largest));
+    }
+  });
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.out_quads) * kQuadRow;
+  HWY_UNROLL(16)
+  for (int p = 0; p < kOut; ++p) {
+    hn::Store(hn::BitCast(kBytes, packed[p]), kBytes, out + p * stride);
+  }
+}
+
+// One window of any length.
+template <class D, bool kSparse>
+HWY_INLINE void hidden_window(const IntegerLayerView& layer, int out_quad, const uint8_t* x,
+                              uint8_t* HWY_RESTRICT out) {
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
+  VI largest[kQuad];
+  for (int k = 0; k < layer.pool; ++k) {
+    for_each_output<D, kSparse, 1>(layer, out_quad, x + k * stride,
+                                   [&](int j, const VI(&sums)[1]) HWY_ATTR {
+                                     largest[j] = k == 0 ? sums[0] : hn::Max(largest[j], sums[0]);
+                                   });
+  }
+  VI packed = hn::Zero(kInts);
+  for (int j = 0; j < kQuad; ++j) {
+    packed = hn::Or(packed, code_in_place(layer, out_quad, j, largest[j]));
+  }
+  hn::Store(hn::BitCast(kBytes, packed), kBytes, out);
+}
+
+// Positions outside, outputs inside: the few rows of a step stay in the first-level cache.
+template <class D, bool kSparse, int kPool>
+HWY_FLATTEN void hidden_rows(const IntegerLayerView& layer, const uint8_t* x, int rows,
+                             uint8_t* out) {
+  // What the register file holds beside four outputs, or enough sums to hide the latency of one.
+  constexpr int kPositions = kSparse ? 8 : kVectors == 1 ? 4 : 2;
+  constexpr int kWindow = kPool > 0 ? kPool : 1;
+  const ptrdiff_t x_stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
+  const ptrdiff_t out_stride = static_cast<ptrdiff_t>(layer.out_quads) * kQuadRow;
+  const int window = kPool > 0 ? kPool : layer.pool;
+  for (int l = 0; l < rows;) {
+    const bool block = kPool > 0 && l + kPositions <= rows;
+    const uint8_t* x_l = x + l * x_stride;
+    uint8_t* out_l = out + l / window * out_stride;
+    for (int v = 0; v < kVectors; ++v) {
+      for (int q = 0; q < layer.out_quads; ++q) {
+        const uint8_t* from = x_l + v * kVectorBytes;
+        uint8_t* to = out_l + q * kQuadRow + v * kVectorBytes;
+        if constexpr (kPool == 0) {
+          hidden_window<D, kSparse>(layer, q, from, to);
+        } else if (block) {
+          hidden_block<D, kSparse, kPositions, kWindow>(layer, q, from, to);
+        } else {
+          hidden_block<D, kSparse, kWindow, kWindow>(layer, q, from, to);
+        }
+      }
+    }
+    l += block ? kPositions : window;
+  }
+}
+
+template <class D, bool kSparse>
+void hidden_pools(const IntegerLayerView& layer, const uint8_t* x, int rows, uint8_t* out) {
+  switch (layer.pool) {
+    case 1:
+      return hidden_rows<D, kSparse, 1>(layer, x, rows, out);
+    case 2:
+      return hidden_rows<D, kSparse, 2>(layer, x, rows, out);
+    default:
+      return hidden_rows<D, kSparse, 0>(layer, x, rows, out);
+  }
+}
+
+template <class D, bool kSparse>
+HWY_FLATTEN void output_sums(const IntegerLayerView& layer, const uint8_t* x, int32_t* sums) {
+  for (int v = 0; v < kVectors; ++v) {
+    for (int q = 0; q < layer.out_quads; ++q) {
+      int32_t* to = sums + q * kQuad * kLanes + v * kWidth;
+      for_each_output<D, kSparse, 1>(layer, q, x + v * kVectorBytes,
+                                     [&](int j, const VI(&s)[1])
+                                         HWY_ATTR { hn::Store(s[0], kInts, to + j * kLanes); });
+    }
+  }
+}
+
+// Calls f with the layer's way to multiply, and whether it is sparse, as types.
+template <typename F>
+void with_variant(const IntegerLayerView& layer, const F& f) {
+  const auto with_dot = [&](auto dot) {
+    if (layer.sparse) {
+      f(dot, std::true_type());
+    } else {
+      f(dot, std::false_type());
+    }
+  };
+  switch (layer.dot) {
+#if FMP_HAS_VNNI
+    case ops::DotProduct::kVnni:
+      return with_dot(Vnni());
+#endif
+#if FMP_HAS_NARROW
+    case ops::DotProduct::kNarrow:
+      return with_dot(Narrow());
+#endif
+    default:
+      return with_dot(Wide());
+  }
+}
+
+void hidden(const IntegerLayerView& layer, const uint8_t* x, int rows, uint8_t* out) {
+  with_variant(layer, [&](auto dot, auto sparse) {
+    hidden_pools<decltype(dot), decltype(sparse)::value>(layer, x, rows, out);
+  });
+}
+
+void output(const IntegerLayerView& layer, const uint8_t* x, int32_t* sums) {
+  with_variant(layer, [&](auto dot, auto sparse) {
+    output_sums<decltype(dot), decltype(sparse)::value>(layer, x, sums);
+  });
+}
+
+bool has_vnni() {
+#if FMP_HAS_VNNI
+  return __builtin_cpu_supports("avx512vnni") != 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+void fill_integer(Simd& table) {
+  table.integer = {FMP_HAS_NARROW == 1, has_vnni(), hidden, output};
+}
+
+#undef FMP_HAS_NARROW
+#undef FMP_HAS_VNNI
+
+}  // namespace fmp::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace fmp::cpu {
+HWY_EXPORT(fill_integer);
+void fill_integer_table(Simd& table) { HWY_DYNAMIC_DISPATCH(fill_integer)(table); }
+}  // namespace fmp::cpu
+#endif
