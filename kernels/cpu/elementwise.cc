@@ -147,41 +147,56 @@ HWY_INLINE void with_pool(int pool, const F& f) {
   }
 }
 
-void quantize_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                   const ChannelAffine& channel_affine, const ActivationSpec& spec, uint8_t* out) {
-  const V zero = hn::Zero(kFloats), max_code = hn::Set(kFloats, spec.max_code);
-  with_pool(spec.pool, [&](auto constant) {
-    const int pool = decltype(constant)::value > 0 ? decltype(constant)::value : spec.pool;
-    for (int l = 0; l < rows; l += pool, y += pool * y_stride) {
-      for (int c = 0; c < channels; ++c, out += kLanes) {
+// Windows of a channel that one step covers: constants and sums of the channel are loaded, and sums
+// stored, once for all of them.
+constexpr int kWindows = 4;
+
+// Calls f(first window, windows of this step as a constant) for all windows.
+template <typename F>
+HWY_INLINE void for_each_step(int windows, const F& f) {
+  int w = 0;
+  for (; w + kWindows <= windows; w += kWindows) f(w, std::integral_constant<int, kWindows>());
+  for (; w < windows; ++w) f(w, std::integral_constant<int, 1>());
+}
+
+// out[window][channel] = store(largest t of the window); T: of out.
+template <typename T, typename Store>
+HWY_INLINE void pool_windows(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows,
+                             int channels, const ChannelAffine& channel_affine, int any_pool,
+                             T* HWY_RESTRICT out, const Store& store) {
+  const ptrdiff_t out_stride = static_cast<ptrdiff_t>(channels) * kLanes;
+  with_pool(any_pool, [&](auto constant) {
+    const int pool = decltype(constant)::value > 0 ? decltype(constant)::value : any_pool;
+    for_each_step(rows / pool, [&](int first, auto windows) {
+      for (int c = 0; c < channels; ++c) {
         const Affine affine(channel_affine, c);
         HWY_UNROLL(16)
-        for (int v = 0; v < kVectors; ++v) {
-          const V t = pooled_maximum(y + c * kLanes + v * kWidth, y_stride, pool, affine);
-          const V code = hn::Min(hn::Max(t, zero), max_code);
-          hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, out + v * kWidth);
+        for (int w = first; w < first + decltype(windows)::value; ++w) {
+          HWY_UNROLL(16)
+          for (int v = 0; v < kVectors; ++v) {
+            const int at = c * kLanes + v * kWidth;
+            store(pooled_maximum(y + w * pool * y_stride + at, y_stride, pool, affine),
+                  out + w * out_stride + at);
+          }
         }
       }
-    }
+    });
+  });
+}
+
+void quantize_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                   const ChannelAffine& affine, const ActivationSpec& spec, uint8_t* out) {
+  const V zero = hn::Zero(kFloats), max_code = hn::Set(kFloats, spec.max_code);
+  pool_windows(y, y_stride, rows, channels, affine, spec.pool, out, [&](V t, uint8_t* to) {
+    const V code = hn::Min(hn::Max(t, zero), max_code);
+    hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, to);
   });
 }
 
 void relu_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
-               const ChannelAffine& channel_affine, const ActivationSpec& spec, float* out) {
-  const V zero = hn::Zero(kFloats);
-  with_pool(spec.pool, [&](auto constant) {
-    const int pool = decltype(constant)::value > 0 ? decltype(constant)::value : spec.pool;
-    for (int l = 0; l < rows; l += pool, y += pool * y_stride) {
-      for (int c = 0; c < channels; ++c, out += kLanes) {
-        const Affine affine(channel_affine, c);
-        HWY_UNROLL(16)
-        for (int v = 0; v < kVectors; ++v) {
-          const V t = pooled_maximum(y + c * kLanes + v * kWidth, y_stride, pool, affine);
-          hn::Store(hn::Max(t, zero), kFloats, out + v * kWidth);
-        }
-      }
-    }
-  });
+               const ChannelAffine& affine, const ActivationSpec& spec, float* out) {
+  pool_windows(y, y_stride, rows, channels, affine, spec.pool, out,
+               [&](V t, float* to) { hn::Store(hn::Max(t, hn::Zero(kFloats)), kFloats, to); });
 }
 
 // What pooling compares: the clamped code, or max(t, 0) without quantization.
@@ -232,35 +247,43 @@ HWY_INLINE V passed_gradient(const Winner& w, V clipped, V dp) {
 // Positions outside, channels inside, so that y and dp are read in the order of memory; the sums of
 // every channel wait in `sums`, [channels][2][kLanes].
 template <bool kQuantized, int kPool>
-double backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
+double backward_sums(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows, int channels,
                      const ChannelAffine& channel_affine, const ChannelAffine& xhat_affine,
-                     const ActivationSpec& spec, const float* dp, float* sums) {
+                     const ActivationSpec& spec, const float* HWY_RESTRICT dp,
+                     float* HWY_RESTRICT sums) {
   const int pool = kPool > 0 ? kPool : spec.pool;
+  const ptrdiff_t dp_stride = static_cast<ptrdiff_t>(channels) * kLanes;
   const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
   V scale_gradient[kVectors];
   HWY_UNROLL(16)
   for (int v = 0; v < kVectors; ++v) scale_gradient[v] = hn::Zero(kFloats);
-  for (int l = 0; l < rows; l += pool, y += pool * y_stride) {
-    for (int c = 0; c < channels; ++c, dp += kLanes) {
+  for_each_step(rows / pool, [&](int first, auto windows) {
+    for (int c = 0; c < channels; ++c) {
       const Affine affine(channel_affine, c), to_xhat(xhat_affine, c);
       HWY_UNROLL(16)
       for (int v = 0; v < kVectors; ++v) {
-        float* sum_g = sums + 2 * c * kLanes + v * kWidth;
-        float* sum_g_xhat = sum_g + kLanes;
-        const V gradient = hn::Load(kFloats, dp + v * kWidth);
-        const Winner w =
-            find_winner<kQuantized>(y + c * kLanes + v * kWidth, y_stride, pool, affine, max_code);
-        const V g = passed_gradient(w, clipped, gradient);
-        hn::Store(hn::Add(hn::Load(kFloats, sum_g), g), kFloats, sum_g);
-        hn::Store(hn::MulAdd(g, to_xhat(w.y), hn::Load(kFloats, sum_g_xhat)), kFloats, sum_g_xhat);
-        if (kQuantized) {
-          // dp * code - g * t: code - t where it passes, max_code where clipped, 0 below zero.
-          const V codes = hn::MulAdd(gradient, w.value, scale_gradient[v]);
-          scale_gradient[v] = hn::NegMulAdd(g, w.t, codes);
+        float* at_sums = sums + 2 * c * kLanes + v * kWidth;
+        V sum_g = hn::Load(kFloats, at_sums), sum_g_xhat = hn::Load(kFloats, at_sums + kLanes);
+        const int at = c * kLanes + v * kWidth;
+        HWY_UNROLL(16)
+        for (int i = first; i < first + decltype(windows)::value; ++i) {
+          const V gradient = hn::Load(kFloats, dp + i * dp_stride + at);
+          const Winner w = find_winner<kQuantized>(y + i * pool * y_stride + at, y_stride, pool,
+                                                   affine, max_code);
+          const V g = passed_gradient(w, clipped, gradient);
+          sum_g = hn::Add(sum_g, g);
+          sum_g_xhat = hn::MulAdd(g, to_xhat(w.y), sum_g_xhat);
+          if (kQuantized) {
+            // dp * code - g * t: code - t where it passes, max_code where clipped, 0 below zero.
+            const V codes = hn::MulAdd(gradient, w.value, scale_gradient[v]);
+            scale_gradient[v] = hn::NegMulAdd(g, w.t, codes);
+          }
         }
+        hn::Store(sum_g, kFloats, at_sums);
+        hn::Store(sum_g_xhat, kFloats, at_sums + kLanes);
       }
     }
-  }
+  });
   return static_cast<double>(sum_of_lanes(scale_gradient));
 }
 
@@ -286,33 +309,38 @@ void add_lane_sums(const float* sums, int count, double* totals) {
 }
 
 template <bool kQuantized, int kPool>
-void backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
+void backward_apply(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows, int channels,
                     const ChannelAffine& channel_affine, const ActivationSpec& spec,
-                    const float* dp, const float* k_g, const float* k_y, const float* k_0,
-                    float* dy, ptrdiff_t dy_stride) {
+                    const float* HWY_RESTRICT dp, const float* k_g, const float* k_y,
+                    const float* k_0, float* HWY_RESTRICT dy, ptrdiff_t dy_stride) {
   const int pool = kPool > 0 ? kPool : spec.pool;
+  const ptrdiff_t dp_stride = static_cast<ptrdiff_t>(channels) * kLanes;
   const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
-  for (int l = 0; l < rows; l += pool, y += pool * y_stride, dy += pool * dy_stride) {
-    for (int c = 0; c < channels; ++c, dp += kLanes) {
+  for_each_step(rows / pool, [&](int first, auto windows) {
+    for (int c = 0; c < channels; ++c) {
       const Affine affine(channel_affine, c);
       const V of_g = hn::Set(kFloats, k_g[c]);
       const V of_y = hn::Set(kFloats, k_y[c]);
       const V constant = hn::Set(kFloats, k_0[c]);
       HWY_UNROLL(16)
-      for (int v = 0; v < kVectors; ++v) {
-        const float* y_v = y + c * kLanes + v * kWidth;
-        float* dy_v = dy + c * kLanes + v * kWidth;
-        const Winner w = find_winner<kQuantized>(y_v, y_stride, pool, affine, max_code);
-        const V g = passed_gradient(w, clipped, hn::Load(kFloats, dp + v * kWidth));
-        for (int j = 0; j < pool; ++j) {
-          const V rest = hn::MulAdd(of_y, hn::Load(kFloats, y_v + j * y_stride), constant);
-          const auto wins = hn::Eq(w.position, hn::Set(kFloats, static_cast<float>(j)));
-          hn::Store(hn::MulAdd(of_g, hn::IfThenElseZero(wins, g), rest), kFloats,
-                    dy_v + j * dy_stride);
+      for (int i = first; i < first + decltype(windows)::value; ++i) {
+        HWY_UNROLL(16)
+        for (int v = 0; v < kVectors; ++v) {
+          const int at = c * kLanes + v * kWidth;
+          const float* y_v = y + i * pool * y_stride + at;
+          float* dy_v = dy + i * pool * dy_stride + at;
+          const Winner w = find_winner<kQuantized>(y_v, y_stride, pool, affine, max_code);
+          const V g = passed_gradient(w, clipped, hn::Load(kFloats, dp + i * dp_stride + at));
+          for (int j = 0; j < pool; ++j) {
+            const V rest = hn::MulAdd(of_y, hn::Load(kFloats, y_v + j * y_stride), constant);
+            const auto wins = hn::Eq(w.position, hn::Set(kFloats, static_cast<float>(j)));
+            hn::Store(hn::MulAdd(of_g, hn::IfThenElseZero(wins, g), rest), kFloats,
+                      dy_v + j * dy_stride);
+          }
         }
       }
     }
-  }
+  });
 }
 
 void activation_backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,

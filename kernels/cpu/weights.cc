@@ -127,7 +127,7 @@ void list_survivors(CompiledWeights::Compiled& w) {
 // Winograd's algorithm and matrix products pay from this many channels on each side.
 constexpr int kManyChannels = 8;
 // The share of surviving weights from which they are faster than skipping the others.
-constexpr double kDenseEnough = 0.4;
+constexpr double kDenseEnough = 0.35;
 
 bool many(int64_t out_channels, int64_t in_channels) {
   return out_channels >= kManyChannels && in_channels >= kManyChannels;
