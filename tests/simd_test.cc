@@ -15,6 +15,7 @@
 #include "framework/random.h"
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/weights.h"
+#include "kernels/cpu/winograd.h"
 #include "kernels/ops.h"
 
 namespace fmp {
@@ -266,15 +267,110 @@ TEST(SimdTest, WeightGradients) {
   }
 }
 
+TEST(SimdTest, WeightGradientsAsMatrixProducts) {
+  for (const int channels : {16, 32, 48, 80}) {
+    for (const int out : {1, 6, 11}) {
+      constexpr int kRows = 5;
+      const ptrdiff_t x_stride = cpu::operand_stride(channels);
+      const ptrdiff_t dy_stride = cpu::operand_stride(out);
+      Aligned<float> x(static_cast<size_t>(kRows * x_stride)),
+          dy(static_cast<size_t>(kRows * dy_stride));
+      Random random(kSeed, "product");
+      for (size_t i = 0; i < x.size; ++i) x[i] = random.uniform(-1.0F, 1.0F);
+      for (size_t i = 0; i < dy.size; ++i) dy[i] = random.uniform(-1.0F, 1.0F);
+      for_each_target([&] {
+        constexpr float kBefore = 0.5F;
+        Aligned<float> dw(static_cast<size_t>(out * channels), kBefore);
+        cpu::simd().backward_weight_product(x.data(), x_stride, dy.data(), dy_stride, kRows, out,
+                                            channels, dw.data());
+        for (int o = 0; o < out; ++o) {
+          for (int c = 0; c < channels; ++c) {
+            double expected = static_cast<double>(kBefore), magnitude = expected;
+            for (int r = 0; r < kRows; ++r) {
+              for (int lane = 0; lane < kLanes; ++lane) {
+                const double product =
+                    static_cast<double>(
+                        dy[static_cast<size_t>(r * dy_stride + o * kLanes + lane)]) *
+                    static_cast<double>(x[static_cast<size_t>(r * x_stride + lane * channels + c)]);
+                expected += product;
+                magnitude += std::fabs(product);
+              }
+            }
+            ASSERT_NEAR(dw[static_cast<size_t>(o * channels + c)], expected,
+                        kSumTolerance * magnitude);
+          }
+        }
+      });
+    }
+  }
+}
+
+TEST(SimdTest, TransposedCodes) {
+  for (const int channels : {1, 2, 15, 16, 17, 40}) {
+    const int padded = (channels + kLanes - 1) / kLanes * kLanes;
+    Aligned<uint8_t> codes(static_cast<size_t>(channels * kLanes));
+    for (size_t i = 0; i < codes.size; ++i) codes[i] = static_cast<uint8_t>(7 * i + 3);
+    for_each_target([&] {
+      Aligned<uint8_t> out(static_cast<size_t>(padded * kLanes), uint8_t{99});
+      cpu::simd().transpose_codes(codes.data(), channels, out.data());
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int c = 0; c < padded; ++c) {
+          const int expected = c < channels ? codes[static_cast<size_t>(c * kLanes + lane)] : 0;
+          ASSERT_EQ(out[static_cast<size_t>(lane * padded + c)], expected) << lane << ' ' << c;
+        }
+      }
+    });
+  }
+}
+
+// Three taps on one channel through the points and back, with the largest codes there are: exact.
+TEST(SimdTest, WinogradOnIntegersIsExact) {
+  namespace wg = cpu::winograd;
+  constexpr int kCount = 2 * kLanes;  // elements of a row of pairs
+  for (const int rows : {1, 4, 7, 16}) {
+    const int groups = wg::groups(rows), data_rows = wg::data_rows(groups);
+    Aligned<int16_t> x(static_cast<size_t>(data_rows * kCount));
+    Random random(kSeed, "winograd");
+    const auto code = [&](int largest) {
+      return static_cast<int>(random.below(2)) * static_cast<int>(random.below(2)) == 0
+                 ? largest
+                 : static_cast<int>(random.below(static_cast<uint64_t>(largest) + 1));
+    };
+    for (size_t i = 0; i < x.size; ++i) x[i] = static_cast<int16_t>(code(255));
+    const int w[3] = {code(127), -code(127), code(127)};
+    const auto w_at = wg::weights_at_points(w[0], w[1], w[2]);
+    for_each_target([&] {
+      const ptrdiff_t point_stride = groups * kCount;
+      Aligned<int16_t> points(static_cast<size_t>(wg::kPoints * point_stride));
+      cpu::simd().winograd_data_pairs(x.data(), kCount, groups, kCount, points.data(), kCount,
+                                      point_stride);
+      Aligned<int32_t> products(points.size);
+      for (size_t i = 0; i < points.size; ++i) {
+        products[i] = points[i] * w_at[i / static_cast<size_t>(point_stride)];
+      }
+      Aligned<float> y(static_cast<size_t>(rows * kCount));
+      cpu::simd().winograd_outputs_exact(products.data(), kCount, point_stride, rows, kCount,
+                                         y.data(), kCount);
+      for (int l = 0; l < rows; ++l) {
+        for (int i = 0; i < kCount; ++i) {
+          const auto x_at = [&](int row) { return x[static_cast<size_t>(row * kCount + i)]; };
+          ASSERT_EQ(y[static_cast<size_t>(l * kCount + i)],
+                    static_cast<float>(w[0] * x_at(l) + w[1] * x_at(l + 1) + w[2] * x_at(l + 2)));
+        }
+      }
+    });
+  }
+}
+
 struct ActivationCase {
   int channels, rows, pool;
   bool quantized;
   float max_code;
 };
 
-const ActivationCase kActivations[] = {{1, 1, 1, true, 3},   {3, 6, 2, true, 15},
-                                       {5, 8, 4, true, 255}, {7, 9, 3, true, 255},
-                                       {2, 5, 1, false, 0},  {9, 4, 2, false, 0}};
+const ActivationCase kActivations[] = {
+    {1, 1, 1, true, 3},  {3, 6, 2, true, 15}, {5, 8, 4, true, 255}, {7, 9, 3, true, 255},
+    {2, 5, 1, false, 0}, {9, 4, 2, false, 0}, {3, 22, 2, true, 15}, {4, 11, 1, true, 7}};
 
 // The sums of a layer and what its affine step makes of them, plainly.
 class ActivationData {
