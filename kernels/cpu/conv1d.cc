@@ -30,39 +30,76 @@ constexpr int kDensePositions = kVectors == 1 ? 4 : 1;
 // Positions that one sparse step covers: enough independent sums to hide the multiply-add latency.
 constexpr int kSparsePositions = kVectors == 1 ? 8 : 4;
 
-// One block of OB output channels at PB positions.
-template <int OB, int PB>
-HWY_INLINE void dense_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int taps, int channels,
-                            const float* HWY_RESTRICT w, float* HWY_RESTRICT y,
-                            ptrdiff_t y_stride) {
-  V sum[OB][PB][kVectors];
+// What a dense kernel does in one step: a product of one weight with kWidth lanes of an operand.
+struct FloatProducts {
+  using Element = float;
+  static constexpr int kElements = 1;  // of each lane's operand, and of a weight
+  static HWY_INLINE V zero() { return hn::Zero(kFloats); }
+  static HWY_INLINE V load(const float* x) { return hn::Load(kFloats, x); }
+  static HWY_INLINE V broadcast(const float* w) { return hn::Set(kFloats, *w); }
+  static HWY_INLINE V multiply_add(V w, V x, V sum) { return hn::MulAdd(w, x, sum); }
+  static HWY_INLINE void store(V sum, float* y) { hn::Store(sum, kFloats, y); }
+};
+
+using IntTag = hn::CappedTag<int32_t, kLanes>;
+constexpr IntTag kInts;
+using ShortTag = hn::Repartition<int16_t, IntTag>;
+constexpr ShortTag kShorts;
+using VI = hn::Vec<IntTag>;
+using VS = hn::Vec<ShortTag>;
+
+// Pairs of channels in 16 bits, one multiply-add-pairs a step, exact in 32 bits.
+struct PairProducts {
+  using Element = int16_t;
+  static constexpr int kElements = 2;
+  static HWY_INLINE VI zero() { return hn::Zero(kInts); }
+  static HWY_INLINE VS load(const int16_t* x) { return hn::Load(kShorts, x); }
+  static HWY_INLINE VS broadcast(const int16_t* w) {
+    int32_t pair;
+    hwy::CopyBytes<4>(w, &pair);
+    return hn::BitCast(kShorts, hn::Set(kInts, pair));
+  }
+  static HWY_INLINE VI multiply_add(VS w, VS x, VI sum) { return multiply_add_pairs(w, x, sum); }
+  static HWY_INLINE void store(VI sum, float* y) {
+    hn::Store(hn::ConvertTo(kFloats, sum), kFloats, y);
+  }
+  static HWY_INLINE void store(VI sum, int32_t* y) { hn::Store(sum, kInts, y); }
+};
+
+// One block of OB output channels at PB positions; `steps` products for each tap.
+template <class Products, int OB, int PB, typename Out>
+HWY_INLINE void dense_block(const typename Products::Element* HWY_RESTRICT x, ptrdiff_t x_stride,
+                            int taps, int steps, const typename Products::Element* HWY_RESTRICT w,
+                            Out* HWY_RESTRICT y, ptrdiff_t y_stride) {
+  constexpr int kElements = Products::kElements;
+  decltype(Products::zero()) sum[OB][PB][kVectors];
   HWY_UNROLL(16)
   for (int o = 0; o < OB; ++o) {
     HWY_UNROLL(16)
     for (int p = 0; p < PB; ++p) {
       HWY_UNROLL(16)
-      for (int v = 0; v < kVectors; ++v) sum[o][p][v] = hn::Zero(kFloats);
+      for (int v = 0; v < kVectors; ++v) sum[o][p][v] = Products::zero();
     }
   }
   for (int t = 0; t < taps; ++t) {
-    const float* row = x + t * x_stride;
-    for (int c = 0; c < channels; ++c, row += kLanes, w += OB) {
-      V operand[PB][kVectors];
+    const auto* row = x + t * x_stride;
+    for (int c = 0; c < steps; ++c, row += kElements * kLanes, w += kElements * OB) {
+      decltype(Products::load(x)) operand[PB][kVectors];
       HWY_UNROLL(16)
       for (int p = 0; p < PB; ++p) {
         HWY_UNROLL(16)
         for (int v = 0; v < kVectors; ++v) {
-          operand[p][v] = hn::Load(kFloats, row + p * x_stride + v * kWidth);
+          operand[p][v] = Products::load(row + p * x_stride + v * kElements * kWidth);
         }
       }
       HWY_UNROLL(16)
       for (int o = 0; o < OB; ++o) {
-        const V weight = hn::Set(kFloats, w[o]);
+        const auto weight = Products::broadcast(w + kElements * o);
         HWY_UNROLL(16)
         for (int p = 0; p < PB; ++p) {
           HWY_UNROLL(16)
           for (int v = 0; v < kVectors; ++v) {
-            sum[o][p][v] = hn::MulAdd(weight, operand[p][v], sum[o][p][v]);
+            sum[o][p][v] = Products::multiply_add(weight, operand[p][v], sum[o][p][v]);
           }
         }
       }
@@ -74,22 +111,9 @@ HWY_INLINE void dense_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int
     for (int p = 0; p < PB; ++p) {
       HWY_UNROLL(16)
       for (int v = 0; v < kVectors; ++v) {
-        hn::Store(sum[o][p][v], kFloats, y + p * y_stride + o * kLanes + v * kWidth);
+        Products::store(sum[o][p][v], y + p * y_stride + o * kLanes + v * kWidth);
       }
     }
-  }
-}
-
-template <int OB>
-void dense_rows(const float* x, ptrdiff_t x_stride, int rows, int taps, int channels,
-                const float* w, float* y, ptrdiff_t y_stride) {
-  int l = 0;
-  for (; l + kDensePositions <= rows; l += kDensePositions) {
-    dense_block<OB, kDensePositions>(x + l * x_stride, x_stride, taps, channels, w,
-                                     y + l * y_stride, y_stride);
-  }
-  for (; l < rows; ++l) {
-    dense_block<OB, 1>(x + l * x_stride, x_stride, taps, channels, w, y + l * y_stride, y_stride);
   }
 }
 
@@ -119,13 +143,37 @@ HWY_INLINE void for_each_block(int out, const F& f) {
   }
 }
 
+template <class Products, typename Out>
+void dense(const typename Products::Element* x, ptrdiff_t x_stride, int rows, int out, int taps,
+           int steps, const typename Products::Element* weights, Out* y, ptrdiff_t y_stride) {
+  const ptrdiff_t weights_per_output = static_cast<ptrdiff_t>(taps) * steps * Products::kElements;
+  for_each_block(out, [&](auto block, int o) {
+    const auto* w = weights + o * weights_per_output;
+    const auto at = [&](auto positions, int l) {
+      dense_block<Products, decltype(block)::value, decltype(positions)::value>(
+          x + l * x_stride, x_stride, taps, steps, w, y + l * y_stride + o * kLanes, y_stride);
+    };
+    int l = 0;
+    for (; l + kDensePositions <= rows; l += kDensePositions) {
+      at(std::integral_constant<int, kDensePositions>(), l);
+    }
+    for (; l < rows; ++l) at(std::integral_constant<int, 1>(), l);
+  });
+}
+
 void conv1d_dense(const float* x, ptrdiff_t x_stride, int rows, const DenseWeights& w, float* y,
                   ptrdiff_t y_stride) {
-  const ptrdiff_t weights_per_output = static_cast<ptrdiff_t>(w.taps) * w.channels;
-  for_each_block(w.out, [&](auto block, int o) {
-    dense_rows<decltype(block)::value>(x, x_stride, rows, w.taps, w.channels,
-                                       w.values + o * weights_per_output, y + o * kLanes, y_stride);
-  });
+  dense<FloatProducts>(x, x_stride, rows, w.out, w.taps, w.channels, w.values, y, y_stride);
+}
+void conv1d_dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePairWeights& w,
+                        float* y, ptrdiff_t y_stride) {
+  const int pairs = (w.channels + 1) / 2;
+  dense<PairProducts>(x, x_stride, rows, w.out, w.taps, pairs, w.values, y, y_stride);
+}
+void conv1d_dense_pairs_wrapping(const int16_t* x, ptrdiff_t x_stride, int rows,
+                                 const DensePairWeights& w, int32_t* y, ptrdiff_t y_stride) {
+  const int pairs = (w.channels + 1) / 2;
+  dense<PairProducts>(x, x_stride, rows, w.out, w.taps, pairs, w.values, y, y_stride);
 }
 
 // One output channel at PB positions, over its nonzero weights.
@@ -176,96 +224,6 @@ void conv1d_sparse(const float* x, ptrdiff_t x_stride, int rows, const SparseWei
     step(std::integral_constant<int, kSparsePositions>());
   }
   for (; l < rows; ++l) step(std::integral_constant<int, 1>());
-}
-
-// Pairs of channels in 16 bits, one multiply-add-pairs a step, exact in 32 bits.
-using IntTag = hn::CappedTag<int32_t, kLanes>;
-constexpr IntTag kInts;
-using ShortTag = hn::Repartition<int16_t, IntTag>;
-constexpr ShortTag kShorts;
-using VI = hn::Vec<IntTag>;
-
-HWY_INLINE void store_sum(VI sum, float* y) { hn::Store(hn::ConvertTo(kFloats, sum), kFloats, y); }
-HWY_INLINE void store_sum(VI sum, int32_t* y) { hn::Store(sum, kInts, y); }
-
-template <int OB, int PB, typename Out>
-HWY_INLINE void dense_pair_block(const int16_t* HWY_RESTRICT x, ptrdiff_t x_stride, int taps,
-                                 int pairs, const int16_t* HWY_RESTRICT w, Out* HWY_RESTRICT y,
-                                 ptrdiff_t y_stride) {
-  VI sum[OB][PB][kVectors];
-  HWY_UNROLL(16)
-  for (int o = 0; o < OB; ++o) {
-    HWY_UNROLL(16)
-    for (int p = 0; p < PB; ++p) {
-      HWY_UNROLL(16)
-      for (int v = 0; v < kVectors; ++v) sum[o][p][v] = hn::Zero(kInts);
-    }
-  }
-  for (int t = 0; t < taps; ++t) {
-    const int16_t* row = x + t * x_stride;
-    for (int c = 0; c < pairs; ++c, row += 2 * kLanes, w += 2 * OB) {
-      hn::Vec<ShortTag> operand[PB][kVectors];
-      HWY_UNROLL(16)
-      for (int p = 0; p < PB; ++p) {
-        HWY_UNROLL(16)
-        for (int v = 0; v < kVectors; ++v) {
-          operand[p][v] = hn::Load(kShorts, row + p * x_stride + v * 2 * kWidth);
-        }
-      }
-      HWY_UNROLL(16)
-      for (int o = 0; o < OB; ++o) {
-        int32_t pair;
-        hwy::CopyBytes<4>(w + 2 * o, &pair);
-        const auto weight = hn::BitCast(kShorts, hn::Set(kInts, pair));
-        HWY_UNROLL(16)
-        for (int p = 0; p < PB; ++p) {
-          HWY_UNROLL(16)
-          for (int v = 0; v < kVectors; ++v) {
-            sum[o][p][v] = multiply_add_pairs(weight, operand[p][v], sum[o][p][v]);
-          }
-        }
-      }
-    }
-  }
-  HWY_UNROLL(16)
-  for (int o = 0; o < OB; ++o) {
-    HWY_UNROLL(16)
-    for (int p = 0; p < PB; ++p) {
-      HWY_UNROLL(16)
-      for (int v = 0; v < kVectors; ++v) {
-        store_sum(sum[o][p][v], y + p * y_stride + o * kLanes + v * kWidth);
-      }
-    }
-  }
-}
-
-template <typename Out>
-void dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePairWeights& w, Out* y,
-                 ptrdiff_t y_stride) {
-  const int pairs = (w.channels + 1) / 2;
-  const ptrdiff_t values_per_output = static_cast<ptrdiff_t>(w.taps) * pairs * 2;
-  for_each_block(w.out, [&](auto block, int o) {
-    constexpr int kBlock = decltype(block)::value;
-    const int16_t* values = w.values + o * values_per_output;
-    int l = 0;
-    for (; l + kDensePositions <= rows; l += kDensePositions) {
-      dense_pair_block<kBlock, kDensePositions>(x + l * x_stride, x_stride, w.taps, pairs, values,
-                                                y + l * y_stride + o * kLanes, y_stride);
-    }
-    for (; l < rows; ++l) {
-      dense_pair_block<kBlock, 1>(x + l * x_stride, x_stride, w.taps, pairs, values,
-                                  y + l * y_stride + o * kLanes, y_stride);
-    }
-  });
-}
-
-void conv1d_dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePairWeights& w,
-                        float* y, ptrdiff_t y_stride) {
-  dense_pairs(x, x_stride, rows, w, y, y_stride);
-}
-void conv1d_dense_pairs_wrapping(const int16_t* x, ptrdiff_t x_stride, int rows,
-                                 const DensePairWeights& w, int32_t* y, ptrdiff_t y_stride) {
-  dense_pairs(x, x_stride, rows, w, y, y_stride);
 }
 
 // OB output channels x CB vectors of input channels.
