@@ -9,10 +9,10 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
-#include <thread>
 
 #include "framework/error.h"
 #include "framework/functions.h"
+#include "framework/threads.h"
 
 namespace fmp {
 namespace {
@@ -298,7 +298,7 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
       (!predicted.empty() && predicted.size() != count)) {
     throw std::invalid_argument("IntegerNetwork::run: frames, logits and predictions do not match");
   }
-  if (threads <= 0) threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  threads = threads_or_all_cores(threads);
   const int64_t tiles = static_cast<int64_t>((count + kLanes - 1) / kLanes);
   const size_t bytes = buffer_bytes();
   const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * ops::kQuadRow;
