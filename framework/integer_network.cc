@@ -298,11 +298,11 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
       (!predicted.empty() && predicted.size() != count)) {
     throw std::invalid_argument("IntegerNetwork::run: frames, logits and predictions do not match");
   }
-  threads = threads_or_all_cores(threads);
   const int64_t tiles = static_cast<int64_t>((count + kLanes - 1) / kLanes);
   const size_t bytes = buffer_bytes();
   const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * ops::kQuadRow;
-#pragma omp parallel num_threads(static_cast <int>(std::min <int64_t>(threads, tiles)))
+#pragma omp parallel num_threads( \
+    static_cast <int>(std::min <int64_t>(threads_or_all_cores(threads), tiles)))
   {
     static thread_local AlignedBuffer<uint8_t> first, second;
     static thread_local AlignedBuffer<int32_t> sums_buffer;

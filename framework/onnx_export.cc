@@ -140,7 +140,7 @@ class Writer {
     const std::string scale = constant("scale", settings.scale);
     const std::string zero_point = constant("zero_point", 0);
     const std::string bits = constant("bits", static_cast<float>(settings.bits));
-    const std::string output = name + ".quantized";
+    std::string output = name + ".quantized";
     onnx::NodeProto& node =
         add_node("Quant", name + ".Quant", {value, scale, zero_point, bits}, output);
     node.set_domain(kQuantizerDomain);
@@ -154,7 +154,7 @@ class Writer {
   }
 
   std::string add_weight(const Layer& layer, const Shape& shape, const std::vector<float>& values) {
-    const std::string name = add_constant(layer.name + ".weight", shape, values);
+    std::string name = add_constant(layer.name + ".weight", shape, values);
     if (layer.weight_bits == kFloatBits) return name;
     return add_quantizer(name, name,
                          {quantize_weights(layer).scale, layer.weight_bits, true, true});

@@ -123,7 +123,8 @@ std::string string_attribute(const Graph& graph, const GraphNode& node, std::str
 std::vector<int64_t> integers_attribute(const Graph& graph, const GraphNode& node,
                                         std::string_view name, std::vector<int64_t> otherwise) {
   const auto* value = find_attribute<std::vector<int64_t>>(graph, node, name, "list of integers");
-  return value != nullptr ? *value : std::move(otherwise);
+  if (value != nullptr) return *value;
+  return otherwise;
 }
 
 void fail_at(const Graph& graph, const GraphNode& node, const std::string& message) {

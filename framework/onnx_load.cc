@@ -49,7 +49,7 @@ std::vector<To> tensor_elements(const std::string& what, const onnx::TensorProto
     for (size_t i = 0; i < result.size(); ++i) {
       Stored value;
       std::memcpy(&value, raw.data() + i * sizeof(Stored), sizeof(Stored));
-      result[i] = static_cast<To>(value);
+      result[i] = static_cast<To>(value);  // NOLINT(bugprone-signed-char-misuse): INT8 is a number
     }
     return result;
   }
@@ -325,7 +325,7 @@ onnx::ModelProto parse(const std::filesystem::path& file) {
     fail("{}: {} bytes, at most {} are supported", file.string(), bytes, kMaxFileBytes);
   }
   std::ifstream stream(file, std::ios::binary);
-  if (!stream) fail("{}: cannot be opened: {}", file.string(), std::strerror(errno));
+  if (!stream) fail("{}: cannot be opened: {}", file.string(), errno_message(errno));
   onnx::ModelProto model;
   if (!model.ParseFromIstream(&stream) || !model.has_graph()) {
     fail("{}: is not an ONNX model, or is damaged", file.string());
