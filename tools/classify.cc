@@ -33,6 +33,7 @@ using Clock = std::chrono::steady_clock;
 
 struct ClassifyOptions {
   std::string model, data, format, normalize = "stretch", split = "all";
+  std::string target = ops::target_name();
   int stretch = 256, batch = 64, threads = 0;
   std::optional<int> snr_min;
   bool json = false, benchmark = false;
@@ -67,6 +68,9 @@ ClassifyOptions parse(int argc, char** argv) {
   app.add_option("--snr-min", o.snr_min, "frames of an HDF5 file with at least this SNR, dB");
   app.add_option("--threads", o.threads, "threads; 0 = all cores")
       ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--target", o.target, "instruction set")
+      ->check(CLI::IsMember(ops::target_names()))
       ->capture_default_str();
   app.add_flag("--json", o.json, "print JSON: one document, or for streams a line per frame");
   app.add_flag("--benchmark", o.benchmark,
@@ -377,6 +381,7 @@ void run(const ClassifyOptions& o) {
   if (format == "hdf5" && o.data == "-") {
     throw UsageError("--format: an HDF5 file is not read from a pipe");
   }
+  ops::use_target(o.target);
   const IntegerNetwork network(load_model(o.model));
   Json document;
   if (o.benchmark) document["benchmark"] = benchmark(o, network);
