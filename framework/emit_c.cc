@@ -165,7 +165,7 @@ class Emitter {
     const size_t levels = static_cast<size_t>(layer.levels());
     for (size_t o = 0; o < layer.requantizers.size(); ++o) {
       const ops::Requantizer& r = layer.requantizers[o];
-      if (r.shift >= 0) {
+      if (r.exact) {
         rows += fmt::format("    {{UINT64_C({}), {}, {}, UINT32_C({}), {}}},\n", r.offset,
                             integer(r.base), integer(r.top), r.multiplier, r.shift);
         continue;

@@ -191,12 +191,9 @@ ops::IntegerLayer compile(const IntegerLayerData& data) {
     requantizers.push_back(ops::shifted(data.requantizers[o], offset));
     for (size_t k = o * levels; k < (o + 1) * levels; ++k) thresholds[k] += offset;
   }
-  return {data.shape,
-          data.codes,
-          data.largest_input() + input_offset(data),
-          std::move(requantizers),
-          std::move(thresholds),
-          data.levels()};
+  return {
+      data.shape, data.codes,   data.largest_input() + input_offset(data), std::move(requantizers),
+      thresholds, data.levels()};
 }
 
 int padding_of(const IntegerLayerData& layer) { return (layer.shape.taps - 1) / 2; }

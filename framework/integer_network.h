@@ -24,8 +24,8 @@ struct IntegerLayerData {
   // [O][taps][C], C position-major for flattened inputs. Negated for the channels whose batch-norm
   // decreases, so that codes never decrease with the sum.
   std::vector<int8_t> codes;
-  // Hidden layers: code = number of thresholds that are <= sum, [O][levels]; the same as one
-  // multiplication where that is exact.
+  // Hidden layers: code = number of thresholds that are <= sum, [O][levels]; the same by a
+  // multiplication.
   std::vector<int32_t> thresholds;
   std::vector<ops::Requantizer> requantizers;  // [O]
   std::vector<int32_t> bias;                   // [O]; output layer
@@ -63,9 +63,9 @@ class LogitRounding {
 };
 
 // A trained network compiled to integers: byte codes, integer weights, 32-bit sums, thresholds. Its
-// predictions are those of the network that it was made from, on every frame, as far as
-// Trainer::evaluate uses an instruction set with fused multiply-add here and there, or none in both
-// places.
+// predictions are those of the network that it was made from, on every frame. (The thresholds are
+// found with the instruction set in use; one without fused multiply-add rounds a few sums
+// differently, in Trainer::evaluate as here.)
 class IntegerNetwork {
  public:
   // Throws Error when the network is not quantized throughout, its values are not finite, or a sum

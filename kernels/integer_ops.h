@@ -33,18 +33,22 @@ struct SumRange {
   int32_t low = 0, high = 0;
 };
 
-// From a channel's sums to codes: code = how many of its thresholds are <= sum. The same as one
-// multiplication, where the two are equal for every reachable sum:
+// From a channel's sums to codes: code = how many of its thresholds are <= sum. As a
+// multiplication:
 //   code = ((clamp(sum, base, top) - base) * multiplier + offset) >> shift     (64 bits)
+// exact: that is the code of every reachable sum. Otherwise it is the code or one less, and a look
+// at the next threshold tells.
 struct Requantizer {
   int32_t base = 0, top = 0;
   uint32_t multiplier = 0;
-  int32_t shift = -1;  // < 0: no such multiplication; the thresholds are searched
+  int32_t shift = -1;  // < 0: there is no such multiplication; the thresholds are searched
   uint64_t offset = 0;
+  bool exact = false;
 };
 
-// The multiplication that is equal to `thresholds` (ascending, within low .. high + 1) for every
-// sum in `range`, if one is found. slope: codes per unit of the sum, the function's own.
+// The multiplication for `thresholds` (ascending, within low .. high + 1) and every sum in `range`.
+// Floats round their thresholds a little away from any line, so that not all have an exact one.
+// slope: codes per unit of the sum, the function's own.
 Requantizer fit_requantizer(std::span<const int32_t> thresholds, const SumRange& range,
                             double slope);
 
@@ -78,10 +82,12 @@ struct IntegerShape {
 // A layer compiled for the kernels.
 class IntegerLayer {
  public:
-  // codes: [O][taps][C], any s8. requantizers: [O]; thresholds: [O][levels], both for sums of
-  // unsigned input codes; empty for an output layer. largest_input: of the unsigned codes.
+  // codes: [O][taps][C], any s8. requantizers: [O]; thresholds: [O][levels], below the largest
+  // int32_t, both for sums of unsigned input codes; empty for an output layer. largest_input: of
+  // the unsigned codes.
   IntegerLayer(const IntegerShape& shape, std::span<const int8_t> codes, int largest_input,
-               std::vector<Requantizer> requantizers, std::vector<int32_t> thresholds, int levels);
+               std::vector<Requantizer> requantizers, std::span<const int32_t> thresholds,
+               int levels);
 
   const IntegerShape& shape() const { return shape_; }
   int in_quads() const { return in_quads_; }  // of a position
@@ -110,7 +116,7 @@ class IntegerLayer {
   int levels_ = 0;
   bool narrow_fits_ = false;
   std::vector<Requantizer> requantizers_;  // [out_quads * 4]
-  std::vector<int32_t> thresholds_;        // [out_quads * 4][levels]
+  std::vector<int32_t> thresholds_;        // [out_quads * 4][levels + 1]
   // See cpu::IntegerLayerView.
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];
 };

@@ -123,7 +123,10 @@ HWY_INLINE VI codes_of(VI sum, const Requantizer& r, const int32_t* thresholds, 
     const auto high = hn::BitCast(kUnsigned, hn::ShiftRight<32>(hn::BitCast(kLongs, a)));
     const auto even = hn::ShiftRightSame(hn::Add(hn::MulEven(a, multiplier), offset), r.shift);
     const auto odd = hn::ShiftRightSame(hn::Add(hn::MulEven(high, multiplier), offset), r.shift);
-    return hn::BitCast(kInts, hn::Or(even, hn::ShiftLeft<32>(odd)));
+    const VI code = hn::BitCast(kInts, hn::Or(even, hn::ShiftLeft<32>(odd)));
+    if (HWY_LIKELY(r.exact)) return code;
+    const VI next = hn::GatherIndex(kInts, thresholds, code);
+    return hn::IfThenElse(hn::Lt(sum, next), code, hn::Add(code, hn::Set(kInts, 1)));
   }
   VI code = hn::Zero(kInts);
   for (int step = (levels + 1) / 2; step > 0; step /= 2) {
@@ -206,7 +209,7 @@ HWY_INLINE void for_each_output(const IntegerLayerView& layer, int out_quad, con
 HWY_INLINE VI code_in_place(const IntegerLayerView& layer, int out_quad, int j, VI sum) {
   const ptrdiff_t channel = static_cast<ptrdiff_t>(out_quad) * kQuad + j;
   const VI code = codes_of(sum, layer.requantizers[channel],
-                           layer.thresholds + channel * layer.levels, layer.levels);
+                           layer.thresholds + channel * (layer.levels + 1), layer.levels);
   return hn::ShiftLeftSame(code, 8 * j);
 }
 

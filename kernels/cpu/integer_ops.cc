@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 
 #include "kernels/cpu/integer_simd.h"
@@ -26,7 +27,8 @@ constexpr int kMaxShift = 53;
 constexpr double kSparseBelow = 0.7;
 
 // The offset with which `multiplier` and `shift` give the codes first .. last at the sums where the
-// thresholds are; none if there is no such offset. steps: thresholds less base, those that count.
+// thresholds are or, if there is none, the largest that gives none too early. steps: thresholds
+// less base, those that count. False if even that does not exist.
 bool find_offset(std::span<const int64_t> steps, int64_t first, Requantizer& r) {
   const int64_t one = int64_t{1} << r.shift;
   const int64_t multiplier = r.multiplier;
@@ -37,9 +39,13 @@ bool find_offset(std::span<const int64_t> steps, int64_t first, Requantizer& r) 
     low = std::max(low, code - steps[i] * multiplier);
     high = std::min(high, code - (steps[i] - 1) * multiplier - 1);
   }
-  if (low > high) return false;
-  r.offset = static_cast<uint64_t>(low + (high - low) / 2);
-  return true;
+  r.exact = low <= high;
+  if (r.exact) {
+    r.offset = static_cast<uint64_t>(low + (high - low) / 2);
+    return true;
+  }
+  r.offset = static_cast<uint64_t>(std::max<int64_t>(high, 0));
+  return high >= 0 && low - high < one;
 }
 
 // As many bits of the slope as the multiplier holds; false if it fits badly.
@@ -68,6 +74,7 @@ Requantizer fit_requantizer(std::span<const int32_t> thresholds, const SumRange&
     r.base = r.top = range.low;
     r.offset = static_cast<uint64_t>(first);
     r.shift = 0;
+    r.exact = true;
     return r;
   }
   r.base = *begin - 1;
@@ -77,16 +84,19 @@ Requantizer fit_requantizer(std::span<const int32_t> thresholds, const SumRange&
 
   // The function's own slope, then that of the line through its ends, and their neighbours.
   const double secant = static_cast<double>(end - begin) / static_cast<double>(steps.back());
+  std::optional<Requantizer> nearly;
   for (const double candidate : {slope, secant}) {
     if (!set_slope(candidate, steps.back(), r)) continue;
     for (const int nudge : {0, 1, -1}) {
       Requantizer nudged = r;
       nudged.multiplier += static_cast<uint32_t>(nudge);
-      if (find_offset(steps, first, nudged)) return nudged;
+      if (!find_offset(steps, first, nudged)) continue;
+      if (nudged.exact) return nudged;
+      if (!nearly) nearly = nudged;
     }
   }
   r.shift = -1;
-  return r;
+  return nearly.value_or(r);
 }
 
 Requantizer shifted(const Requantizer& requantizer, int32_t offset) {
@@ -122,11 +132,8 @@ DotProduct best_dot_product(bool narrow_fits) {
 
 IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> codes,
                            int largest_input, std::vector<Requantizer> requantizers,
-                           std::vector<int32_t> thresholds, int levels)
-    : shape_(shape),
-      levels_(levels),
-      requantizers_(std::move(requantizers)),
-      thresholds_(std::move(thresholds)) {
+                           std::span<const int32_t> thresholds, int levels)
+    : shape_(shape), levels_(levels), requantizers_(std::move(requantizers)) {
   const int position_channels = shape.in_channels / shape.in_positions;
   in_quads_ = quads(position_channels) * shape.in_positions;
   const size_t outputs = static_cast<size_t>(out_quads()) * kQuad;
@@ -138,7 +145,12 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
   // Outputs that only fill the last quad have no weights, no thresholds to reach and the code 0.
   const Requantizer none = fit_requantizer({}, {}, 0);
   requantizers_.resize(outputs, none);
-  thresholds_.resize(outputs * static_cast<size_t>(levels), std::numeric_limits<int32_t>::max());
+  // A last threshold that no sum reaches ends each list.
+  const size_t listed = static_cast<size_t>(levels), stride = listed + 1;
+  thresholds_.assign(outputs * stride, std::numeric_limits<int32_t>::max());
+  for (size_t i = 0; i < thresholds.size(); ++i) {
+    thresholds_[i / listed * stride + i % listed] = thresholds[i];
+  }
 
   dense_[0].assign(outputs * row_quads, 0);
   dense_[1].assign(outputs * row_quads * 2, 0);

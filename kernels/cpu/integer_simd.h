@@ -19,7 +19,7 @@ struct IntegerLayerView {
   const int32_t* dense[2] = {};                    // [out_quads][taps][in_quads][4 outputs]
   const int32_t* values[2] = {};                   // [entries]
   const ops::Requantizer* requantizers = nullptr;  // [out_quads * 4]
-  const int32_t* thresholds = nullptr;             // [out_quads * 4][levels]
+  const int32_t* thresholds = nullptr;             // [out_quads * 4][levels + 1]
   int levels = 0;                                  // a power of two less 1
 };
 
