@@ -326,4 +326,8 @@ void* __tsan_memmove(void* to, const void* from, size_t bytes) {
   simt::check(to, bytes, simt::Kind::kWrite);
   return std::memmove(to, from, bytes);
 }
+// The guard of a static variable of the host's code.
+unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int /*order*/) {
+  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
 }
