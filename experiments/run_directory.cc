@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <utility>
@@ -73,7 +72,7 @@ std::string csv_field(const nlohmann::json& value) {
 RunDirectory::RunDirectory(const fs::path& path) : path_(path) {
   const std::string lock = (path / kLockFile).string();
   lock_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (lock_ < 0) fail("cannot write to '{}': {}", path.string(), std::strerror(errno));
+  if (lock_ < 0) fail("cannot write to '{}': {}", path.string(), errno_message(errno));
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     ::close(std::exchange(lock_, -1));
     fail("'{}' is in use by another fmp_radioml", path.string());

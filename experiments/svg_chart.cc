@@ -43,7 +43,8 @@ void place_linear_ticks(Axis& axis, int wanted) {
   const double step = round_step((axis.high - axis.low) / wanted);
   const double first = std::floor(axis.low / step + 1e-9);
   const double last = std::ceil(axis.high / step - 1e-9);
-  for (double k = first; k <= last; ++k) axis.ticks.push_back(k * step);
+  const int steps = static_cast<int>(last - first);
+  for (int k = 0; k <= steps; ++k) axis.ticks.push_back((first + k) * step);
   axis.low = axis.ticks.front();
   axis.high = axis.ticks.back();
 }
@@ -87,9 +88,9 @@ Axis x_axis(const Chart& chart, Range range) {
   if (axis.low == axis.high) axis.high = axis.low + 1;
   const double step =
       std::max(1.0, round_step((axis.high - axis.low) / 8));  // rounds and SNRs are whole numbers
-  for (double tick = std::ceil(axis.low / step) * step; tick <= axis.high; tick += step) {
-    axis.ticks.push_back(tick);
-  }
+  const double first = std::ceil(axis.low / step);
+  const int steps = static_cast<int>(std::floor(axis.high / step) - first);
+  for (int k = 0; k <= steps; ++k) axis.ticks.push_back((first + k) * step);
   return axis;
 }
 

@@ -6,7 +6,6 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -35,7 +34,7 @@ class FileDescriptor {
 
 [[noreturn]] void fail_with_errno(const std::filesystem::path& path, const char* what) {
   const int reason = errno;  // before anything below changes it
-  fail("{}: {}: {}", path.string(), what, std::strerror(reason));
+  fail("{}: {}: {}", path.string(), what, errno_message(reason));
 }
 
 bool write_all(int fd, std::string_view bytes) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -21,7 +22,12 @@ int64_t count_nonzero(const Layer& layer) {
   return std::ranges::count_if(quantize_weights(layer).codes, is_nonzero);
 }
 
-LayerCost layer_cost(const Layer& layer) {
+// Every quantizer of a Network has a scale.
+std::string type_name(std::string_view integer, int bits) {
+  return bits == kFloatBits ? "FLOAT32" : fmt::format("SCALED{}{}", integer, bits);
+}
+
+LayerCost layer_cost(const Layer& layer, bool is_first) {
   LayerCost cost;
   cost.layer = layer.name;
   cost.weights = layer.weight.size();
@@ -31,6 +37,10 @@ LayerCost layer_cost(const Layer& layer) {
   cost.weight_bits = layer.weight_bits;
   cost.input_bits = layer.input_bits;
   cost.outputs = layer.positions() * layer.out_channels;
+  // What a QuantReLU writes is unsigned; the quantized input is signed.
+  cost.input_type = type_name(is_first ? "INT" : "UINT", layer.input_bits);
+  cost.weight_type = type_name("INT", layer.weight_bits);
+  cost.output_type = "FLOAT32";
   return cost;
 }
 
@@ -39,15 +49,29 @@ int64_t sum(const std::vector<LayerCost>& layers, Count count) {
   return std::transform_reduce(layers.begin(), layers.end(), int64_t{0}, std::plus<>{}, count);
 }
 
-std::string type_name(std::string_view integer, int bits) {
-  return bits == kFloatBits ? "FLOAT32" : fmt::format("{}{}", integer, bits);
-}
-
 void add(nlohmann::json& totals, const std::string& key, int64_t amount) {
   totals[key] = totals.value(key, int64_t{0}) + amount;
 }
 
 }  // namespace
+
+std::optional<int> bits_of_type(std::string_view type) {
+  if (type == "FLOAT32") return kFloatBits;
+  if (type == "BINARY" || type == "BIPOLAR") return 1;
+  if (type == "TERNARY") return 2;
+  if (type.starts_with("SCALED")) type.remove_prefix(std::string_view("SCALED").size());
+  if (type.starts_with("U")) type.remove_prefix(1);
+  if (!type.starts_with("INT")) return std::nullopt;
+  type.remove_prefix(std::string_view("INT").size());
+  if (type.starts_with("<") && type.ends_with(">")) type = type.substr(1, type.size() - 2);
+  int bits = 0;
+  const auto [end, error] = std::from_chars(type.data(), type.data() + type.size(), bits);
+  constexpr int kMaxBits = 64;
+  if (error != std::errc() || end != type.data() + type.size() || bits < 1 || bits > kMaxBits) {
+    return std::nullopt;
+  }
+  return bits;
+}
 
 WeightCodes quantize_weights(const Layer& layer) {
   WeightCodes quantized;
@@ -95,24 +119,20 @@ double NetworkCost::normalized() const {
 
 NetworkCost inference_cost(const Network& network) {
   NetworkCost cost;
-  for (const Layer& layer : network.layers()) cost.layers.push_back(layer_cost(layer));
+  for (const Layer& layer : network.layers()) {
+    cost.layers.push_back(layer_cost(layer, cost.layers.empty()));
+  }
   return cost;
 }
 
 nlohmann::json to_finn_json(const NetworkCost& cost) {
-  nlohmann::json totals = {{"discount_sparsity", true}, {"unsupported", "set()"}};
+  nlohmann::json totals = {{"discount_sparsity", true}, {"unsupported", cost.unsupported}};
   int64_t output_bits = 0;
-  for (size_t i = 0; i < cost.layers.size(); ++i) {
-    const LayerCost& layer = cost.layers[i];
-    // What a QuantReLU writes is unsigned; the quantized input is signed.
-    const std::string input = type_name(i == 0 ? "INT" : "UINT", layer.input_bits);
-    const std::string weight = type_name("INT", layer.weight_bits);
-    const bool is_integer = layer.input_bits != kFloatBits && layer.weight_bits != kFloatBits;
-    constexpr int kAccumulatorBits = 32;  // of INT32 and FLOAT32 alike
-    add(totals, fmt::format("op_mac_{}_{}", input, weight), layer.macs());
-    add(totals, "mem_w_" + weight, layer.weights_nonzero);
-    add(totals, is_integer ? "mem_o_INT32" : "mem_o_FLOAT32", layer.outputs);
-    output_bits += layer.outputs * kAccumulatorBits;
+  for (const LayerCost& layer : cost.layers) {
+    add(totals, fmt::format("op_mac_{}_{}", layer.input_type, layer.weight_type), layer.macs());
+    add(totals, "mem_w_" + layer.weight_type, layer.weights_in_memory());
+    add(totals, "mem_o_" + layer.output_type, layer.outputs);
+    output_bits += layer.outputs * bits_of_type(layer.output_type).value_or(kFloatBits);
   }
   totals["total_bops"] = cost.bit_ops();
   totals["total_mem_w_bits"] = cost.bit_mem();

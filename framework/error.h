@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 
 namespace fmp {
@@ -28,6 +29,9 @@ class DivergedError : public Error {
  public:
   using Error::Error;
 };
+
+// What an errno means, from any thread.
+inline std::string errno_message(int code) { return std::generic_category().message(code); }
 
 template <typename... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {

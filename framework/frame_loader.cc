@@ -11,6 +11,7 @@
 
 #include "framework/dataset.h"
 #include "framework/error.h"
+#include "framework/threads.h"
 #include "kernels/tile.h"
 
 namespace fmp {
@@ -61,9 +62,8 @@ class FrameLoader {
             1, kMaxThreads)) {}
 
   void run(int threads) {
-    if (threads < 1) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     std::vector<std::jthread> workers;
-    for (int64_t i = 0; i < std::min<int64_t>(threads, max_workers_); ++i) {
+    for (int64_t i = 0; i < std::min<int64_t>(threads_or_all_cores(threads), max_workers_); ++i) {
       workers.emplace_back(&FrameLoader::work, this);
     }
     workers.clear();  // joins them

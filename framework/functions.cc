@@ -64,6 +64,10 @@ ops::LayerShape shape_of(const Layer& layer) {
 
 int padding_of(const Layer& layer) { return (layer.kernel - 1) / 2; }
 
+float input_scale(int input_bits) {
+  return kInputRange / static_cast<float>(1 << (input_bits - 1));
+}
+
 Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
                       const RunContext& context) {
   const TileShape shape{batch.count, config.length, config.input_channels, padding};
@@ -72,7 +76,7 @@ Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int 
   if (config.input_bits == kFloatBits) {
     ops::pack_frames(std::span<const float>(batch.values), x->value.view(), context.threads);
   } else {
-    x->scale = kInputRange / static_cast<float>(1 << (config.input_bits - 1));
+    x->scale = input_scale(config.input_bits);
     ops::pack_frames(std::span<const int8_t>(batch.codes), x->value.view(), context.threads);
   }
   return x;

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "framework/network.h"
+#include "framework/onnx_graph.h"
 
 namespace fmp {
 
@@ -19,5 +20,7 @@ namespace fmp {
 // Throws Error, in one line that names the file and the node, when the file cannot be read or is
 // not a graph of this form: such a graph may still be evaluated (framework/onnx_evaluate.h).
 Network import_onnx(const std::filesystem::path& file);
+// The same for a graph that is already read.
+Network network_of(const Graph& graph);
 
 }  // namespace fmp

@@ -56,7 +56,7 @@ int64_t default_memory_limit() {
 }
 
 std::string default_cache_dir() {
-  const char* directory = std::getenv("TMPDIR");
+  const char* directory = std::getenv("TMPDIR");  // NOLINT(concurrency-mt-unsafe): nobody sets it
   return directory != nullptr && *directory != '\0' ? directory : "/var/tmp";  // /tmp may be memory
 }
 

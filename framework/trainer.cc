@@ -6,11 +6,11 @@
 #include <cmath>
 #include <map>
 #include <stdexcept>
-#include <thread>
 
 #include "framework/error.h"
 #include "framework/functions.h"
 #include "framework/plan.h"
+#include "framework/threads.h"
 
 namespace fmp {
 namespace {
@@ -55,8 +55,7 @@ struct Trainer::State {
 
 Trainer::Trainer(const TrainerOptions& options) : state_(std::make_unique<State>()) {
   state_->options = options;
-  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  state_->context.threads = options.threads > 0 ? options.threads : cores;
+  state_->context.threads = threads_or_all_cores(options.threads);
 }
 
 Trainer::~Trainer() = default;

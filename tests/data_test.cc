@@ -117,7 +117,8 @@ Contents make_contents(int classes, int snrs, int frames_per_block, int length) 
   for (int label = 0; label < classes; ++label) {
     for (int i = 0; i < snrs * frames_per_block; ++i) {
       for (int c = 0; c < classes; ++c) contents.y.push_back(c == label ? 1 : 0);
-      contents.z.push_back(-4 + 4 * (i / frames_per_block));
+      const int snr_index = i / frames_per_block;
+      contents.z.push_back(-4 + 4 * snr_index);
     }
   }
   return contents;

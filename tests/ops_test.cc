@@ -264,7 +264,8 @@ class HiddenSurrogate {
         for (int o = 0; o < s.out_channels; ++o) z.push_back(convolve(v.x, w, n, l, o));
       }
     }
-    const double count = static_cast<double>(z.size() / channels);
+    const size_t elements = z.size() / channels;
+    const double count = static_cast<double>(elements);
     for (size_t c = 0; c < channels; ++c) {
       double mean = 0, variance = 0;
       for (size_t i = c; i < z.size(); i += channels) mean += z[i] / count;

@@ -233,7 +233,8 @@ TEST(StructuredL1, RemovesTheSmallestChannelsOfHiddenLayers) {
   Layer& layer = network.layers()[0];
   const size_t count = layer.weight.mask.size() / 20;
   for (size_t i = 0; i < layer.weight.mask.size(); ++i) {
-    const auto channel = static_cast<float>(i / count);
+    const size_t index = i / count;
+    const auto channel = static_cast<float>(index);
     layer.weight.value.floats()[i] = (i % 2 == 0 ? 1.0F : -1.0F) * std::abs(channel - 7.2F);
   }
   prune_by_name(network, "structured-l1", 0.1);

@@ -2,13 +2,13 @@
 // Runs the program itself on a small file: the same flags must give the same results, bit for bit,
 // for any number of threads and however often a run is killed and resumed.
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>

@@ -15,6 +15,7 @@
 #include "framework/error.h"
 #include "framework/network.h"
 #include "framework/random.h"
+#include "framework/threads.h"
 #include "framework/trainer.h"
 
 namespace fmp {
@@ -75,7 +76,7 @@ BenchOptions parse(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     const int code = app.exit(e);
-    std::exit(code == 0 ? 0 : 2);
+    std::exit(code == 0 ? 0 : 2);  // NOLINT(concurrency-mt-unsafe): no threads yet
   }
   return o;
 }
@@ -235,7 +236,7 @@ Json run(const BenchOptions& o) {
                  {"density", o.density},
                  {"compact", o.compact},
                  {"nonzeros", nonzeros(plan, network)},
-                 {"threads", o.threads},
+                 {"threads", threads_or_all_cores(o.threads)},
                  {"target", ops::target_name()},
                  {"train_frames_per_s", per_second(train_seconds)},
                  {"eval_frames_per_s", per_second(eval_seconds)},

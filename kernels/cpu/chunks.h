@@ -3,12 +3,11 @@
 // within an item that stay in the second-level cache. Neither depends on the number of threads.
 #pragma once
 
-#include <time.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/simd.h"

@@ -255,7 +255,7 @@ HWY_FLATTEN void hidden_rows(const IntegerLayerView& layer, const uint8_t* x, in
                              uint8_t* out) {
   // What the register file holds beside four outputs, or enough sums to hide the latency of one.
   constexpr int kPositions = kSparse ? 8 : kVectors == 1 ? 4 : 2;
-  constexpr int kWindow = kPool > 0 ? kPool : 1;
+  constexpr int kWindow = std::max(kPool, 1);
   const ptrdiff_t x_stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
   const ptrdiff_t out_stride = static_cast<ptrdiff_t>(layer.out_quads) * kQuadRow;
   const int window = kPool > 0 ? kPool : layer.pool;

@@ -100,6 +100,12 @@ def frames_per_second(step, batch):
     return batch / min(times)
 
 
+def sgemm_gflop_per_s(n=2048):
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    products = frames_per_second(lambda: torch.mm(a, b), 1)
+    return 2e-9 * n**3 * products
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=("brevitas", "float"), default="brevitas")
@@ -143,6 +149,7 @@ def main():
                 "train_frames_per_s": round(train, 1),
                 "eval_frames_per_s": round(evaluation, 1),
                 "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "sgemm_gflop_per_s": round(sgemm_gflop_per_s(), 1),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }

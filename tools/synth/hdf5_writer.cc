@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 
 #include "framework/error.h"
 #include "tools/synth/synth.h"
@@ -73,7 +72,7 @@ struct RadioMlWriter::State {
 
   [[noreturn]] void broken(const char* action) const {
     fail("{}: cannot {}: {}", path.string(), action,
-         errno != 0 ? std::strerror(errno) : "HDF5 library failure");
+         errno != 0 ? errno_message(errno) : "HDF5 library failure");
   }
   void check(herr_t status, const char* action) const {
     if (status < 0) broken(action);

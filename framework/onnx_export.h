@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <filesystem>
+
+#include "framework/network.h"
+
+namespace fmp {
+
+// Writes a network as ONNX file in QONNX's form, for Netron, qonnx, FINN and hls4ml: standard
+// operations (Conv, BatchNormalization, Relu, MaxPool, Flatten, MatMul, Add) with Quant nodes of
+// the domain "qonnx.custom_op.general" for the input, the weights, the activations and the output
+// bias. Input "global_in" [1, channels, samples], output "global_out" [1, classes]. Weights are
+// float values before their quantizer, pruned ones 0. The first dense layer's inputs are in the
+// order in which ONNX flattens, channel-major. framework/onnx_import.h reads the same network back.
+//
+// Replaces `file` atomically. Throws Error that names the file and the system's reason.
+void export_onnx(const Network& network, const std::filesystem::path& file);
+
+}  // namespace fmp

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+// Runs any ONNX network that framework/onnx_graph.h reads on a RadioML file: accuracy over SNR, and
+// the logits themselves for comparison with other runtimes.
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/atomic_file.h"
+#include "framework/error.h"
+#include "framework/onnx_evaluate.h"
+#include "framework/onnx_import.h"
+#include "framework/radioml.h"
+#include "framework/trainer.h"
+
+namespace fmp {
+namespace {
+
+constexpr int kBatch = 1024;
+
+struct EvalOptions {
+  std::string model, data, engine = "auto", logits;
+  int64_t max_frames = 0;
+  int threads = 0;
+};
+
+std::optional<EvalOptions> parse(int argc, char** argv) {
+  EvalOptions o;
+  CLI::App app("Accuracy of an ONNX network on a RadioML file");
+  app.add_option("model", o.model, "ONNX file")->type_name("FILE")->required();
+  app.add_option("--data", o.data, "RadioML file (HDF5 with X, Y, Z)")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--max-frames", o.max_frames,
+                 "Use this many frames, spread evenly over the file; 0 = all [0]")
+      ->type_name("N");
+  app.add_option("--engine", o.engine,
+                 "network = the kernels that train, for VGG-like chains; graph = node by node in "
+                 "float, for every graph; auto = network where possible [auto]")
+      ->type_name("NAME");
+  app.add_option("--logits", o.logits, "Write the logits here: float32, a row per frame")
+      ->type_name("FILE");
+  app.add_option("--threads", o.threads, "0 = all cores [0]")->type_name("N");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    app.exit(success);
+    return std::nullopt;
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(error.what());
+  }
+  if (o.engine != "auto" && o.engine != "network" && o.engine != "graph") {
+    throw UsageError(
+        fmt::format("--engine: expected auto, network or graph, found '{}'", o.engine));
+  }
+  if (o.threads < 0 || o.threads > 1024) {
+    throw UsageError(fmt::format("--threads: expected 0..1024, found {}", o.threads));
+  }
+  if (o.max_frames < 0) {
+    throw UsageError(fmt::format("--max-frames: expected at least 0, found {}", o.max_frames));
+  }
+  if (o.threads == 0) o.threads = omp_get_num_procs();
+  return o;
+}
+
+// The network of a graph, if it is of that form and the options do not forbid it.
+std::optional<Network> network_for(const EvalOptions& options, const Graph& graph) {
+  if (options.engine == "graph") return std::nullopt;
+  try {
+    return network_of(graph);
+  } catch (const Error&) {
+    if (options.engine == "network") throw;
+    return std::nullopt;
+  }
+}
+
+// Logits of batches, by either way.
+class Engine {
+ public:
+  Engine(const EvalOptions& options, Graph graph)
+      : threads_(options.threads), graph_(std::move(graph)) {
+    network_ = network_for(options, graph_.graph());
+    if (!network_) return;
+    TrainerOptions trainer;
+    trainer.batch = kBatch;
+    trainer.threads = threads_;
+    trainer_.emplace(trainer);
+    trainer_->plan(*network_);
+  }
+
+  bool is_network() const { return network_.has_value(); }
+  int input_bits() const { return network_ ? network_->config().input_bits : kFloatBits; }
+  int64_t classes() const { return graph_.output_size(); }
+  std::vector<float> logits(const FrameBatch& batch, int length) {
+    return network_ ? trainer_->logits(*network_, batch) : graph_.run(batch, length, threads_);
+  }
+
+ private:
+  int threads_;
+  GraphEvaluator graph_;
+  std::optional<Network> network_;
+  std::optional<Trainer> trainer_;
+};
+
+std::vector<int64_t> chosen_frames(const Dataset& data, int64_t max_frames) {
+  const int64_t count = max_frames > 0 ? std::min(max_frames, data.size()) : data.size();
+  std::vector<int64_t> frames(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) frames[static_cast<size_t>(i)] = i * data.size() / count;
+  return frames;
+}
+
+void run(const EvalOptions& options) {
+  Engine engine(options, load_onnx(options.model));
+  RadioMlOptions file;
+  file.path = options.data;
+  file.input_bits = engine.input_bits();
+  file.threads = options.threads;
+  const auto data = open_radioml(file);
+  if (static_cast<int64_t>(data->class_names().size()) > engine.classes()) {
+    fail("{}: {} classes, but {} gives {} values", options.data, data->class_names().size(),
+         options.model, engine.classes());
+  }
+  const std::vector<int64_t> frames = chosen_frames(*data, options.max_frames);
+  std::map<int, std::pair<int64_t, int64_t>> by_snr;  // frames, correct
+  std::string written;
+  double seconds = 0;
+  int64_t correct = 0;
+  BatchReader reader(*data, frames, kBatch);
+  const auto classes = static_cast<size_t>(engine.classes());
+  while (const FrameBatch* batch = reader.next()) {
+    const auto began = std::chrono::steady_clock::now();
+    const std::vector<float> logits = engine.logits(*batch, data->length());
+    seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    for (size_t i = 0; i < static_cast<size_t>(batch->count); ++i) {
+      const auto row = std::span(logits).subspan(i * classes, classes);
+      const bool right = std::ranges::max_element(row) - row.begin() == batch->labels[i];
+      auto& [count, hits] = by_snr[batch->snr_db[i]];
+      ++count;
+      hits += right ? 1 : 0;
+      correct += right ? 1 : 0;
+    }
+    if (!options.logits.empty()) {
+      written.append(reinterpret_cast<const char*>(logits.data()), logits.size() * sizeof(float));
+    }
+  }
+  const auto total = static_cast<double>(frames.size());
+  fmt::print("{}: {} frames, accuracy {:.4f}, {:.0f} frames/s ({})\n", options.model, frames.size(),
+             static_cast<double>(correct) / total, total / seconds,
+             engine.is_network() ? "network" : "graph");
+  fmt::print("SNR dB   frames  accuracy\n");
+  for (const auto& [snr, counts] : by_snr) {
+    fmt::print("{:6} {:8}    {:.4f}\n", snr, counts.first,
+               static_cast<double>(counts.second) / static_cast<double>(counts.first));
+  }
+  if (!options.logits.empty()) write_file_atomically(options.logits, written);
+}
+
+}  // namespace
+}  // namespace fmp
+
+int main(int argc, char** argv) {
+  try {
+    if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
+    return 0;
+  } catch (const fmp::UsageError& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return 1;
+  }
+}
