@@ -12,8 +12,9 @@ struct Factors {
   float step_size, root_correction, beta1, beta2, rest1, rest2, epsilon;
 };
 
-__global__ void adam(Factors f, size_t count, const float* grad, const uint8_t* mask, float* value,
-                     float* moment1, float* moment2) {
+__global__ void __launch_bounds__(kBlockThreads)
+    adam(Factors f, size_t count, const float* grad, const uint8_t* mask, float* value,
+         float* moment1, float* moment2) {
   const size_t i = global_x();
   if (i >= count || (mask != nullptr && mask[i] == 0)) return;
   const float g = grad[i];

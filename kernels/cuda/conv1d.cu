@@ -313,8 +313,9 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // grad[place of i] = scale * sum of the slices' partial sums.
-__global__ void add_slices(const float* partial, int slices, int count, const int* places,
-                           const float* scale, float* grad) {
+__global__ void __launch_bounds__(kBlockThreads)
+    add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
+               float* grad) {
   const int i = static_cast<int>(global_x());
   if (i >= count) return;
   double sum = 0;

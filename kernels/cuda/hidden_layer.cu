@@ -72,7 +72,8 @@ Shape channel_slices(int channels, int rows) {
 }
 
 // partial[slice][channel][2]
-__global__ void channel_sums(Activation a, const float* y, double* partial) {
+__global__ void __launch_bounds__(kBlockThreads)
+    channel_sums(Activation a, const float* y, double* partial) {
   const int channel = block_x();
   const RowSlice rows(a.length);
   double sum = 0, squares = 0;
@@ -117,10 +118,10 @@ __device__ void update(float& value, double batch) {
                              kBatchNormMomentum * batch);
 }
 
-__global__ void batch_constants(int channels, int slices, double n, const double* partial,
-                                const float* x_scale, const float* w_scale, const float* gamma,
-                                const float* beta, float* running_mean, float* running_var,
-                                Constants constants) {
+__global__ void __launch_bounds__(kBlockThreads)
+    batch_constants(int channels, int slices, double n, const double* partial, const float* x_scale,
+                    const float* w_scale, const float* gamma, const float* beta,
+                    float* running_mean, float* running_var, Constants constants) {
   const int c = static_cast<int>(global_x());
   if (c >= channels) return;
   double sum = 0, squares = 0;
@@ -140,10 +141,10 @@ __global__ void batch_constants(int channels, int slices, double n, const double
   set_batch_norm(constants, c, gamma[c], beta[c], sum_scale, mean, variance);
 }
 
-__global__ void evaluation_constants(int channels, const float* x_scale, const float* w_scale,
-                                     const float* gamma, const float* beta,
-                                     const float* running_mean, const float* running_var,
-                                     Constants constants) {
+__global__ void __launch_bounds__(kBlockThreads)
+    evaluation_constants(int channels, const float* x_scale, const float* w_scale,
+                         const float* gamma, const float* beta, const float* running_mean,
+                         const float* running_var, Constants constants) {
   const int c = static_cast<int>(global_x());
   if (c >= channels) return;
   set_batch_norm(constants, c, gamma[c], beta[c], scale_of_sums(x_scale, w_scale),
@@ -152,7 +153,7 @@ __global__ void evaluation_constants(int channels, const float* x_scale, const f
 
 // --- The percentile ----------------------------------------------------------------------------
 
-__global__ void start_search(unsigned rank, Scalars* s) {
+__global__ void __launch_bounds__(kBlockThreads) start_search(unsigned rank, Scalars* s) {
   s->selected = 0;
   if (rank != 0) s->rank = rank;
   for (int b = 0; b < kBins; ++b) s->histogram[b] = 0;
@@ -161,7 +162,8 @@ __global__ void start_search(unsigned rank, Scalars* s) {
 // Counts the next eight bits of every element's key that agrees with what is selected above them.
 // kByNumber: the key is the element's number, of elements with the value found before.
 template <bool kByNumber>
-__global__ void count_keys(Activation a, const float* y, int shift, Scalars* s) {
+__global__ void __launch_bounds__(kBlockThreads)
+    count_keys(Activation a, const float* y, int shift, Scalars* s) {
   __shared__ unsigned bins[kBins];
   bins[thread_x()] = 0;
   static_assert(kBins == kBlockThreads);
@@ -188,7 +190,8 @@ __global__ void count_keys(Activation a, const float* y, int shift, Scalars* s) 
 
 // The bin that holds the element of the wanted rank: values count from the largest, numbers from
 // the smallest.
-__global__ void choose_bin(int shift, bool descending, Scalars* s) {
+__global__ void __launch_bounds__(kBlockThreads)
+    choose_bin(int shift, bool descending, Scalars* s) {
   unsigned rank = s->rank;
   for (int i = 0; i < kBins; ++i) {
     const int bin = descending ? kBins - 1 - i : i;
@@ -203,10 +206,12 @@ __global__ void choose_bin(int shift, bool descending, Scalars* s) {
   for (int b = 0; b < kBins; ++b) s->histogram[b] = 0;
 }
 
-__global__ void keep_value(Scalars* s) { s->value_bits = s->selected; }
+__global__ void __launch_bounds__(kBlockThreads) keep_value(Scalars* s) {
+  s->value_bits = s->selected;
+}
 
-__global__ void keep_statistic(Activation a, const float* xhat_gain, const float* xhat_shift,
-                               Scalars* s) {
+__global__ void __launch_bounds__(kBlockThreads)
+    keep_statistic(Activation a, const float* xhat_gain, const float* xhat_shift, Scalars* s) {
   s->has_statistic = s->value_bits != 0 ? 1 : 0;
   s->statistic_place = s->selected;
   s->threshold = kMinQuantizerRange;
@@ -245,8 +250,9 @@ void find_percentile(const Activation& a, const HiddenState& state, Stream strea
 
 // From values to codes: divides the affine step by the scale. parameter: v, or null when the
 // threshold has been set.
-__global__ void set_threshold(int channels, float max_code, const float* parameter, float* gain,
-                              float* shift, Scalars* s) {
+__global__ void __launch_bounds__(kBlockThreads)
+    set_threshold(int channels, float max_code, const float* parameter, float* gain, float* shift,
+                  Scalars* s) {
   const float threshold =
       parameter != nullptr ? fmaxf(fabsf(*parameter), kMinQuantizerRange) : s->threshold;
   const float act_scale = threshold / max_code;
@@ -275,7 +281,8 @@ __device__ __forceinline__ float pooled_maximum(const Activation& a, const float
 }
 
 // Every row of `out`, padding included: block_x() is the row.
-__global__ void quantize_pool(Activation a, const float* y, Tile out, uint32_t* words) {
+__global__ void __launch_bounds__(kBlockThreads)
+    quantize_pool(Activation a, const float* y, Tile out, uint32_t* words) {
   const int lane = block_y() * kWarpLanes + thread_x();
   const int quad = block_z() * kChannelRows + thread_y();
   if (quad >= out.quads()) return;
@@ -294,7 +301,8 @@ __global__ void quantize_pool(Activation a, const float* y, Tile out, uint32_t* 
         static_cast<size_t>(lane)] = word;
 }
 
-__global__ void relu_pool(Activation a, const float* y, Tile out, float* values) {
+__global__ void __launch_bounds__(kBlockThreads)
+    relu_pool(Activation a, const float* y, Tile out, float* values) {
   const int lane = block_y() * kWarpLanes + thread_x();
   const int channel = block_z() * kChannelRows + thread_y();
   if (channel >= a.channels) return;
@@ -336,8 +344,9 @@ __device__ __forceinline__ float passed(const Activation& a, const Winner& w, fl
 
 // partial[slice][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
 template <bool kQuantized>
-__global__ void activation_sums(Activation a, const float* y, const float* dp,
-                                const float* xhat_gain, const float* xhat_shift, double* partial) {
+__global__ void __launch_bounds__(kBlockThreads)
+    activation_sums(Activation a, const float* y, const float* dp, const float* xhat_gain,
+                    const float* xhat_shift, double* partial) {
   const int channel = block_x();
   const RowSlice rows(a.pooled_length());
   const float to_xhat = xhat_gain[channel], offset = xhat_shift[channel];
@@ -375,10 +384,10 @@ struct BackwardConstants {
 };
 
 // One block: totals of the channels, the threshold's gradient, batch-norm's backward constants.
-__global__ void backward_constants(Activation a, int slices, double n, double* partial,
-                                   const float* threshold, bool collected,
-                                   const double* act_scale_gradient, BackwardConstants k,
-                                   float* threshold_gradient, Scalars* s) {
+__global__ void __launch_bounds__(kBlockThreads)
+    backward_constants(Activation a, int slices, double n, double* partial, const float* threshold,
+                       bool collected, const double* act_scale_gradient, BackwardConstants k,
+                       float* threshold_gradient, Scalars* s) {
   double of_scale = 0;
   for (int c = thread_x(); c < a.channels; c += kBlockThreads) {
     double* total = partial + static_cast<size_t>(c) * 3;  // slice 0 becomes the sum
@@ -427,9 +436,9 @@ __global__ void backward_constants(Activation a, int slices, double n, double* p
 
 // Every pooled row of dy; block_x() past the last one: a row of padding.
 template <bool kQuantized>
-__global__ void activation_backward(Activation a, const float* y, const float* dp,
-                                    BackwardConstants k, bool collected, const Scalars* s, int pad,
-                                    float* dy) {
+__global__ void __launch_bounds__(kBlockThreads)
+    activation_backward(Activation a, const float* y, const float* dp, BackwardConstants k,
+                        bool collected, const Scalars* s, int pad, float* dy) {
   const int lane = block_y() * kWarpLanes + thread_x();
   const int channel = block_z() * kChannelRows + thread_y();
   if (channel >= a.channels) return;

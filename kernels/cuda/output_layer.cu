@@ -14,8 +14,9 @@ __device__ __forceinline__ float bias_code(float bias, float scale) {
   return fminf(fmaxf(rintf(bias / scale), -2147483648.0F), 2147483648.0F);
 }
 
-__global__ void add_bias(const float* x_scale, const float* w_scale, const float* bias,
-                         bool quantized, int64_t frames, int lanes, float* logits) {
+__global__ void __launch_bounds__(kBlockThreads)
+    add_bias(const float* x_scale, const float* w_scale, const float* bias, bool quantized,
+             int64_t frames, int lanes, float* logits) {
   const int lane = block_x() * kBlockThreads + thread_x(), out = block_y();
   if (lane >= lanes) return;
   const float scale = product(x_scale, w_scale);
@@ -25,7 +26,8 @@ __global__ void add_bias(const float* x_scale, const float* w_scale, const float
   *at = lane < frames ? *at * scale + offset : 0.0F;
 }
 
-__global__ void bias_gradient(const float* dlogits, int lanes, float* grad, double* sums) {
+__global__ void __launch_bounds__(kBlockThreads)
+    bias_gradient(const float* dlogits, int lanes, float* grad, double* sums) {
   const int out = block_x();
   double sum = 0;
   for (int lane = thread_x(); lane < lanes; lane += kBlockThreads) {
@@ -39,9 +41,9 @@ __global__ void bias_gradient(const float* dlogits, int lanes, float* grad, doub
 }
 
 // scales: the weights' and the input's.
-__global__ void bias_scale_gradient(int outputs, const float* x_scale, const float* w_scale,
-                                    const float* bias, bool quantized, const double* sums,
-                                    double* scales) {
+__global__ void __launch_bounds__(kBlockThreads)
+    bias_scale_gradient(int outputs, const float* x_scale, const float* w_scale, const float* bias,
+                        bool quantized, const double* sums, double* scales) {
   double of_scale = 0;
   const float scale = product(x_scale, w_scale);
   for (int o = 0; quantized && o < outputs; ++o) {
@@ -53,9 +55,9 @@ __global__ void bias_scale_gradient(int outputs, const float* x_scale, const flo
 }
 
 // A thread has one frame: its logits are lanes apart.
-__global__ void softmax(int frames, int lanes, int classes, const float* logits,
-                        const uint8_t* labels, float* dlogits, uint8_t* predicted,
-                        LossResult* partial) {
+__global__ void __launch_bounds__(kBlockThreads)
+    softmax(int frames, int lanes, int classes, const float* logits, const uint8_t* labels,
+            float* dlogits, uint8_t* predicted, LossResult* partial) {
   const int lane = block_x() * kBlockThreads + thread_x();
   const auto at = [&](int c) {
     return static_cast<size_t>(c) * static_cast<size_t>(lanes) + static_cast<size_t>(lane);
@@ -74,9 +76,9 @@ __global__ void softmax(int frames, int lanes, int classes, const float* logits,
     loss = log(sum) - (static_cast<double>(logits[at(label)]) - largest);
     correct = best == label ? 1 : 0;
     if (predicted != nullptr) predicted[lane] = static_cast<uint8_t>(best);
-    const double weight = 1.0 / frames;
+    const double weight = 1.0 / frames, inverse = 1.0 / sum;
     for (int c = 0; dlogits != nullptr && c < classes; ++c) {
-      const double p = exp(static_cast<double>(logits[at(c)]) - largest) / sum;
+      const double p = exp(static_cast<double>(logits[at(c)]) - largest) * inverse;
       dlogits[at(c)] = static_cast<float>((p - (c == label ? 1.0 : 0.0)) * weight);
     }
   } else if (lane < lanes) {
@@ -87,7 +89,7 @@ __global__ void softmax(int frames, int lanes, int classes, const float* logits,
   if (thread_x() == 0) partial[blockIdx.x] = {loss_sum, correct_sum};
 }
 
-__global__ void add_losses(int blocks, LossResult* partial) {
+__global__ void __launch_bounds__(kBlockThreads) add_losses(int blocks, LossResult* partial) {
   LossResult total = partial[0];
   for (int b = 1; b < blocks; ++b) {
     total.loss_sum += partial[b].loss_sum;

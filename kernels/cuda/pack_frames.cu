@@ -26,7 +26,8 @@ __device__ void stage(const T* frames, const Tile& tile, int first, int position
   __syncthreads();
 }
 
-__global__ void pack_codes(const int8_t* frames, Tile tile, uint32_t* out) {
+__global__ void __launch_bounds__(kBlockThreads)
+    pack_codes(const int8_t* frames, Tile tile, uint32_t* out) {
   int8_t* staged = dynamic_shared<int8_t>();
   const int stride = kPositions * tile.channels + 4;
   const int first = block_y() * kPositions;
@@ -47,7 +48,8 @@ __global__ void pack_codes(const int8_t* frames, Tile tile, uint32_t* out) {
   }
 }
 
-__global__ void pack_values(const float* frames, Tile tile, float* out) {
+__global__ void __launch_bounds__(kBlockThreads)
+    pack_values(const float* frames, Tile tile, float* out) {
   float* staged = dynamic_shared<float>();
   const int stride = kPositions * tile.channels + 1;
   const int first = block_y() * kPositions;

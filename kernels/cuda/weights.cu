@@ -19,8 +19,8 @@ __device__ __forceinline__ bool alive(const uint8_t* mask, size_t i) {
 }
 
 // Maxima and counts do not depend on order, so that atomics of integers may find them.
-__global__ void find_largest(const float* weight, const uint8_t* mask, size_t count,
-                             Weights::Status* status) {
+__global__ void __launch_bounds__(kBlockThreads)
+    find_largest(const float* weight, const uint8_t* mask, size_t count, Weights::Status* status) {
   const size_t i = global_x();
   const float value = i < count && alive(mask, i) ? fabsf(weight[i]) : 0.0F;
   const unsigned bits = __float_as_uint(value);
@@ -36,15 +36,17 @@ __global__ void find_largest(const float* weight, const uint8_t* mask, size_t co
   }
 }
 
-__global__ void set_scale(float largest_code, Weights::Status* status) {
+__global__ void __launch_bounds__(kBlockThreads)
+    set_scale(float largest_code, Weights::Status* status) {
   status->scale =
       largest_code == 0.0F
           ? 1.0F
           : fmaxf(__uint_as_float(status->largest_bits), kMinQuantizerRange) / largest_code;
 }
 
-__global__ void quantize(const float* weight, const uint8_t* mask, size_t count, bool quantized,
-                         float* codes, Weights::Status* status) {
+__global__ void __launch_bounds__(kBlockThreads)
+    quantize(const float* weight, const uint8_t* mask, size_t count, bool quantized, float* codes,
+             Weights::Status* status) {
   const size_t i = global_x();
   float code = i < count && alive(mask, i) ? weight[i] : 0.0F;
   if (quantized) code = rintf(code / status->scale);
@@ -73,7 +75,8 @@ struct Packing {
 };
 
 // quads[tap][quad of in][out], four signed bytes each.
-__global__ void pack_quads(Packing p, const float* codes, int* quads) {
+__global__ void __launch_bounds__(kBlockThreads)
+    pack_quads(Packing p, const float* codes, int* quads) {
   const int i = static_cast<int>(global_x());
   if (i >= p.taps * p.quads() * p.out_stride) return;
   const int out = i % p.out_stride, quad = i / p.out_stride % p.quads();
@@ -88,7 +91,8 @@ __global__ void pack_quads(Packing p, const float* codes, int* quads) {
 }
 
 // values[tap][quad of in][4][out], times scale if that is not null.
-__global__ void pack_values(Packing p, const float* codes, const float* scale, float* values) {
+__global__ void __launch_bounds__(kBlockThreads)
+    pack_values(Packing p, const float* codes, const float* scale, float* values) {
   const int i = static_cast<int>(global_x());
   const int channels = p.quads() * kQuad;
   if (i >= p.taps * channels * p.out_stride) return;
@@ -98,8 +102,9 @@ __global__ void pack_values(Packing p, const float* codes, const float* scale, f
   values[i] = scale != nullptr ? value * *scale : value;
 }
 
-__global__ void gather_values(int count, const int* places, const float* codes, const float* scale,
-                              float* values) {
+__global__ void __launch_bounds__(kBlockThreads)
+    gather_values(int count, const int* places, const float* codes, const float* scale,
+                  float* values) {
   const int i = static_cast<int>(global_x());
   if (i >= count) return;
   const float value = codes[places[i]];
@@ -108,9 +113,9 @@ __global__ void gather_values(int count, const int* places, const float* codes, 
 
 // Zeroes masked gradients and adds up, per block, what the scale receives and how many weights
 // share the largest magnitude.
-__global__ void scale_gradient(const float* weight, const uint8_t* mask, const float* codes,
-                               size_t count, const Weights::Status* status, float* grad,
-                               double* partial, unsigned* ties) {
+__global__ void __launch_bounds__(kBlockThreads)
+    scale_gradient(const float* weight, const uint8_t* mask, const float* codes, size_t count,
+                   const Weights::Status* status, float* grad, double* partial, unsigned* ties) {
   const size_t i = global_x();
   double gradient = 0;
   unsigned tie = 0;
@@ -133,8 +138,9 @@ __global__ void scale_gradient(const float* weight, const uint8_t* mask, const f
 }
 
 // partial[0] becomes each tie's share of the scale's gradient.
-__global__ void share_gradient(int blocks, float largest_code, const double* extra, double* partial,
-                               const unsigned* ties) {
+__global__ void __launch_bounds__(kBlockThreads)
+    share_gradient(int blocks, float largest_code, const double* extra, double* partial,
+                   const unsigned* ties) {
   double sum = extra != nullptr ? *extra : 0.0;
   unsigned count = 0;
   for (int b = 0; b < blocks; ++b) {
@@ -144,8 +150,9 @@ __global__ void share_gradient(int blocks, float largest_code, const double* ext
   partial[0] = count == 0 ? 0.0 : sum / static_cast<double>(largest_code) / count;
 }
 
-__global__ void add_share(const float* weight, const uint8_t* mask, size_t count,
-                          const Weights::Status* status, const double* share, float* grad) {
+__global__ void __launch_bounds__(kBlockThreads)
+    add_share(const float* weight, const uint8_t* mask, size_t count, const Weights::Status* status,
+              const double* share, float* grad) {
   const size_t i = global_x();
   if (i >= count || !alive(mask, i)) return;
   const float w = weight[i];
