@@ -43,8 +43,10 @@ struct Range {
 };
 extern Range parameters;
 
-// Ends the kernel with a fault of `thread`.
-[[noreturn]] void fail(Thread* thread, std::string text);
+// The two halves of fault(): the second one never returns to the fiber, so nothing of the first may
+// be left on its stack.
+void record_fault(const Thread& thread, std::string text);
+[[noreturn]] void abandon(Thread& thread);
 
 // Ends the kernel with a fault of the current thread. text(): says what is wrong; it runs as the
 // host, as the standard library's templates may be instrumented, too.
@@ -52,7 +54,8 @@ template <typename Text>
 [[noreturn]] void fault(const Text& text) {
   Thread* thread = current;
   current = nullptr;
-  fail(thread, text());
+  record_fault(*thread, text());
+  abandon(*thread);
 }
 
 // Device memory (memory.cc).

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "tests/simt/fiber.h"
@@ -155,8 +156,7 @@ class Block {
     return warp;
   }
 
-  [[noreturn]] void fail(Thread& thread, const std::string& what) {
-    last_fault = what;
+  [[noreturn]] void fail(Thread& thread) {
     failed_ = true;
     slot_of(thread).fiber->leave();
     std::abort();  // a failed fiber is not entered again
@@ -275,10 +275,12 @@ Block& running_block() {
 
 }  // namespace
 
-void fail(Thread* thread, std::string text) {
-  Block::add_place(text, *thread);
-  block_running->fail(*thread, text);
+void record_fault(const Thread& thread, std::string text) {
+  Block::add_place(text, thread);
+  last_fault = std::move(text);
 }
+
+void abandon(Thread& thread) { block_running->fail(thread); }
 
 Index3 thread_index() { return running_block(), current->index; }
 Index3 block_index() { return block_now; }
