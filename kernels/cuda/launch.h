@@ -5,7 +5,6 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <source_location>
 
 #include "kernels/cuda/error.h"
 
@@ -28,11 +27,11 @@ struct Shape {
 // What is launched on which stream, and from which line: what errors show.
 struct Where {
   Where(const char* kernel_name, cudaStream_t on_stream,
-        const std::source_location& from = std::source_location::current())
+        const SourceLine& from = SourceLine::current())
       : name(kernel_name), stream(on_stream), place(from) {}
   const char* name;
   cudaStream_t stream;
-  std::source_location place;
+  SourceLine place;
 };
 
 // Dynamic shared memory that a kernel may use without asking.

@@ -12,6 +12,8 @@
 
 #include "tests/simt/simt.h"
 
+// CUDA's names. NOLINTBEGIN(bugprone-reserved-identifier,bugprone-macro-parentheses)
+
 // --- The language ------------------------------------------------------------------------------
 #define __global__
 #define __device__
@@ -228,3 +230,4 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   };
   return simt::launch(*config, reinterpret_cast<const void*>(kernel), body, &call, sizeof(call));
 }
+// NOLINTEND(bugprone-reserved-identifier,bugprone-macro-parentheses)

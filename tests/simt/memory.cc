@@ -155,6 +155,20 @@ void stamp_access(Stamps& stamps, Kind kind, const char* memory, uint64_t first)
   stamps.writer.several_in_warp = kind == Kind::kAtomic;
 }
 
+// Stamps of neighbouring bytes are mostly alike, as they were accessed together: those need no
+// check of their own.
+void stamp_range(Stamps* stamps, size_t bytes, Kind kind, const char* memory, uint64_t first) {
+  const Stamps before = stamps[0];
+  stamp_access(stamps[0], kind, memory, first);
+  for (size_t i = 1; i < bytes; ++i) {
+    if (std::memcmp(&stamps[i], &before, sizeof(Stamps)) == 0) {
+      stamps[i] = stamps[0];
+    } else {
+      stamp_access(stamps[i], kind, memory, first);
+    }
+  }
+}
+
 void check_device(size_t offset, size_t bytes, Kind kind) {
   Arena& a = arena();
   for (size_t i = offset; i < offset + bytes; ++i) {
@@ -164,26 +178,27 @@ void check_device(size_t offset, size_t bytes, Kind kind) {
     if (kind != Kind::kWrite && a.state[i] == kUninitialised) {
       fault([&] { return describe(kind, bytes, "of device memory that was never written"); });
     }
-    stamp_access(a.stamps[i], kind, "device", intervals.launch_first);
     a.state[i] = kInitialised;
   }
+  stamp_range(a.stamps + offset, bytes, kind, "device", intervals.launch_first);
 }
 
 void check_shared(size_t offset, size_t bytes, Kind kind) {
   SharedMemory& memory = shared_memory();
   const auto* dynamic = reinterpret_cast<std::byte*>(fmp::cuda::dynamic_shared_bytes);
   const size_t begin = static_cast<size_t>(dynamic - memory.base);
-  for (size_t i = offset; i < offset + bytes; ++i) {
-    const bool in_dynamic = i >= begin && i < begin + kMaxSharedBytes;
-    if (i >= memory.bytes || (in_dynamic && i >= memory.dynamic_end)) {
-      fault([&] { return describe(kind, bytes, "outside the block's shared memory"); });
-    }
-    Stamps& stamps = memory.stamps[i];
-    if (kind != Kind::kWrite && stamps.writer.interval < intervals.block_first) {
+  const bool past_dynamic =
+      offset >= begin && offset < begin + kMaxSharedBytes && offset + bytes > memory.dynamic_end;
+  if (past_dynamic || offset + bytes > memory.bytes) {
+    fault([&] { return describe(kind, bytes, "outside the block's shared memory"); });
+  }
+  Stamps* stamps = memory.stamps.data() + offset;
+  for (size_t i = 0; kind != Kind::kWrite && i < bytes; ++i) {
+    if (stamps[i].writer.interval < intervals.block_first) {
       fault([&] { return describe(kind, bytes, "of shared memory that this block never wrote"); });
     }
-    stamp_access(stamps, kind, "shared", intervals.block_first);
   }
+  stamp_range(stamps, bytes, kind, "shared", intervals.block_first);
 }
 
 void check(const void* address, size_t bytes, Kind kind) {
@@ -287,7 +302,7 @@ size_t free_bytes() { return kArenaBytes - arena().used; }
 
 }  // namespace simt
 
-// What -fsanitize=thread calls before every access.
+// What -fsanitize=thread calls before every access. NOLINTBEGIN(bugprone-reserved-identifier)
 extern "C" {
 #define SIMT_ACCESS(bytes)                                                                   \
   void __tsan_read##bytes(void* p) { simt::check(p, bytes, simt::Kind::kRead); }             \
@@ -331,3 +346,4 @@ unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int /*order*/
   return __atomic_load_n(p, __ATOMIC_SEQ_CST);
 }
 }
+// NOLINTEND(bugprone-reserved-identifier)

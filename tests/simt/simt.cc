@@ -89,11 +89,11 @@ class Block {
     }
     if (arrived_ == 0) {
       barrier_site_ = site;
-    } else if (!same(barrier_site_, site)) {
+    } else if (barrier_site_ != site) {
       fault([&] {
-        return std::string("barrier in divergent code: at line ") + std::to_string(site.line()) +
+        return std::string("barrier in divergent code: at line ") + std::to_string(site.line) +
                ", where others of the block wait at the one of line " +
-               std::to_string(barrier_site_.line());
+               std::to_string(barrier_site_.line);
       });
     }
     if (++arrived_ < count_) {
@@ -133,11 +133,11 @@ class Block {
     if (warp.arrived == 0) {
       warp.mask = mask;
       warp.site = site;
-    } else if (warp.mask != mask || !same(warp.site, site)) {
+    } else if (warp.mask != mask || warp.site != site) {
       fault([&] {
-        return std::string("warp primitive at line ") + std::to_string(site.line()) +
+        return std::string("warp primitive at line ") + std::to_string(site.line) +
                " in divergent code: others of the warp wait at line " +
-               std::to_string(warp.site.line()) + ", or with another mask";
+               std::to_string(warp.site.line) + ", or with another mask";
       });
     }
     warp.arrived |= bit;
@@ -168,9 +168,6 @@ class Block {
     Fiber* fiber = nullptr;
   };
 
-  static bool same(const Site& a, const Site& b) {
-    return a.line() == b.line() && a.column() == b.column();
-  }
   // Thread is the first member of Slot.
   static Slot& slot_of(Thread& thread) { return reinterpret_cast<Slot&>(thread); }
 
@@ -207,7 +204,7 @@ class Block {
       fault([&] {
         return std::string("barrier in divergent code: this thread leaves the kernel while ") +
                std::to_string(arrived_) + " others wait at the barrier of line " +
-               std::to_string(barrier_site_.line());
+               std::to_string(barrier_site_.line);
       });
     }
   }
@@ -217,7 +214,7 @@ class Block {
     for (Slot& slot : threads_) {
       if (slot.thread.exited) continue;
       last_fault = "threads wait for each other at different places, this one at line " +
-                   std::to_string(slot.thread.waits_at.line());
+                   std::to_string(slot.thread.waits_at.line);
       add_place(last_fault, slot.thread);
       break;
     }

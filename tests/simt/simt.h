@@ -15,12 +15,16 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 #include <string>
 
 namespace simt {
 
-using Site = std::source_location;
+// The line of a barrier or warp primitive.
+struct Site {
+  int line = 0;
+  static constexpr Site current(int line = __builtin_LINE()) { return {line}; }
+  bool operator==(const Site&) const = default;
+};
 
 struct Index3 {
   unsigned x, y, z;
