@@ -11,6 +11,7 @@
 #include "framework/compaction.h"
 #include "framework/cost.h"
 #include "framework/error.h"
+#include "framework/onnx_import.h"
 
 namespace fmp {
 namespace {
@@ -66,6 +67,26 @@ std::vector<LayerPlan> plan_from_json(const nlohmann::json& json) {
   return plan;
 }
 
+// The network that a run begins with: that of --init, else one with random weights.
+Network initial_network(const Options& options, const Dataset& data) {
+  const auto classes = static_cast<int>(data.class_names().size());
+  if (options.init.empty()) {
+    return {network_config(options, data.length(), classes), options.seed};
+  }
+  Network network = import_onnx(options.init);
+  const NetworkConfig& config = network.config();
+  constexpr int kChannels = 2;
+  if (config.input_channels != kChannels || config.length != data.length() ||
+      config.classes != classes) {
+    fail(
+        "{}: a network for {} x {} samples and {} classes, but {} has {} x {} samples and {} "
+        "classes",
+        options.init, config.input_channels, config.length, config.classes, options.data, kChannels,
+        data.length(), classes);
+  }
+  return network;
+}
+
 double ratio(int64_t a, int64_t b) {
   return b > 0 ? static_cast<double>(a) / static_cast<double>(b) : 0.0;
 }
@@ -84,9 +105,7 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
       data_(std::move(data)),
       console_(console),
       trainer_(trainer_options(options)),
-      current_(network_config(options, data_.dataset->length(),
-                              static_cast<int>(data_.dataset->class_names().size())),
-               options.seed) {
+      current_(initial_network(options, *data_.dataset)) {
   for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weight.size());
 }

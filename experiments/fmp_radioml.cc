@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +18,7 @@
 #include "experiments/experiment.h"
 #include "experiments/fmp_controller.h"
 #include "experiments/interrupt.h"
+#include "experiments/model_export.h"
 #include "experiments/options.h"
 #include "experiments/report.h"
 #include "experiments/run_directory.h"
@@ -45,6 +48,7 @@ class Run {
   void restore(FmpExperiment& experiment);
   void save(const FmpExperiment& experiment, const ControllerState& state);
   ControllerEvents events(FmpExperiment& experiment);
+  void publish(const FmpExperiment& experiment);
   void finish(FmpExperiment& experiment);
   double seconds() const;
 
@@ -154,6 +158,7 @@ ControllerEvents Run::events(FmpExperiment& experiment) {
   events.epoch_done = [this](const RoundRecord& round) { console_.epoch(round, options_.epochs); };
   events.round_done = [this, &experiment](const RoundRecord& round) {
     if (round.is_baseline()) experiment.remember_baseline();
+    if (round.accepted()) publish(experiment);
     console_.round(round);
   };
   events.checkpoint = [this, &experiment](const ControllerState& state) {
@@ -165,6 +170,15 @@ ControllerEvents Run::events(FmpExperiment& experiment) {
     return options_.time_limit > 0 && elapsed.count() >= options_.time_limit;
   };
   return events;
+}
+
+// The best network so far, for others to use.
+void Run::publish(const FmpExperiment& experiment) {
+  constexpr size_t kFramesToCompare = 256;
+  const std::span<const int64_t> frames = experiment.split().train;
+  write_verified_model(*experiment.best(), directory_.path() / "model.onnx", experiment.dataset(),
+                       frames.first(std::min(kFramesToCompare, frames.size())), options_.threads);
+  directory_.write_json("model_cost.json", to_finn_json(inference_cost(*experiment.best())));
 }
 
 // The test frames are looked at here, once, and nothing depends on what they say.
@@ -182,7 +196,7 @@ void Run::finish(FmpExperiment& experiment) {
                             *result, experiment.evaluate(*experiment.best(), "result"), classes);
     directory_.write_network("baseline.fmp", *experiment.baseline());
     directory_.write_network("result.fmp", *experiment.best());
-    directory_.write_json("model_cost.json", to_finn_json(inference_cost(*experiment.best())));
+    publish(experiment);
   }
   timing_.seconds = seconds();
   nlohmann::json summary = summarize(options_, state_, experiment, timing_);
@@ -207,6 +221,7 @@ std::vector<std::string> arguments_to_store(Options options) {
   std::error_code error;
   if (std::filesystem::exists(options.data, error))
     options.data = std::filesystem::absolute(options.data).string();
+  if (!options.init.empty()) options.init = std::filesystem::absolute(options.init).string();
   options.out.clear();
   return to_arguments(options);
 }

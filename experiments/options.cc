@@ -14,6 +14,7 @@
 
 #include "experiments/run_directory.h"
 #include "framework/error.h"
+#include "framework/onnx_import.h"
 #include "framework/pruning.h"
 
 namespace fmp {
@@ -23,6 +24,9 @@ namespace {
 // never its results.
 constexpr std::string_view kResumeFlags[] = {"data",         "threads",    "device",
                                              "memory-limit", "time-limit", "sparse-threshold"};
+// Flags that describe the network.
+constexpr const char* kNetworkFlags[] = {"bits",     "input-bits", "weight-bits",
+                                         "act-bits", "filters",    "dense"};
 constexpr int64_t kMaximumFilters = 65536;
 constexpr int kMaximumThreads = 4096;
 
@@ -163,6 +167,9 @@ void add_network_flags(CLI::App& app, Options& o) {
              "Bits of the activations, one for all or one per hidden layer [--bits]");
   group.list("--filters", o.filters, "C,..", "Output channels of the convolutions");
   group.list("--dense", o.dense, "C,..", "Outputs of the hidden dense layers, 0 = none");
+  group.text("--init", "FILE",
+             "Start from the network in this ONNX file, instead of the flags above; zeros stay",
+             [&o](const std::string& text) { o.init = text; });
 }
 
 void add_pruning_flags(CLI::App& app, Options& o) {
@@ -294,6 +301,21 @@ std::vector<std::string> resumed_arguments(const CLI::App& app, const Options& g
   return arguments;
 }
 
+// Takes over what the file of --init says of the network. `app` has parsed the command line.
+void adopt_initial_network(const CLI::App& app, Options& options) {
+  if (options.init.empty()) return;
+  for (const char* flag : kNetworkFlags) {
+    if (app.count(fmt::format("--{}", flag)) != 0)
+      usage("--{} cannot be given with --init: the file says what the network is", flag);
+  }
+  const NetworkConfig config = import_onnx(options.init).config();
+  options.input_bits = config.input_bits;
+  options.weight_bits = config.weight_bits;
+  options.act_bits = config.act_bits;
+  options.filters = config.filters;
+  options.dense = config.dense;
+}
+
 // --dense 0 stands for no hidden dense layer.
 void normalise(Options& options) {
   if (options.dense == std::vector<int>{0}) options.dense.clear();
@@ -398,13 +420,16 @@ std::optional<Options> parse_options(std::span<const std::string> arguments) {
   CLI::App app(description, "fmp_radioml");
   declare(app, options);
   if (!run_parser(app, arguments)) return std::nullopt;
-  if (!options.resume.empty()) {
+  if (options.resume.empty()) {
+    adopt_initial_network(app, options);
+  } else {
     const std::string resume = options.resume;
     const std::vector<std::string> resumed = resumed_arguments(app, options);
     options = Options();
     CLI::App again(description, "fmp_radioml");
     declare(again, options);
     run_parser(again, resumed);
+    adopt_initial_network(again, options);
     options.resume = options.out = resume;
   }
   normalise(options);
@@ -434,12 +459,16 @@ std::vector<std::string> to_arguments(const Options& o) {
   if (o.frames_per_block) add("frames-per-block", *o.frames_per_block);
   add("validation-fraction", o.validation_fraction);
   add("memory-limit", o.memory_limit);
-  add("bits", o.bits);
-  if (o.input_bits) add("input-bits", *o.input_bits);
-  add_list("weight-bits", o.weight_bits);
-  add_list("act-bits", o.act_bits);
-  add_list("filters", o.filters);
-  add_list("dense", o.dense.empty() ? std::vector<int>{0} : o.dense);
+  if (o.init.empty()) {
+    add("bits", o.bits);
+    if (o.input_bits) add("input-bits", *o.input_bits);
+    add_list("weight-bits", o.weight_bits);
+    add_list("act-bits", o.act_bits);
+    add_list("filters", o.filters);
+    add_list("dense", o.dense.empty() ? std::vector<int>{0} : o.dense);
+  } else {
+    add("init", o.init);
+  }
   add("accuracy", to_string(o.accuracy));
   add("criterion-split", to_string(o.criterion_split));
   add("feedback", o.feedback ? "on" : "off");
@@ -481,6 +510,7 @@ nlohmann::json to_json(const Options& o) {
           {"act-bits", list_or(o.act_bits, o.bits)},
           {"filters", o.filters},
           {"dense", o.dense},
+          {"init", o.init.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.init)},
           {"accuracy", to_string(o.accuracy)},
           {"criterion-split", to_string(o.criterion_split)},
           {"feedback", o.feedback ? "on" : "off"},

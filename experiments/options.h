@@ -48,6 +48,9 @@ struct Options {
   std::vector<int> act_bits;     // empty = bits; one, or one per hidden layer
   std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};
   std::vector<int> dense = {128, 128};
+  // ONNX file with the network to start from, whose settings then replace those above; its zero
+  // weights stay pruned. Empty = random weights.
+  std::string init;
 
   // Pruning.
   AccuracyGoal accuracy;

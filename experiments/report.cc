@@ -3,10 +3,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <initializer_list>
+#include <optional>
 
+#include "experiments/published_results.h"
 #include "experiments/svg_chart.h"
 
 namespace fmp {
@@ -373,6 +376,67 @@ std::string render_layers(const json& summary, const std::vector<json>& rounds) 
          table(columns, layers.get<std::vector<json>>());
 }
 
+template <typename T>
+json or_null(const std::optional<T>& value) {
+  return value ? json(*value) : json(nullptr);
+}
+
+// The bits of a network's hidden weights: "4", or "4–8" where they differ.
+std::string bits_of(const json& network) {
+  double low = std::nan(""), high = std::nan("");
+  for (const json& layer : at(network, {"layers"})) {
+    const double bits = number(layer, {"weight_bits"});
+    low = std::isnan(low) ? bits : std::min(low, bits);
+    high = std::isnan(high) ? bits : std::max(high, bits);
+  }
+  return low == high ? whole(low) : fmt::format("{}–{}", whole(low), whole(high));
+}
+
+json own_row(const json& result, const char* name) {
+  const json& network = at(result, {"network"});
+  json row = {{"name", name}, {"bits", bits_of(network)}};
+  for (const char* key : {"bit_ops", "bit_mem", "cost", "eq5_compression", "true_compression"}) {
+    row[key] = at(network, {key});
+  }
+  row["accuracy"] = at(result, {"accuracy", "test"});
+  return row;
+}
+
+std::string render_published(const json& summary) {
+  if (!at(summary, {"result", "network"}).is_object()) return "";
+  std::vector<json> rows = {own_row(at(summary, {"baseline"}), "this run: baseline"),
+                            own_row(at(summary, {"result"}), "this run: result")};
+  for (const PublishedResult& published : kPublishedResults) {
+    rows.push_back({{"name", published.network},
+                    {"bits", published.bits ? std::to_string(*published.bits) : kDash},
+                    {"bit_ops", or_null(published.bit_ops)},
+                    {"bit_mem", or_null(published.bit_mem)},
+                    {"cost", published.cost},
+                    {"eq5_compression", or_null(published.eq5_compression)}});
+  }
+  const std::vector<Column> columns = {
+      {"Network", kText, [](const json& r) { return text(r, {"name"}); }},
+      {"Bits", kNumber, [](const json& r) { return text(r, {"bits"}); }},
+      {"bit_ops", kNumber, [](const json& r) { return whole(number(r, {"bit_ops"})); }},
+      {"bit_mem", kNumber, [](const json& r) { return whole(number(r, {"bit_mem"})); }},
+      {"Cost", kNumber, [](const json& r) { return cost(number(r, {"cost"})); }},
+      {"True compression", kNumber,
+       [](const json& r) { return times(number(r, {"true_compression"})); }},
+      {"Eq. 5", kNumber, [](const json& r) { return times(number(r, {"eq5_compression"})); }},
+      {"Test accuracy", kNumber,
+       [](const json& r) {
+         const double accuracy = number(r, {"accuracy"});
+         return std::isfinite(accuracy) ? percent(accuracy) : "≥ 56%";
+       }},
+  };
+  return "<h2>Published results</h2>\n<p class=\"soft\">Networks published for RadioML 2018.01A, "
+         "which reach 56% on its test split over all SNRs. Accuracies of this run are comparable "
+         "when it used that data set as a whole. Eq. 5 is the compression that publications of "
+         "FMP state: the product over all pruning steps tried, failed ones included; the true "
+         "one counts the weights that are not zero.</p>\n" +
+         table(columns, rows);
+}
+
 // A two-column table of the members of an object.
 std::string render_members(const char* heading, const json& object) {
   if (!object.is_object() || object.empty()) return "";
@@ -396,6 +460,7 @@ std::string render_report(const json& summary, const std::vector<json>& rounds) 
              kStyle) +
          render_header(summary) + render_snr(summary) + render_rounds(summary, rounds) +
          render_confusion_section(summary) + render_layers(summary, rounds) +
+         render_published(summary) +
          (command.empty()
               ? ""
               : "<h2>Command</h2>\n<p><code>" + escape_html(command) + "</code></p>\n") +

@@ -17,7 +17,8 @@ namespace fmp {
 //   run.json        the command line, written first
 //   checkpoint.fmp  everything that a resumed run needs, replaced after every epoch
 //   rounds.jsonl, rounds.csv     the finished rounds
-//   summary.json, report.html, model_cost.json, baseline.fmp, result.fmp     written at the end
+//   model.onnx, model_cost.json  the best network so far, written with every accepted round
+//   summary.json, report.html, baseline.fmp, result.fmp     written at the end
 // Every file is replaced atomically, so that a kill at any instant leaves a run that can go on.
 // While the object lives, no other process can write to the directory.
 class RunDirectory {

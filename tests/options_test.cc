@@ -133,6 +133,21 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
 
 TEST(Options, NoDenseLayersAreZero) { EXPECT_TRUE(parse({"--dense", "0"}).dense.empty()); }
 
+TEST(Options, InitTakesTheNetworkFromTheFile) {
+  const std::string file = std::string(FMP_FIXTURES_DIR) + "/onnx_brevitas_chain.onnx";
+  const Options options = parse({"--init", file, "--seed=7"});
+  EXPECT_EQ(options.init, file);
+  EXPECT_EQ(options.filters, (std::vector{4, 5}));
+  EXPECT_EQ(options.dense, std::vector{8});
+  EXPECT_EQ(options.input_bits, 6);
+  EXPECT_EQ(options.weight_bits, (std::vector{4, 4, 4, 4}));
+  EXPECT_EQ(parse_options(to_arguments(options)).value(), options);
+  const std::string message = error_of({"--init", file, "--filters=4,5"});
+  EXPECT_NE(message.find("--filters"), std::string::npos) << message;
+  EXPECT_NE(message.find("--init"), std::string::npos) << message;
+  EXPECT_THROW(parse({"--init=/nowhere/model.onnx"}), Error);
+}
+
 TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
   const std::vector<std::pair<Arguments, std::vector<std::string>>> cases = {
       {{"--bits=9"}, {"--bits", "2..8", "9"}},

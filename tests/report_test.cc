@@ -192,6 +192,15 @@ TEST(Report, LayersWithTheirPlan) {
   EXPECT_NE(html.find("2,212,352"), std::string::npos);                // 4321 * 512
 }
 
+TEST(Report, PublishedResultsStandBesideTheRun) {
+  const std::string html = section(render_report(summary(), rounds()), "Published results");
+  EXPECT_EQ(count(html, "<tr>"), 1U + 2U + 9U);  // heading, this run, published
+  EXPECT_EQ(count(html, "this run"), 2U + 1U);   // and the explanation
+  for (const char* text : {"24,601,600", "0.0419", "0.0157", "5,821", "56.78%", "1,244,936"}) {
+    EXPECT_NE(html.find(text), std::string::npos) << text;
+  }
+}
+
 TEST(Report, TextIsEscaped) {
   json evil = summary();
   const std::string attack = R"(<script>alert("1")</script>&'x)";

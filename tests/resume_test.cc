@@ -20,6 +20,8 @@
 #include <thread>
 #include <vector>
 
+#include "framework/cost.h"
+#include "framework/onnx_import.h"
 #include "tools/synth/hdf5_writer.h"
 
 namespace fmp {
@@ -133,7 +135,7 @@ void expect_same_results(const fs::path& a, const fs::path& b) {
   EXPECT_EQ(reproducible(nlohmann::json::parse(read(a / "summary.json"))),
             reproducible(nlohmann::json::parse(read(b / "summary.json"))));
   EXPECT_EQ(reproducible(rounds_of(a)), reproducible(rounds_of(b)));
-  for (const char* name : {"result.fmp", "baseline.fmp", "model_cost.json"})
+  for (const char* name : {"result.fmp", "baseline.fmp", "model.onnx", "model_cost.json"})
     EXPECT_TRUE(read(a / name) == read(b / name)) << name << " differs";
 }
 
@@ -190,6 +192,35 @@ TEST_F(ResumeTest, TheReferenceExercisesTheFeedback) {
     ++(round.at("accepted").get<bool>() ? accepted : rejected);
   EXPECT_GE(accepted, 3) << log("reference");
   EXPECT_GE(rejected, 2) << log("reference");
+}
+
+TEST_F(ResumeTest, TheOnnxFileIsTheResult) {
+  const Network network = import_onnx(root_ / "reference" / "model.onnx");
+  const nlohmann::json summary = nlohmann::json::parse(read(root_ / "reference" / "summary.json"));
+  EXPECT_EQ(network.weights_total(), summary.at("result").at("network").at("weights"));
+  EXPECT_EQ(network.weights_alive(), summary.at("result").at("network").at("weights_alive"));
+  EXPECT_EQ(to_finn_json(inference_cost(network)),
+            nlohmann::json::parse(read(root_ / "reference" / "model_cost.json")));
+  EXPECT_FALSE(fs::exists(root_ / "reference" / "model.onnx.unverified"));
+}
+
+// The result of one run as the start of another: it is there at once, and zeros stay zero.
+TEST_F(ResumeTest, GoesOnFromAnOnnxFile) {
+  Arguments arguments = flags("init", 2);
+  std::erase_if(arguments, [](const std::string& flag) {
+    return flag.starts_with("--bits") || flag.starts_with("--filters") ||
+           flag.starts_with("--dense") || flag.starts_with("--p-methods");
+  });
+  const fs::path file = root_ / "reference" / "model.onnx";
+  arguments.push_back("--init=" + file.string());
+  ASSERT_EQ(run(arguments, "init"), 0) << log("init");
+  const Network start = import_onnx(file), result = import_onnx(root_ / "init" / "model.onnx");
+  const nlohmann::json first = rounds_of(root_ / "init").front();
+  EXPECT_EQ(first.at("network").at("weights_alive"), start.weights_alive());
+  EXPECT_EQ(first.at("network").at("weights"), start.weights_total());
+  EXPECT_LT(result.weights_alive(), start.weights_alive());
+  const nlohmann::json summary = nlohmann::json::parse(read(root_ / "init" / "summary.json"));
+  EXPECT_EQ(summary.at("options").at("init"), file.string());
 }
 
 TEST_F(ResumeTest, AnyNumberOfThreadsGivesTheSameBits) {

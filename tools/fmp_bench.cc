@@ -13,6 +13,7 @@
 
 #include "framework/compaction.h"
 #include "framework/error.h"
+#include "framework/integer_network.h"
 #include "framework/network.h"
 #include "framework/random.h"
 #include "framework/threads.h"
@@ -226,6 +227,17 @@ Json run(const BenchOptions& o) {
   const double eval_seconds =
       best_seconds(o, trainer, evaluation, [&] { trainer.logits(network, batch); });
 
+  // What `classify` runs: the same predictions on integers alone.
+  double integer_seconds = 0;
+  if (o.bits != kFloatBits) {
+    const IntegerNetwork integers(network);
+    std::vector<int32_t> logits(static_cast<size_t>(o.batch) *
+                                static_cast<size_t>(network.config().classes));
+    ops::Profile unused;
+    integer_seconds =
+        best_seconds(o, trainer, unused, [&] { integers.run(batch.codes, logits, {}, o.threads); });
+  }
+
   const auto rate = [&](double passes, double seconds_all) {
     return std::round(10 * passes * gflop / seconds_all) / 10;
   };
@@ -241,6 +253,7 @@ Json run(const BenchOptions& o) {
                  {"train_frames_per_s", per_second(train_seconds)},
                  {"eval_frames_per_s", per_second(eval_seconds)},
                  {"peak_rss_mb", peak_rss_mb()}};
+  if (o.bits != kFloatBits) result["integer_frames_per_s"] = per_second(integer_seconds);
   // As if every weight were multiplied: what a dense kernel would have to reach.
   result["train_dense_equivalent_gflop_per_s"] = std::round(30 * gflop / train_seconds) / 10;
   result["eval_dense_equivalent_gflop_per_s"] = std::round(10 * gflop / eval_seconds) / 10;
@@ -265,6 +278,9 @@ void print(const Json& r) {
   fmt::print("evaluation {:10.1f} frames/s, {:7.1f} GFLOP/s dense equivalent\n",
              r["eval_frames_per_s"].get<double>(),
              r["eval_dense_equivalent_gflop_per_s"].get<double>());
+  if (r.contains("integer_frames_per_s")) {
+    fmt::print("on integers {:9.1f} frames/s\n", r["integer_frames_per_s"].get<double>());
+  }
   fmt::print("peak memory {} MB\n\nshare of the threads' time      training  evaluation\n",
              r["peak_rss_mb"].get<int64_t>());
   for (const auto& [name, share] : r["train_share"].items()) {

@@ -19,6 +19,7 @@
 #include "framework/atomic_file.h"
 #include "framework/error.h"
 #include "framework/onnx_evaluate.h"
+#include "framework/onnx_export.h"
 #include "framework/onnx_import.h"
 #include "framework/radioml.h"
 #include "framework/trainer.h"
@@ -29,7 +30,7 @@ namespace {
 constexpr int kBatch = 1024;
 
 struct EvalOptions {
-  std::string model, data, engine = "auto", logits;
+  std::string model, data, engine = "auto", logits, exported;
   int64_t max_frames = 0;
   int threads = 0;
 };
@@ -38,9 +39,7 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
   EvalOptions o;
   CLI::App app("Accuracy of an ONNX network on a RadioML file");
   app.add_option("model", o.model, "ONNX file")->type_name("FILE")->required();
-  app.add_option("--data", o.data, "RadioML file (HDF5 with X, Y, Z)")
-      ->type_name("FILE")
-      ->required();
+  app.add_option("--data", o.data, "RadioML file (HDF5 with X, Y, Z)")->type_name("FILE");
   app.add_option("--max-frames", o.max_frames,
                  "Use this many frames, spread evenly over the file; 0 = all [0]")
       ->type_name("N");
@@ -49,6 +48,9 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
                  "float, for every graph; auto = network where possible [auto]")
       ->type_name("NAME");
   app.add_option("--logits", o.logits, "Write the logits here: float32, a row per frame")
+      ->type_name("FILE");
+  app.add_option("--export", o.exported,
+                 "Write a VGG-like chain here again, in the form that fmp_radioml writes")
       ->type_name("FILE");
   app.add_option("--threads", o.threads, "0 = all cores [0]")->type_name("N");
   try {
@@ -62,6 +64,9 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
   if (o.engine != "auto" && o.engine != "network" && o.engine != "graph") {
     throw UsageError(
         fmt::format("--engine: expected auto, network or graph, found '{}'", o.engine));
+  }
+  if (o.data.empty() && o.exported.empty()) {
+    throw UsageError("--data is missing: a RadioML file to run the network on");
   }
   if (o.threads < 0 || o.threads > 1024) {
     throw UsageError(fmt::format("--threads: expected 0..1024, found {}", o.threads));
@@ -119,7 +124,7 @@ std::vector<int64_t> chosen_frames(const Dataset& data, int64_t max_frames) {
   return frames;
 }
 
-void run(const EvalOptions& options) {
+void evaluate(const EvalOptions& options) {
   Engine engine(options, load_onnx(options.model));
   RadioMlOptions file;
   file.path = options.data;
@@ -163,6 +168,11 @@ void run(const EvalOptions& options) {
                static_cast<double>(counts.second) / static_cast<double>(counts.first));
   }
   if (!options.logits.empty()) write_file_atomically(options.logits, written);
+}
+
+void run(const EvalOptions& options) {
+  if (!options.exported.empty()) export_onnx(import_onnx(options.model), options.exported);
+  if (!options.data.empty()) evaluate(options);
 }
 
 }  // namespace

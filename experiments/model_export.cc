@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+#include "experiments/model_export.h"
+
+#include <algorithm>
+#include <system_error>
+#include <vector>
+
+#include "framework/error.h"
+#include "framework/onnx_export.h"
+#include "framework/onnx_import.h"
+#include "framework/trainer.h"
+
+namespace fmp {
+namespace {
+
+std::vector<int64_t> predictions(const Network& network, const FrameBatch& batch, int threads) {
+  TrainerOptions options;
+  options.threads = threads;
+  Trainer trainer(options);
+  const std::vector<float> logits = trainer.logits(network, batch);
+  const auto classes = static_cast<size_t>(network.config().classes);
+  std::vector<int64_t> result;
+  for (size_t i = 0; i < logits.size(); i += classes) {
+    const auto row = std::span(logits).subspan(i, classes);
+    result.push_back(std::ranges::max_element(row) - row.begin());
+  }
+  return result;
+}
+
+}  // namespace
+
+void write_verified_model(const Network& network, const std::filesystem::path& file,
+                          const Dataset& data, std::span<const int64_t> frames, int threads) {
+  std::filesystem::path unverified = file;
+  unverified += ".unverified";
+  export_onnx(network, unverified);
+  FrameBatch batch;
+  data.read(frames, batch);
+  const Network back = import_onnx(unverified);
+  if (predictions(network, batch, threads) != predictions(back, batch, threads)) {
+    fail("{}: read back, it classifies frames differently", unverified.string());
+  }
+  std::error_code error;
+  std::filesystem::rename(unverified, file, error);
+  if (error) fail("{}: cannot be renamed: {}", unverified.string(), error.message());
+}
+
+}  // namespace fmp

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: MIT
+// The emitted C code: compiled as strictly as compilers go, run on many frames, and compared bit by
+// bit with the integer network; for a Cortex-M4 too where its compiler and an emulator are there.
+#include "framework/emit_c.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <sstream>
+
+#include "framework/error.h"
+#include "tests/integer_fixture.h"
+
+namespace fmp {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A directory that vanishes with the test.
+class Directory {
+ public:
+  Directory() {
+    std::string name = (fs::temp_directory_path() / "fmp_emit_c_XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) throw Error("no temporary directory");
+    path_ = name;
+  }
+  ~Directory() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  Directory(const Directory&) = delete;
+  Directory& operator=(const Directory&) = delete;
+
+  fs::path operator/(const char* file) const { return path_ / file; }
+  const fs::path& path() const { return path_; }
+  void write(const char* file, const std::string& text) const {
+    std::ofstream(path_ / file, std::ios::binary) << text;
+  }
+  std::string read(const char* file) const {
+    std::ifstream in(path_ / file, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  // Runs a shell command in the directory.
+  bool run(const std::string& command) const {
+    const int status = std::system(("cd '" + path_.string() + "' && " + command).c_str());
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  }
+
+ private:
+  fs::path path_;
+};
+
+bool installed(const std::string& program) {
+  return std::system(("command -v " + program + " >/dev/null 2>&1").c_str()) == 0;
+}
+
+// Frames from standard input; per frame the class and the logits as 32-bit integers to standard
+// output.
+constexpr const char* kMain = R"(
+#include <stdio.h>
+#include "net.h"
+static int8_t iq[NET_LENGTH * NET_CHANNELS];
+int main(void)
+{
+    int32_t result[1 + NET_CLASSES];
+    while (fread(iq, 1, sizeof iq, stdin) == sizeof iq) {
+        result[0] = net_logits(iq, result + 1);
+        if (net_classify(iq) != result[0]) return 1;
+        if (fwrite(result, sizeof result[0], 1 + NET_CLASSES, stdout) != 1 + NET_CLASSES) return 1;
+    }
+    return 0;
+}
+)";
+
+constexpr const char* kStrict = " -std=c99 -Wall -Wextra -pedantic -Werror ";
+
+// Class and logits of every frame, as the emitted program writes them.
+std::vector<int32_t> expected_results(const IntegerNetwork& network, const FrameBatch& batch) {
+  const size_t classes = static_cast<size_t>(network.config().classes);
+  const size_t count = static_cast<size_t>(batch.count);
+  std::vector<int32_t> logits(count * classes), results;
+  std::vector<uint8_t> predicted(count);
+  network.run(batch.codes, logits, predicted, 1);
+  for (size_t n = 0; n < count; ++n) {
+    results.push_back(predicted[n]);
+    const auto first = logits.begin() + static_cast<ptrdiff_t>(n * classes);
+    results.insert(results.end(), first, first + static_cast<ptrdiff_t>(classes));
+  }
+  return results;
+}
+
+void expect_equal(const std::string& output, const std::vector<int32_t>& expected) {
+  ASSERT_EQ(output.size(), expected.size() * sizeof(int32_t));
+  std::vector<int32_t> results(expected.size());
+  std::memcpy(results.data(), output.data(), output.size());
+  EXPECT_EQ(results, expected);
+}
+
+void compile_and_compare(const IntegerNetwork& network, int64_t frames,
+                         const std::string& options) {
+  const Directory directory;
+  const CCode code = emit_c(network, "net", "a test");
+  directory.write("net.c", code.source);
+  directory.write("net.h", code.header);
+  directory.write("main.c", kMain);
+  ASSERT_TRUE(directory.run("cc" + std::string(kStrict) + options + " net.c main.c -o program"));
+  const FrameBatch batch = random_frames(network.config(), frames, 77);
+  directory.write(
+      "frames", std::string(reinterpret_cast<const char*>(batch.codes.data()), batch.codes.size()));
+  ASSERT_TRUE(directory.run("./program <frames >results"));
+  expect_equal(directory.read("results"), expected_results(network, batch));
+}
+
+NetworkConfig config_of(int bits) {
+  NetworkConfig config;
+  config.length = 64;
+  config.classes = 9;
+  config.filters = {6, 9};
+  config.dense = {10};
+  config.input_bits = bits;
+  config.weight_bits = {bits};
+  config.act_bits = {bits};
+  return config;
+}
+
+TEST(EmitC, EqualsTheIntegerNetworkBitByBit) {
+  if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
+  for (const int bits : {2, 4, 5, 8}) {
+    for (const double density : {1.0, 0.5}) {
+      SCOPED_TRACE(testing::Message() << bits << " bits, density " << density);
+      const IntegerNetwork network(random_network(config_of(bits), density, 40));
+      // Undefined behaviour ends the program.
+      compile_and_compare(network, 2500, "-O2 -fsanitize=undefined -fno-sanitize-recover=all");
+    }
+  }
+}
+
+TEST(EmitC, HandlesShapesOfAllKinds) {
+  if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
+  NetworkConfig config = config_of(8);
+  config.filters = {3, 5};
+  config.dense = {};
+  config.kernel = 5;
+  config.pool = 3;
+  config.length = 45;
+  config.input_channels = 3;
+  config.weight_bits = {4, 8, 2};
+  config.act_bits = {3, 8};
+  compile_and_compare(IntegerNetwork(random_network(config, 0.7, 41)), 1000, "-O1");
+  config = config_of(4);
+  config.kernel = 1;
+  config.pool = 1;
+  config.length = 7;
+  compile_and_compare(IntegerNetwork(random_network(config, 0.8, 42)), 1000, "-O1");
+}
+
+TEST(EmitC, EqualsThePublishedNetworkAndStatesItsSize) {
+  if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
+  NetworkConfig config;
+  config.input_bits = 4;
+  config.weight_bits = {4};
+  config.act_bits = {4};
+  const IntegerNetwork network(random_network(config, 0.1, 43));
+  compile_and_compare(network, 203, "-O3");
+
+  const CCode code = emit_c(network, "net", "a test");
+  EXPECT_EQ(code.working_bytes, 64 * 512 + 64 * 256 + 4 * 1024);
+  EXPECT_THAT(code.header,
+              testing::HasSubstr(fmt::format("{} bytes of constants", code.constant_bytes)));
+  if (!installed("size")) GTEST_SKIP() << "size is not installed";
+  const Directory directory;
+  directory.write("net.c", code.source);
+  directory.write("net.h", code.header);
+  ASSERT_TRUE(directory.run("cc -std=c99 -Os -c net.c && size net.o | tail -1 >size"));
+  std::istringstream line(directory.read("size"));
+  int64_t text = 0, data = 0, bss = 0;
+  ASSERT_TRUE(line >> text >> data >> bss) << line.str();
+  std::cout << "text " << text << ", data " << data << ", bss " << bss << "; stated constants "
+            << code.constant_bytes << ", working memory " << code.working_bytes << "\n";
+  // Code and alignment are extra. Pointers in tables are data in a position-independent object.
+  EXPECT_GE(text + data, code.constant_bytes - 64 * 10);
+  EXPECT_LE(text + data, code.constant_bytes + 4096);
+  EXPECT_NEAR(static_cast<double>(bss), static_cast<double>(code.working_bytes), 64.0);
+}
+
+// Bare metal: a vector table, and results through semihosting, 4 bits a character.
+constexpr const char* kCortexMain = R"(
+#include "net.h"
+#include "frames.h"
+/* Compilers call it even where there is no library. */
+void *memset(void *to, int value, unsigned count)
+{
+    char *at = to;
+    while (count--) *at++ = (char)value;
+    return to;
+}
+static int semihost(int operation, const void *argument)
+{
+    register int r0 __asm__("r0") = operation;
+    register const void *r1 __asm__("r1") = argument;
+    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
+    return r0;
+}
+static void put(char c) { semihost(3, &c); }
+static void put_word(uint32_t word)
+{
+    int i;
+    for (i = 0; i < 8; ++i) {
+        const uint32_t nibble = word >> (4 * i) & 15;
+        put((char)(nibble < 10 ? '0' + nibble : 'a' + nibble - 10));
+    }
+}
+void reset(void)
+{
+    static int32_t logits[NET_CLASSES];
+    int n, c;
+    for (n = 0; n < FRAMES; ++n) {
+        put_word((uint32_t)net_logits(frames[n], logits));
+        for (c = 0; c < NET_CLASSES; ++c) put_word((uint32_t)logits[c]);
+    }
+    put('.');
+    semihost(0x18, (const void *)0x20026);
+    for (;;) {
+    }
+}
+extern uint32_t stack_top;
+__attribute__((section(".vectors"), used)) static const void *const vectors[2] = {&stack_top,
+                                                                                  (const void *)reset};
+)";
+constexpr const char* kCortexScript = R"(
+SECTIONS {
+    .text 0 : { KEEP(*(.vectors)) *(.text* .rodata*) }
+    .bss 0x20000000 (NOLOAD) : { *(.data* .bss* COMMON) }
+    stack_top = 0x20080000;
+    /DISCARD/ : { *(.ARM.exidx* .ARM.extab*) }
+}
+)";
+
+TEST(EmitC, RunsOnACortexM4) {
+  for (const char* program : {"arm-none-eabi-gcc", "qemu-system-arm"}) {
+    if (!installed(program)) GTEST_SKIP() << program << " is not installed";
+  }
+  const IntegerNetwork network(random_network(config_of(4), 0.5, 44));
+  const Directory directory;
+  const CCode code = emit_c(network, "net", "a test");
+  directory.write("net.c", code.source);
+  directory.write("net.h", code.header);
+  directory.write("main.c", kCortexMain);
+  directory.write("script.ld", kCortexScript);
+  const FrameBatch batch = random_frames(network.config(), 40, 78);
+  std::string frames =
+      fmt::format("#define FRAMES {}\nstatic const int8_t frames[FRAMES][{}] = {{", batch.count,
+                  batch.codes.size() / static_cast<size_t>(batch.count));
+  for (size_t i = 0; i < batch.codes.size(); ++i) {
+    if (i % (batch.codes.size() / static_cast<size_t>(batch.count)) == 0) {
+      frames += i == 0 ? "{" : "},{";
+    }
+    frames += fmt::format("{},", int{batch.codes[i]});
+  }
+  directory.write("frames.h", frames + "}};\n");
+  ASSERT_TRUE(directory.run("arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb -O2 -ffreestanding -c" +
+                            std::string(kStrict) + "net.c"));
+  ASSERT_TRUE(
+      directory.run("arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb -O2 -ffreestanding "
+                    "-fno-tree-loop-distribute-patterns -nostdlib -T script.ld main.c "
+                    "net.o -lgcc -o program.elf"));
+  ASSERT_TRUE(directory.run(
+      "timeout 500 qemu-system-arm -M mps2-an386 -display none -serial none -monitor none "
+      "-semihosting-config enable=on,target=native -kernel program.elf >results 2>&1 </dev/null"));
+  const std::string text = directory.read("results");
+  const std::vector<int32_t> expected = expected_results(network, batch);
+  ASSERT_EQ(text.size(), 8 * expected.size() + 1) << text.substr(0, 200);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    std::string digits = text.substr(8 * i, 8);
+    std::ranges::reverse(digits);
+    ASSERT_EQ(static_cast<int32_t>(std::stoul(digits, nullptr, 16)), expected[i]) << "word " << i;
+  }
+}
+
+TEST(EmitC, RefusesNamesThatAreNotIdentifiers) {
+  const IntegerNetwork network(random_network(config_of(4), 1.0, 45));
+  for (const char* name : {"", "1st", "a-b", "a b", "a;b", "../a"}) {
+    EXPECT_THROW(emit_c(network, name, "a test"), UsageError) << name;
+  }
+  // Nothing that the origin holds ends the comment it stands in.
+  const CCode code = emit_c(network, "net", "*/ int x; /*");
+  EXPECT_THAT(code.header, testing::HasSubstr("__ int x; __"));
+}
+
+}  // namespace
+}  // namespace fmp

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: MIT
+// Integer inference against the fake-quantized network that it was made from: the same predictions
+// on every frame, and logits that are the float network's to the last bit.
+#include "framework/integer_network.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iostream>
+#include <limits>
+
+#include "framework/error.h"
+#include "framework/trainer.h"
+#include "tests/integer_fixture.h"
+
+namespace fmp {
+namespace {
+
+constexpr int kThreads = 2;
+
+NetworkConfig small_config(int bits) {
+  NetworkConfig config;
+  config.length = 48;
+  config.classes = 11;
+  config.filters = {10, 7, 12};
+  config.dense = {18, 9};
+  config.input_bits = bits;
+  config.weight_bits = {bits};
+  config.act_bits = {bits};
+  return config;
+}
+
+struct Agreement {
+  int64_t frames = 0;
+  std::vector<int64_t> of_class;  // predictions
+};
+
+// Runs both on `count` frames and compares every logit and prediction.
+Agreement expect_same(const Network& network, const IntegerNetwork& integers, int64_t count,
+                      uint64_t seed) {
+  const size_t classes = static_cast<size_t>(network.config().classes);
+  TrainerOptions options;
+  options.threads = kThreads;
+  Trainer trainer(options);
+  Agreement agreement{0, std::vector<int64_t>(classes, 0)};
+  const int exponent = std::ilogb(integers.logit_scale()) - 23;  // of the last of 24 bits
+  constexpr int64_t kAtOnce = 1000;
+  for (int64_t done = 0; done < count; done += kAtOnce) {
+    const FrameBatch batch = random_frames(network.config(), std::min(kAtOnce, count - done),
+                                           seed + static_cast<uint64_t>(done));
+    const std::vector<float> expected = trainer.logits(network, batch);
+    std::vector<int32_t> logits(expected.size());
+    std::vector<uint8_t> predicted(static_cast<size_t>(batch.count));
+    integers.run(batch.codes, logits, predicted, kThreads);
+    for (size_t n = 0; n < predicted.size(); ++n) {
+      const float* frame = expected.data() + n * classes;
+      const auto best = std::max_element(frame, frame + classes) - frame;
+      if (predicted[n] != best) {
+        ADD_FAILURE() << "frame " << n << " of seed " << seed + static_cast<uint64_t>(done)
+                      << ": class " << int{predicted[n]} << ", expected " << best;
+        return agreement;
+      }
+      ++agreement.of_class[predicted[n]];
+      for (size_t c = 0; c < classes; ++c) {
+        const int32_t sum = logits[n * classes + c] - integers.layers().back().bias[c];
+        const double logit = std::ldexp(static_cast<double>(integers.rounding()(c, sum)), exponent);
+        if (logit != static_cast<double>(frame[c])) {
+          ADD_FAILURE() << "frame " << n << " of seed " << seed + static_cast<uint64_t>(done)
+                        << ", class " << c << ": " << logit << ", expected " << frame[c];
+          return agreement;
+        }
+      }
+    }
+    agreement.frames += batch.count;
+  }
+  return agreement;
+}
+
+int classes_seen(const Agreement& agreement) {
+  return static_cast<int>(
+      std::ranges::count_if(agreement.of_class, [](int64_t n) { return n > 0; }));
+}
+
+TEST(IntegerNetwork, PredictsAsTheFakeQuantizedNetworkOnManyFrames) {
+  int64_t frames = 0;
+  for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
+    for (const double density : {1.0, 0.3}) {
+      const uint64_t seed = 100 + static_cast<uint64_t>(bits);
+      SCOPED_TRACE(testing::Message() << bits << " bits, density " << density);
+      const Network network = random_network(small_config(bits), density, seed);
+      const Agreement agreement = expect_same(network, IntegerNetwork(network), 8000, seed);
+      EXPECT_GE(classes_seen(agreement), 2) << "the frames do not tell networks apart";
+      frames += agreement.frames;
+    }
+  }
+  EXPECT_GE(frames, 100'000);
+  std::cout << frames << " frames\n";
+}
+
+TEST(IntegerNetwork, PredictsAsThePublishedNetwork) {
+  for (const int bits : {4, 8}) {
+    for (const double density : {1.0, 0.1}) {
+      SCOPED_TRACE(testing::Message() << bits << " bits, density " << density);
+      NetworkConfig config;
+      config.input_bits = bits;
+      config.weight_bits = {bits};
+      config.act_bits = {bits};
+      const Network network = random_network(config, density, 7);
+      const Agreement agreement = expect_same(network, IntegerNetwork(network), 203, 7);
+      EXPECT_GE(classes_seen(agreement), 2);
+    }
+  }
+}
+
+// Shapes that fill neither quads nor blocks, all pooling windows, taps and mixtures of bits.
+std::vector<NetworkConfig> odd_configs() {
+  std::vector<NetworkConfig> configs;
+  NetworkConfig c = small_config(8);
+  c.filters = {1, 5};
+  c.dense = {};
+  c.kernel = 5;
+  c.pool = 3;
+  c.length = 45;
+  configs.push_back(c);
+  c = small_config(4);
+  c.filters = {6};
+  c.kernel = 1;
+  c.pool = 1;
+  c.length = 13;
+  c.input_channels = 3;
+  configs.push_back(c);
+  c = small_config(8);
+  c.pool = 4;
+  c.length = 64;
+  c.filters = {4, 8};
+  c.dense = {3};
+  c.classes = 2;
+  c.input_bits = 6;
+  c.weight_bits = {4, 8, 2, 5};
+  c.act_bits = {3, 8, 5};
+  configs.push_back(c);
+  c = small_config(5);
+  c.filters = {33, 17};
+  c.kernel = 7;
+  c.length = 92;
+  c.input_channels = 5;
+  configs.push_back(c);
+  return configs;
+}
+
+TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
+  const std::string best = ops::target_name();
+  for (const NetworkConfig& config : odd_configs()) {
+    for (const double density : {1.0, 0.4}) {
+      for (const std::string& target : ops::target_names()) {
+        ops::use_target(target);
+        const Network network = random_network(config, density, 21);
+        IntegerNetwork integers(network);
+        for (const ops::DotProduct dot :
+             {ops::DotProduct::kWide, ops::DotProduct::kNarrow, ops::DotProduct::kVnni}) {
+          for (const bool sparse : {false, true}) {
+            for (ops::IntegerLayer& layer : integers.kernels()) {
+              layer.sparse = sparse;
+              layer.dot = dot == ops::DotProduct::kNarrow && !layer.narrow_fits()
+                              ? ops::DotProduct::kWide
+                              : dot;
+              if (dot == ops::DotProduct::kVnni) layer.dot = ops::best_dot_product(false);
+            }
+            SCOPED_TRACE(testing::Message()
+                         << target << ", " << ops::name_of(dot) << ", sparse " << sparse
+                         << ", length " << config.length << ", density " << density);
+            expect_same(network, integers, 37, 5);
+          }
+        }
+      }
+    }
+  }
+  ops::use_target(best);
+}
+
+// The code of a sum, written down plainly.
+int code_of(float gain, float shift, int bits, int32_t sum) {
+  const float t = std::fma(static_cast<float>(sum), gain, shift);
+  return static_cast<int>(std::nearbyint(std::clamp(t, 0.0F, static_cast<float>((1 << bits) - 1))));
+}
+
+// A layer whose sum in lane i is sums[i], whatever they are: channels with weights of +-127 and 255
+// at the input, and one for the rest.
+class AnySums {
+ public:
+  AnySums(int32_t largest, std::vector<ops::Requantizer> requantizer,
+          std::vector<int32_t> thresholds)
+      : tens_(largest / (kWeight * kInput) + 1),
+        layer_(shape(), codes(), kInput, std::move(requantizer), thresholds,
+               static_cast<int>(thresholds.size())) {}
+
+  std::array<uint8_t, kLanes> operator()(const std::array<int32_t, kLanes>& sums) const {
+    std::vector<uint8_t> storage(static_cast<size_t>(layer_.in_quads()) * ops::kQuadRow + 64);
+    uint8_t* x = storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const auto at = [&](int channel) -> uint8_t& {
+        return x[channel / ops::kQuad * ops::kQuadRow + static_cast<int>(lane) * ops::kQuad +
+                 channel % ops::kQuad];
+      };
+      int32_t rest = std::abs(sums[lane]);
+      const int sign = sums[lane] < 0 ? 1 : 0;
+      for (int i = 0; i < tens_; ++i) {
+        const int32_t digit = std::min(kInput, rest / kWeight);
+        at(4 + 2 * i + sign) = static_cast<uint8_t>(digit);
+        rest -= digit * kWeight;
+      }
+      at(sign) = static_cast<uint8_t>(rest);
+    }
+    alignas(64) std::array<uint8_t, ops::kQuadRow> out{};
+    layer_.hidden(x, 1, out.data());
+    std::array<uint8_t, kLanes> result{};
+    for (size_t lane = 0; lane < kLanes; ++lane) result[lane] = out[lane * ops::kQuad];
+    return result;
+  }
+
+ private:
+  static constexpr int32_t kWeight = 127, kInput = 255;
+  ops::IntegerShape shape() const { return {4 + 2 * tens_, 1, 1, 1, 1}; }
+  std::vector<int8_t> codes() const {
+    std::vector<int8_t> codes = {1, -1, 0, 0};
+    for (int i = 0; i < tens_; ++i) codes.insert(codes.end(), {kWeight, -kWeight});
+    return codes;
+  }
+
+  int tens_;
+  ops::IntegerLayer layer_;
+};
+
+// Every threshold of every channel, from both sides, through the kernels.
+TEST(IntegerNetwork, CodesChangeExactlyWhereTheFloatNetworksDo) {
+  int64_t checked = 0, multiplied = 0, channels = 0;
+  for (const int bits : {2, 4, 8}) {
+    const Network network = random_network(small_config(bits), 0.6, 300);
+    const IntegerNetwork integers(network);
+    float x_scale = 2.0F / static_cast<float>(1 << (bits - 1));
+    for (size_t i = 0; i + 1 < network.layers().size(); ++i) {
+      const Layer& layer = network.layers()[i];
+      const IntegerLayerData& data = integers.layers()[i];
+      // Batch-norm and quantizer in double precision would round elsewhere: the float constants
+      // themselves are the definition.
+      float largest = 0;
+      for (const float w : layer.weight.value.floats()) largest = std::max(largest, std::fabs(w));
+      const float w_scale = largest / static_cast<float>((1 << (bits - 1)) - 1);
+      const ops::HiddenState state =
+          ops::evaluation_state({.act_bits = bits}, x_scale, w_scale,
+                                {layer.gamma.value.floats(), layer.beta.value.floats(),
+                                 layer.threshold.value.floats()[0]},
+                                layer.running_mean.floats(), layer.running_var.floats());
+      const size_t levels = static_cast<size_t>(data.levels());
+      for (int o = 0; o < layer.out_channels; ++o) {
+        const size_t c = static_cast<size_t>(o);
+        const ops::SumRange range = data.range(o);
+        const std::vector<int32_t> thresholds(
+            data.thresholds.begin() + static_cast<ptrdiff_t>(c * levels),
+            data.thresholds.begin() + static_cast<ptrdiff_t>((c + 1) * levels));
+        const AnySums layer_of_sums(std::max(range.high, -range.low), {data.requantizers[c]},
+                                    thresholds);
+        ops::Requantizer search = data.requantizers[c];
+        search.shift = -1;
+        const AnySums searching(std::max(range.high, -range.low), {search}, thresholds);
+        std::vector<int32_t> sums = {range.low, range.high, 0};
+        for (const int32_t t : thresholds) {
+          for (const int32_t sum : {t - 1, t, t + 1}) {
+            if (sum >= range.low && sum <= range.high) sums.push_back(sum);
+          }
+        }
+        while (sums.size() % kLanes != 0) sums.push_back(0);
+        const int sign = state.gain[c] < 0 ? -1 : 1;
+        for (size_t at = 0; at < sums.size(); at += kLanes) {
+          std::array<int32_t, kLanes> lanes{};
+          std::copy_n(sums.begin() + static_cast<ptrdiff_t>(at), kLanes, lanes.begin());
+          const auto codes = layer_of_sums(lanes), searched = searching(lanes);
+          for (size_t k = 0; k < kLanes; ++k) {
+            const int expected = code_of(state.gain[c], state.shift[c], bits, sign * lanes[k]);
+            ASSERT_EQ(int{codes[k]}, expected)
+                << layer.name << " output " << o << " sum " << lanes[k];
+            ASSERT_EQ(int{searched[k]}, expected) << layer.name << " output " << o;
+            ++checked;
+          }
+        }
+        multiplied += data.requantizers[c].shift >= 0;
+        ++channels;
+      }
+      x_scale = state.act_scale;
+    }
+  }
+  std::cout << checked << " sums; " << multiplied << " of " << channels
+            << " channels by multiplication\n";
+  EXPECT_GT(multiplied, channels / 2);
+}
+
+// Batch-norm constants that put sums exactly on the boundary between two codes, where rounding to
+// even decides.
+TEST(IntegerNetwork, TiesAreRoundedToEvenAsInTheFloatNetwork) {
+  for (const float beta : {0.0F, 0.5F, 0.25F}) {
+    NetworkConfig config = small_config(4);
+    Network network = random_network(config, 1.0, 9);
+    // Scales that are powers of two, and batch-norm without a remainder.
+    for (Layer& layer : network.layers()) {
+      const std::span<float> weights = layer.weight.value.floats();
+      Random random(9, layer.name);
+      for (float& w : weights) w = static_cast<float>(static_cast<int>(random.below(15)) - 7);
+      weights[0] = 7;
+      if (layer.kind == Layer::Kind::kOutput) continue;
+      layer.threshold.value.floats()[0] = 15;
+      for (size_t c = 0; c < static_cast<size_t>(layer.out_channels); ++c) {
+        layer.gamma.value.floats()[c] = (c % 2 == 0 ? 0.5F : -0.5F);
+        layer.beta.value.floats()[c] = beta + static_cast<float>(c % 3);
+        layer.running_mean.floats()[c] = 0;
+        layer.running_var.floats()[c] = static_cast<float>(16.0 - kBatchNormEpsilon);
+      }
+    }
+    expect_same(network, IntegerNetwork(network), 3000, 31);
+  }
+}
+
+// Every sum of small ranges against the thresholds themselves, and thresholds that no line meets.
+TEST(Requantizer, EqualsItsThresholdsOnEverySumOrIsNotFound) {
+  const uint64_t seed = 17;
+  std::cout << "seed " << seed << "\n";
+  Random random(seed, "requantizer");
+  int found = 0;
+  for (int trial = 0; trial < 300; ++trial) {
+    const int bits = 1 + static_cast<int>(random.below(8));
+    const ops::SumRange range{-static_cast<int32_t>(random.below(20000)),
+                              static_cast<int32_t>(random.below(20000))};
+    const double gain = std::exp2(random.uniform(-12.0, 1.0));
+    const double shift = random.uniform(-20.0, 20.0);
+    const bool lines = trial % 3 != 0;
+    std::vector<int32_t> thresholds;
+    for (int k = 1; k < 1 << bits; ++k) {
+      const double at = lines ? std::ceil((k - 0.5 - shift) / gain) : random.uniform(-2e4, 2e4);
+      thresholds.push_back(static_cast<int32_t>(std::clamp<double>(at, range.low, range.high + 1)));
+    }
+    std::ranges::sort(thresholds);
+    const ops::Requantizer r = ops::fit_requantizer(thresholds, range, gain);
+    if (r.shift < 0) continue;
+    ++found;
+    for (int32_t sum = range.low; sum <= range.high; ++sum) {
+      const auto expected =
+          std::upper_bound(thresholds.begin(), thresholds.end(), sum) - thresholds.begin();
+      const uint64_t a = static_cast<uint64_t>(std::clamp(sum, r.base, r.top) - r.base);
+      ASSERT_EQ(static_cast<int64_t>((a * r.multiplier + r.offset) >> r.shift), expected)
+          << "trial " << trial << ", sum " << sum;
+    }
+  }
+  std::cout << found << " of 300 found\n";
+  EXPECT_GT(found, 150);
+}
+
+TEST(LogitRounding, RoundsAsFloatsDo) {
+  Random random(3, "rounding");
+  for (int i = 0; i < 1'000'000; ++i) {
+    const int64_t value = static_cast<int64_t>(random.next_u64()) >> (1 + random.below(62));
+    ASSERT_EQ(LogitRounding::round(value), static_cast<int64_t>(static_cast<float>(value)))
+        << value;
+  }
+  for (const int64_t tie :
+       {(1 << 24) + 1, (1 << 24) + 3, (1 << 25) + 2, (1 << 25) - 1, -(1 << 24) - 3}) {
+    EXPECT_EQ(LogitRounding::round(tie), static_cast<int64_t>(static_cast<float>(tie)));
+  }
+}
+
+TEST(IntegerNetwork, RefusesWhatIsNotQuantized) {
+  const auto message = [](const NetworkConfig& config) -> std::string {
+    try {
+      const Network network(config, 1);
+      IntegerNetwork integers(network);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  NetworkConfig config = small_config(8);
+  config.input_bits = kFloatBits;
+  EXPECT_THAT(message(config), testing::StartsWith("conv1: its inputs are float"));
+  config = small_config(8);
+  config.weight_bits = {8, 8, 32, 8, 8, 8};
+  EXPECT_THAT(message(config), testing::StartsWith("conv3: its weights are float"));
+  config = small_config(8);
+  config.act_bits = {8, 32, 8, 8, 8};
+  EXPECT_THAT(message(config), testing::StartsWith("conv2: its activations are float"));
+}
+
+TEST(IntegerNetwork, RefusesValuesThatAreNotFiniteOrTooLarge) {
+  Network network = random_network(small_config(8), 1.0, 1);
+  network.layers()[1].beta.value.floats()[3] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT([&] { IntegerNetwork integers(network); },
+              testing::ThrowsMessage<Error>("conv2: batch-norm of output 3 is not finite"));
+  network = random_network(small_config(8), 1.0, 1);
+  network.layers().back().bias.value.floats()[2] = 1e30F;
+  EXPECT_THAT([&] { IntegerNetwork integers(network); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("output: the bias of output 2")));
+  network = random_network(small_config(8), 1.0, 1);
+  network.layers()[0].weight.value.floats()[0] = std::numeric_limits<float>::infinity();
+  EXPECT_THAT([&] { IntegerNetwork integers(network); },
+              testing::ThrowsMessage<Error>(testing::StartsWith("conv1: ")));
+}
+
+TEST(IntegerNetwork, ChecksTheSizesOfItsArguments) {
+  const IntegerNetwork integers(random_network(small_config(8), 1.0, 1));
+  std::vector<int8_t> frames(2 * 48 * 2 - 1);
+  std::vector<int32_t> logits(2 * 11);
+  EXPECT_THROW(integers.run(frames, logits, {}, 1), std::invalid_argument);
+  frames.resize(2 * 48 * 2);
+  logits.resize(11);
+  EXPECT_THROW(integers.run(frames, logits, {}, 1), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace fmp

@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: MIT
+// Graphs, their evaluation, import, export and cost, against the qonnx executor and qonnx's
+// inference_cost (fixtures/make_onnx_fixtures.py), against published figures where they are at
+// hand, and under damage.
+#define ONNX_ML 1
+#define ONNX_NAMESPACE onnx
+#include <gtest/gtest.h>
+#include <onnx/onnx_pb.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "framework/error.h"
+#include "framework/graph_cost.h"
+#include "framework/onnx_evaluate.h"
+#include "framework/onnx_export.h"
+#include "framework/onnx_import.h"
+#include "framework/trainer.h"
+
+namespace fmp {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path fixture(const std::string& name) {
+  return fs::path(FMP_FIXTURES_DIR) / ("onnx_" + name + ".onnx");
+}
+
+nlohmann::json expected(const std::string& name) {
+  std::ifstream file(fs::path(FMP_FIXTURES_DIR) / "onnx.json");
+  return nlohmann::json::parse(file).at(name);
+}
+
+std::vector<float> flat(const nlohmann::json& rows) {
+  std::vector<float> values;
+  for (const nlohmann::json& row : rows) {
+    for (const nlohmann::json& value : row) values.push_back(value.get<float>());
+  }
+  return values;
+}
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  float largest = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const float difference = std::abs(a[i] - b[i]);
+    if (!(difference <= largest)) largest = difference;  // also when it is not a number
+  }
+  return largest;
+}
+
+// A file in the temporary directory that goes away with it.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& name)
+      : path_(fs::path(testing::TempDir()) / (std::to_string(getpid()) + name)) {}
+  ~TemporaryFile() { fs::remove(path_); }
+  const fs::path& path() const { return path_; }
+  void write(const std::string& bytes) const {
+    std::ofstream(path_, std::ios::binary)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  }
+
+ private:
+  fs::path path_;
+};
+
+// --- Fixtures: graphs of four kinds, in every domain ---
+
+class Fixture : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Onnx, Fixture,
+                         testing::Values("brevitas_chain", "folded_chain", "branches",
+                                         "two_dimensional"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST_P(Fixture, GivesTheOutputsOfQonnx) {
+  const nlohmann::json values = expected(GetParam());
+  const GraphEvaluator evaluator(load_onnx(fixture(GetParam())));
+  const std::vector<float> reference = flat(values.at("y"));
+  for (const int threads : {1, 3}) {
+    const std::vector<float> outputs = evaluator.run(flat(values.at("x")), threads);
+    EXPECT_LT(largest_difference(outputs, reference), 1e-5F);
+  }
+}
+
+TEST_P(Fixture, CostsWhatQonnxCounts) {
+  const nlohmann::json values = expected(GetParam());
+  const NetworkCost cost = inference_cost(load_onnx(fixture(GetParam())), QuantizerReading::kAll);
+  EXPECT_EQ(static_cast<double>(cost.bit_ops()), values.at("bit_ops").get<double>());
+  EXPECT_EQ(static_cast<double>(cost.bit_mem()), values.at("bit_mem").get<double>());
+  int64_t outputs = 0;
+  for (const LayerCost& layer : cost.layers) outputs += layer.outputs;
+  EXPECT_EQ(static_cast<double>(outputs), values.at("outputs").get<double>());
+}
+
+// x: [frames][channels][length] as in the graph -> a batch for the network.
+FrameBatch batch_of(const std::vector<float>& x, const NetworkConfig& config) {
+  FrameBatch batch;
+  const auto channels = static_cast<size_t>(config.input_channels);
+  const auto length = static_cast<size_t>(config.length);
+  batch.count = static_cast<int64_t>(x.size() / (channels * length));
+  batch.labels.assign(static_cast<size_t>(batch.count), 0);
+  batch.snr_db.assign(static_cast<size_t>(batch.count), 0);
+  batch.values.resize(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t frame = i / (channels * length), c = i / length % channels, l = i % length;
+    batch.values[(frame * length + l) * channels + c] = x[i];
+  }
+  if (config.input_bits != kFloatBits) {
+    batch.codes.resize(x.size());
+    quantize_input(batch.values, config.input_bits, batch.codes.data());
+    batch.values.clear();
+  }
+  return batch;
+}
+
+std::vector<float> logits_of(const Network& network, const std::vector<float>& x) {
+  TrainerOptions options;
+  options.threads = 1;
+  Trainer trainer(options);
+  return trainer.logits(network, batch_of(x, network.config()));
+}
+
+class Chain : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Onnx, Chain, testing::Values("brevitas_chain", "folded_chain"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST_P(Chain, BecomesANetworkThatGivesTheSame) {
+  const nlohmann::json values = expected(GetParam());
+  const Graph graph = load_onnx(fixture(GetParam()));
+  const Network network = network_of(graph);
+  EXPECT_LT(largest_difference(logits_of(network, flat(values.at("x"))), flat(values.at("y"))),
+            1e-5F);
+  const NetworkCost cost = inference_cost(network);
+  EXPECT_EQ(static_cast<double>(cost.bit_ops()), values.at("bit_ops").get<double>());
+  EXPECT_EQ(static_cast<double>(cost.bit_mem()), values.at("bit_mem").get<double>());
+  for (const Layer& layer : network.layers()) {
+    for (size_t i = 0; i < layer.weight.mask.size(); ++i) {
+      ASSERT_EQ(layer.weight.mask[i] != 0, layer.weight.value.floats()[i] != 0) << layer.name;
+    }
+  }
+  EXPECT_LT(network.weights_alive(), network.weights_total());
+}
+
+TEST(OnnxImport, ReadsTheSettingsOfTheChains) {
+  const NetworkConfig brevitas = import_onnx(fixture("brevitas_chain")).config();
+  EXPECT_EQ(brevitas.filters, (std::vector{4, 5}));
+  EXPECT_EQ(brevitas.dense, std::vector{8});
+  EXPECT_EQ(brevitas.input_bits, 6);
+  EXPECT_EQ(brevitas.weight_bits, (std::vector{4, 4, 4, 4}));
+  EXPECT_EQ(brevitas.act_bits, (std::vector{4, 4, 4}));
+  const NetworkConfig folded = import_onnx(fixture("folded_chain")).config();
+  EXPECT_EQ(folded.kernel, 5);
+  EXPECT_EQ(folded.weight_bits, (std::vector{5, 3, 4, 4}));
+  EXPECT_EQ(folded.act_bits, (std::vector{3, 4, 4}));
+}
+
+// --- Export ---
+
+// A network with everything that training changes away from its initial value.
+Network trained_network(NetworkConfig config, uint64_t seed) {
+  Network network(config, seed);
+  std::mt19937_64 random(seed);
+  std::uniform_real_distribution<float> uniform(0.0F, 1.0F);
+  for (Layer& layer : network.layers()) {
+    for (uint8_t& alive : layer.weight.mask) alive = uniform(random) < 0.4F ? 0 : 1;
+    if (layer.kind == Layer::Kind::kOutput) continue;
+    for (size_t c = 0; c < static_cast<size_t>(layer.out_channels); ++c) {
+      layer.gamma.value.floats()[c] = 1.5F - 2 * uniform(random);
+      layer.beta.value.floats()[c] = uniform(random);
+      layer.running_mean.floats()[c] = 0.2F * (uniform(random) - 0.5F);
+      layer.running_var.floats()[c] = 0.1F + 0.2F * uniform(random);
+    }
+    if (layer.act_bits != kFloatBits) layer.threshold.value.floats()[0] = 1 + uniform(random);
+  }
+  network.apply_masks();
+  network.steps = kThresholdStatisticSteps;
+  return network;
+}
+
+std::vector<float> random_frames(const NetworkConfig& config, size_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(count * static_cast<size_t>(config.input_channels * config.length));
+  for (float& value : x) value = normal(random);
+  return x;
+}
+
+std::vector<NetworkConfig> export_configs() {
+  NetworkConfig small;
+  small.length = 48;
+  small.classes = 5;
+  small.filters = {6, 7, 4};
+  small.dense = {9, 8};
+  NetworkConfig mixed = small;
+  mixed.input_bits = 5;
+  mixed.weight_bits = {4, 8, 2, 3, 32, 6};
+  mixed.act_bits = {3, 4, 8, 32, 2};
+  NetworkConfig flat = small;  // no pooling, no hidden dense layer, float
+  flat.pool = 1;
+  flat.kernel = 5;
+  flat.dense = {};
+  flat.input_bits = kFloatBits;
+  flat.weight_bits = flat.act_bits = {kFloatBits};
+  return {small, mixed, flat};
+}
+
+TEST(OnnxExport, ComesBackBitForBit) {
+  for (const NetworkConfig& config : export_configs()) {
+    const Network network = trained_network(config, 21);
+    const TemporaryFile file("export.onnx");
+    export_onnx(network, file.path());
+    const Network back = import_onnx(file.path());
+    EXPECT_EQ(back.config().filters, config.filters);
+    const std::vector<float> x = random_frames(config, 50, 22);
+    EXPECT_EQ(logits_of(network, x), logits_of(back, x));
+    for (size_t i = 0; i < network.layers().size(); ++i) {
+      EXPECT_EQ(network.layers()[i].weight.mask, back.layers()[i].weight.mask);
+    }
+  }
+}
+
+TEST(OnnxExport, TheGraphGivesTheNetworksLogitsAndCost) {
+  for (const NetworkConfig& config : export_configs()) {
+    const Network network = trained_network(config, 31);
+    const TemporaryFile file("graph.onnx");
+    export_onnx(network, file.path());
+    const GraphEvaluator evaluator(load_onnx(file.path()));
+    const std::vector<float> x = random_frames(config, 50, 32);
+    const std::vector<float> ours = logits_of(network, x), theirs = evaluator.run(x, 2);
+    // A sum next to a rounding boundary may fall on either side in float, which moves a code by
+    // one.
+    int apart = 0;
+    const auto classes = static_cast<size_t>(config.classes);
+    for (size_t i = 0; i < ours.size(); i += classes) {
+      const std::vector<float> a(ours.begin() + static_cast<ptrdiff_t>(i),
+                                 ours.begin() + static_cast<ptrdiff_t>(i + classes));
+      const std::vector<float> b(theirs.begin() + static_cast<ptrdiff_t>(i),
+                                 theirs.begin() + static_cast<ptrdiff_t>(i + classes));
+      apart += largest_difference(a, b) > 1e-4F ? 1 : 0;
+    }
+    EXPECT_LE(apart, 2);
+    EXPECT_EQ(to_finn_json(inference_cost(network)),
+              to_finn_json(inference_cost(evaluator.graph())));
+  }
+}
+
+// --- Errors: one line that names the file and the node ---
+
+onnx::ModelProto model_of(const std::string& name) {
+  onnx::ModelProto model;
+  std::ifstream stream(fixture(name), std::ios::binary);
+  EXPECT_TRUE(model.ParseFromIstream(&stream));
+  return model;
+}
+
+onnx::NodeProto& node_of(onnx::ModelProto& model, const std::string& op) {
+  for (onnx::NodeProto& node : *model.mutable_graph()->mutable_node()) {
+    if (node.op_type() == op) return node;
+  }
+  throw std::logic_error("no node " + op);
+}
+
+// What loading (or importing) the model fails with.
+std::string complaint(const onnx::ModelProto& model, bool import = false) {
+  const TemporaryFile file("broken.onnx");
+  file.write(model.SerializeAsString());
+  try {
+    const Graph graph = load_onnx(file.path());
+    if (import) network_of(graph);
+  } catch (const Error& error) {
+    const std::string message = error.what();
+    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+    EXPECT_EQ(message.find(file.path().string()), 0U) << message;
+    return message;
+  }
+  return "";
+}
+
+struct Damage {
+  const char* what;
+  std::function<void(onnx::ModelProto&)> apply;
+  std::vector<std::string> expected;  // parts of the message
+  bool import = false;
+};
+
+TEST(OnnxErrors, NameTheNodeAndTheReason) {
+  const std::vector<Damage> damages = {
+      {"unknown operation",
+       [](auto& m) { node_of(m, "Conv").set_op_type("Einsum"); },
+       {"Conv_", "(Einsum)", "not supported"}},
+      {"unknown domain",
+       [](auto& m) { node_of(m, "Quant").set_domain("elsewhere"); },
+       {"Quant_", "elsewhere"}},
+      {"missing input",
+       [](auto& m) { node_of(m, "Relu").set_input(0, "nowhere"); },
+       {"Relu_", "nowhere"}},
+      {"cycle",
+       [](auto& m) {
+         onnx::NodeProto& first = node_of(m, "BatchNormalization");
+         first.set_input(0, m.graph().output(0).name());
+       },
+       {"cycle"}},
+      {"written twice",
+       [](auto& m) {
+         onnx::NodeProto& node = node_of(m, "Relu");
+         node.set_output(0, node.input(0));
+       },
+       {"Relu_", "already written"}},
+      {"wrong pads",
+       [](auto& m) {
+         for (auto& attribute : *node_of(m, "Conv").mutable_attribute()) {
+           if (attribute.name() == "pads") attribute.set_ints(0, -1);
+         }
+       },
+       {"Conv_", "pads"}},
+      {"attribute of another type",
+       [](auto& m) {
+         for (auto& attribute : *node_of(m, "Conv").mutable_attribute()) {
+           if (attribute.name() != "kernel_shape") continue;
+           attribute.set_type(onnx::AttributeProto::FLOAT);
+         }
+       },
+       {"Conv_", "kernel_shape"}},
+      {"no input", [](auto& m) { m.mutable_graph()->clear_input(); }, {"no input"}},
+      {"two outputs",
+       [](auto& m) { *m.mutable_graph()->add_output() = m.graph().output(0); },
+       {"outputs"}},
+      {"unknown length",
+       [](auto& m) {
+         m.mutable_graph()
+             ->mutable_input(0)
+             ->mutable_type()
+             ->mutable_tensor_type()
+             ->mutable_shape()
+             ->mutable_dim(2)
+             ->set_dim_param("length");
+       },
+       {"dimension 2"}},
+      {"huge input",
+       [](auto& m) {
+         m.mutable_graph()
+             ->mutable_input(0)
+             ->mutable_type()
+             ->mutable_tensor_type()
+             ->mutable_shape()
+             ->mutable_dim(2)
+             ->set_dim_value(int64_t{1} << 60);
+       },
+       {"elements"}},
+      {"unsupported activation quantizer",
+       [](auto& m) {
+         int quants = 0;
+         for (onnx::NodeProto& node : *m.mutable_graph()->mutable_node()) {
+           if (node.op_type() != "Quant" || ++quants != 3) continue;
+           for (auto& attribute : *node.mutable_attribute()) {
+             if (attribute.name() == "signed") attribute.set_i(1);
+           }
+         }
+       },
+       {"Quant_", "signed"},
+       true},
+      {"asymmetric padding",
+       [](auto& m) {
+         for (auto& attribute : *node_of(m, "Conv").mutable_attribute()) {
+           if (attribute.name() != "pads") continue;
+           attribute.set_ints(0, 1);
+           attribute.set_ints(1, 3);
+         }
+       },
+       {"Conv_", "pads [1, 3]", "[2, 2]"},
+       true},
+  };
+  for (const Damage& damage : damages) {
+    onnx::ModelProto model = model_of("folded_chain");
+    damage.apply(model);
+    const std::string message = complaint(model, damage.import);
+    for (const std::string& part : damage.expected) {
+      EXPECT_NE(message.find(part), std::string::npos) << damage.what << ": " << message;
+    }
+    EXPECT_FALSE(message.empty()) << damage.what;
+  }
+}
+
+TEST(OnnxErrors, TensorsThatDoNotFitTheirShape) {
+  onnx::ModelProto model = model_of("branches");
+  onnx::TensorProto& tensor = *model.mutable_graph()->mutable_initializer(0);
+  const std::string name = tensor.name();
+  const auto expect = [&](const std::string& part) {
+    const std::string message = complaint(model);
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+    EXPECT_NE(message.find(name), std::string::npos) << message;
+  };
+  tensor.clear_dims();
+  tensor.add_dims(1'000'000);
+  expect("expected 4000000");
+  tensor.add_dims(int64_t{1} << 50);
+  expect("elements");
+  tensor.set_dims(1, -3);
+  expect("negative");
+  tensor.set_data_type(onnx::TensorProto::COMPLEX64);
+  tensor.clear_dims();
+  expect("COMPLEX64");
+  tensor.set_data_location(onnx::TensorProto::EXTERNAL);
+  expect("another file");
+}
+
+TEST(OnnxErrors, BranchesAreNoNetwork) {
+  const std::string message = complaint(model_of("branches"), true);
+  EXPECT_NE(message.find("node "), std::string::npos) << message;
+}
+
+TEST(OnnxErrors, MissingAndForeignFiles) {
+  EXPECT_THROW(load_onnx("/nowhere/model.onnx"), Error);
+  const TemporaryFile file("text.onnx");
+  file.write("this is no network");
+  EXPECT_THROW(load_onnx(file.path()), Error);
+  file.write("");
+  EXPECT_THROW(load_onnx(file.path()), Error);
+}
+
+// Whatever bytes a file holds: it is read, or refused with an Error.
+TEST(OnnxErrors, SurvivesDamagedFiles) {
+  constexpr uint64_t kSeed = 77;
+  std::cout << "seed " << kSeed << '\n';
+  std::mt19937_64 random(kSeed);
+  int refused = 0;
+  const TemporaryFile file("damaged.onnx");
+  for (const char* name : {"branches", "folded_chain", "two_dimensional"}) {
+    const std::string intact = model_of(name).SerializeAsString();
+    for (int i = 0; i < 150; ++i) {
+      std::string bytes = intact;
+      if (i % 3 == 0) bytes.resize(random() % bytes.size());
+      for (int k = 0; k < 1 + i % 4 && !bytes.empty(); ++k) {
+        bytes[random() % bytes.size()] = static_cast<char>(random());
+      }
+      file.write(bytes);
+      try {
+        const GraphEvaluator evaluator(load_onnx(file.path()));
+        inference_cost(evaluator.graph());
+        const auto size = static_cast<size_t>(evaluator.input_size());
+        if (size < 100'000) evaluator.run(std::vector<float>(size, 0.5F), 1);
+        network_of(evaluator.graph());
+      } catch (const Error&) {
+        ++refused;
+      }
+    }
+  }
+  EXPECT_GT(refused, 100);
+}
+
+// --- Published networks, where they are at hand ---
+
+fs::path published_dir() {
+  return fs::path(FMP_FIXTURES_DIR).parent_path().parent_path().parent_path() / "shared" / "judges";
+}
+
+TEST(OnnxPublished, CostsArePublishedOnesToTheDigit) {
+  const fs::path dir = published_dir();
+  if (!fs::exists(dir / "published_costs.json")) {
+    GTEST_SKIP() << "skipped: no published networks in " << dir;
+  }
+  std::ifstream file(dir / "published_costs.json");
+  const nlohmann::json published = nlohmann::json::parse(file);
+  int networks = 0;
+  for (const auto& [name, figures] : published.items()) {
+    if (!name.ends_with(".onnx")) continue;
+    ++networks;
+    const nlohmann::json ours = to_finn_json(inference_cost(load_onnx(dir / name)));
+    for (const auto& [key, value] : figures.items()) {
+      if (key.starts_with("accuracy")) continue;
+      EXPECT_EQ(ours.at(key), value) << name << ' ' << key;
+    }
+    for (const auto& [key, value] : ours.items()) {
+      const bool is_listed = key.starts_with("op_mac") || key.starts_with("mem_");
+      EXPECT_TRUE(!is_listed || figures.contains(key)) << name << ' ' << key;
+    }
+  }
+  EXPECT_EQ(networks, 3);
+}
+
+}  // namespace
+}  // namespace fmp

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+// Writes a quantized network as self-contained C99 (see framework/emit_c.h).
+#include "framework/emit_c.h"
+
+#include <sys/wait.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <system_error>
+
+#include "framework/atomic_file.h"
+#include "framework/error.h"
+#include "framework/model_file.h"
+
+namespace fmp {
+namespace {
+
+struct EmitOptions {
+  std::string model, out, name = "fmp_model", cc = "cc -Os";
+};
+
+EmitOptions parse(int argc, char** argv) {
+  EmitOptions o;
+  CLI::App app{"Writes a quantized network as self-contained C99: NAME.c and NAME.h.", "emit_c"};
+  app.add_option("model", o.model, "network: .onnx, or .fmp of a run")
+      ->type_name("FILE")
+      ->required();
+  app.add_option("--out", o.out, "directory for the files; made if missing")
+      ->type_name("DIR")
+      ->required();
+  app.add_option("--name", o.name, "name of the files and prefix of the functions")
+      ->capture_default_str();
+  app.add_option("--cc", o.cc,
+                 "compiler and options to report the size of the object with, such as "
+                 "'arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb -Os'; empty = do not compile")
+      ->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const int code = app.exit(e);
+    std::exit(code == 0 ? 0 : 2);
+  }
+  return o;
+}
+
+// As one word of a shell command.
+std::string quoted(const std::string& text) {
+  std::string result = "'";
+  for (const char c : text) {
+    if (c == '\'') {
+      result += "'\\''";
+    } else {
+      result += c;
+    }
+  }
+  return result + "'";
+}
+
+bool succeeds(const std::string& command) {
+  std::fflush(stdout);
+  const int status = std::system(command.c_str());  // NOLINT(cert-env33-c): the user's compiler
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+// Compiles the source to an object beside it, prints what `size` says of it and removes it again.
+void report_size(const EmitOptions& o, const std::filesystem::path& source) {
+  std::filesystem::path object = source;
+  object.replace_extension(".o");
+  const std::string compile =
+      o.cc + " -std=c99 -c " + quoted(source.string()) + " -o " + quoted(object.string());
+  if (!succeeds(compile)) {
+    fmt::print("the size of the object was not measured: this failed: {}\n", compile);
+    return;
+  }
+  fmt::print("size of the object with {}:\n", o.cc);
+  if (!succeeds("size " + quoted(object.string()))) fmt::print("  `size` failed\n");
+  std::error_code ignored;
+  std::filesystem::remove(object, ignored);
+}
+
+void run(const EmitOptions& o) {
+  const std::filesystem::path model = o.model;
+  const CCode code = emit_c(IntegerNetwork(load_model(model)), o.name, model.filename().string());
+  const std::filesystem::path directory = o.out;
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) fail("{}: cannot be made a directory: {}", o.out, error.message());
+  const std::filesystem::path source = directory / (o.name + ".c");
+  write_file_atomically(directory / (o.name + ".h"), code.header);
+  write_file_atomically(source, code.source);
+  fmt::print("{} and {}.h: {} bytes of constants, {} bytes of working memory\n", source.string(),
+             o.name, code.constant_bytes, code.working_bytes);
+  if (!o.cc.empty()) report_size(o, source);
+}
+
+}  // namespace
+}  // namespace fmp
+
+int main(int argc, char** argv) {
+  try {
+    fmp::run(fmp::parse(argc, argv));
+    return 0;
+  } catch (const fmp::UsageError& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return 1;
+  }
+}
