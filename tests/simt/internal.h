@@ -23,8 +23,9 @@ struct Thread {
   bool exited = false;
 };
 
-// The thread that runs, null outside kernels.
-extern thread_local Thread* current;
+// The thread that runs, null outside kernels. Not thread-local: with -fsanitize=undefined, GCC 12
+// takes the address of such a variable of another file for null.
+extern Thread* current;
 
 // Interval between two barriers of a block; no two blocks or launches share one.
 struct Intervals {

@@ -18,7 +18,7 @@
 
 namespace simt {
 
-thread_local Thread* current = nullptr;
+Thread* current = nullptr;
 Intervals intervals;
 Range parameters;
 
