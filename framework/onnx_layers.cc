@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Convolution, products, batch-norm and pooling for one frame. Written for graphs of any form:
-// plain loops over contiguous rows, in which weights that are zero cost nothing.
+// plain loops over contiguous rows, in which weights that are zero cost nothing. Sums are kept in
+// double, so that what is next to a rounding boundary of a quantizer falls where exact arithmetic
+// has it.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -119,15 +121,15 @@ Window make_window(const Graph& graph, const GraphNode& node, const Shape& in,
 }
 
 // y += weight * (the input as tap (row, column) of the window sees it)
-void accumulate_tap(const Window& window, int64_t row, int64_t column, float weight, const float* x,
-                    float* y) {
+void accumulate_tap(const Window& window, int64_t row, int64_t column, double weight,
+                    const float* x, double* y) {
   const auto [first_row, last_row] = window.rows.covered(row);
   const auto [first, last] = window.columns.covered(column);
   for (int64_t r = first_row; r < last_row; ++r) {
     const int64_t from = r * window.rows.stride + row * window.rows.dilation - window.rows.pad;
     const float* source =
         x + from * window.columns.in + column * window.columns.dilation - window.columns.pad;
-    float* target = y + r * window.columns.out;
+    double* target = y + r * window.columns.out;
     if (window.columns.stride == 1) {
       for (int64_t i = first; i < last; ++i) target[i] += weight * source[i];
     } else {
@@ -161,21 +163,22 @@ PreparedNode prepare_convolution(const Graph& graph, const GraphNode& node) {
   shape.insert(shape.end(), window.spatial.begin(), window.spatial.end());
   const int64_t outputs = weight[0], inputs = weight[1], outputs_per_group = weight[0] / group;
   return {shape, [=](NodeInputs values, std::span<float> output) {
+            std::vector<double> sums(static_cast<size_t>(window.out_size()));
             const float* w = values[1].data();
+            float* y = output.data();
             for (int64_t o = 0; o < outputs; ++o) {
-              float* y = output.data() + o * window.out_size();
               const bool has_bias = values.size() > 2 && !values[2].empty();
-              std::fill_n(y, window.out_size(),
-                          has_bias ? values[2][static_cast<size_t>(o)] : 0.0F);
+              std::ranges::fill(sums, has_bias ? values[2][static_cast<size_t>(o)] : 0.0);
               const int64_t first = o / outputs_per_group * inputs;
               for (int64_t c = 0; c < inputs; ++c) {
                 const float* x = values[0].data() + (first + c) * window.in_size();
                 for (int64_t r = 0; r < window.rows.kernel; ++r) {
                   for (int64_t k = 0; k < window.columns.kernel; ++k, ++w) {
-                    if (*w != 0) accumulate_tap(window, r, k, *w, x, y);
+                    if (*w != 0) accumulate_tap(window, r, k, *w, x, sums.data());
                   }
                 }
               }
+              for (const double sum : sums) *y++ = static_cast<float>(sum);
             }
           }};
 }
@@ -193,17 +196,19 @@ MatrixLayout matrix_layout(int64_t rows, int64_t columns, bool transposed) {
 // y = scale * a * b
 void multiply(const MatrixLayout& a_layout, const float* a, const MatrixLayout& b_layout,
               const float* b, float scale, float* y) {
+  std::vector<double> sums(static_cast<size_t>(b_layout.columns));
   for (int64_t i = 0; i < a_layout.rows; ++i) {
-    float* row = y + i * b_layout.columns;
-    std::fill_n(row, b_layout.columns, 0.0F);
+    std::ranges::fill(sums, 0.0);
     for (int64_t k = 0; k < a_layout.columns; ++k) {
-      const float factor = scale * a[i * a_layout.row_stride + k * a_layout.column_stride];
+      const double factor = a[i * a_layout.row_stride + k * a_layout.column_stride];
       if (factor == 0) continue;
       const float* source = b + k * b_layout.row_stride;
-      for (int64_t j = 0; j < b_layout.columns; ++j) {
-        row[j] += factor * source[j * b_layout.column_stride];
+      for (double& sum : sums) {
+        sum += factor * *source;
+        source += b_layout.column_stride;
       }
     }
+    for (const double sum : sums) *y++ = static_cast<float>(scale * sum);
   }
 }
 
@@ -291,11 +296,12 @@ PreparedNode prepare_batch_norm(const Graph& graph, const GraphNode& node) {
   return {in, [=](NodeInputs values, std::span<float> output) {
             for (int64_t i = 0; i < groups; ++i) {
               const auto c = static_cast<size_t>(i % channels);
-              const float gain = values[1][c] / std::sqrt(values[4][c] + epsilon);
-              const float mean = values[3][c], shift = values[2][c];
+              // In the order in which PyTorch and ONNX Runtime round.
+              const float gain = 1 / std::sqrt(values[4][c] + epsilon) * values[1][c];
+              const float shift = values[2][c] - values[3][c] * gain;
               const float* x = values[0].data() + i * size;
               float* y = output.data() + i * size;
-              for (int64_t k = 0; k < size; ++k) y[k] = (x[k] - mean) * gain + shift;
+              for (int64_t k = 0; k < size; ++k) y[k] = x[k] * gain + shift;
             }
           }};
 }

@@ -109,10 +109,10 @@ class IntegerLayer {
   int in_quads_ = 0;
   int levels_ = 0;
   bool narrow_fits_ = false;
-  std::vector<Requantizer> requantizers_;             // [out_quads * 4]
-  std::vector<int32_t> thresholds_;                   // [out_quads * 4][levels]
-  std::vector<int32_t> dense_;                        // [out_quads][taps][in_quads][4 outputs]
-  std::vector<int32_t> row_begin_, offset_, values_;  // compressed rows of quads
+  std::vector<Requantizer> requantizers_;  // [out_quads * 4]
+  std::vector<int32_t> thresholds_;        // [out_quads * 4][levels]
+  // See cpu::IntegerLayerView.
+  std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];
 };
 
 // Frames [count][length][channels] of signed codes to a tile, `offset` added to each; count <=

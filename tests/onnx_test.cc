@@ -26,6 +26,7 @@
 #include "framework/onnx_export.h"
 #include "framework/onnx_import.h"
 #include "framework/trainer.h"
+#include "tests/fixture_file.h"
 
 namespace fmp {
 namespace {
@@ -487,6 +488,26 @@ TEST(OnnxPublished, CostsArePublishedOnesToTheDigit) {
     }
   }
   EXPECT_EQ(networks, 3);
+}
+
+// fixtures/make_published_fixture.py: frames on which no value is next to a rounding boundary.
+TEST(OnnxPublished, GivesTheLogitsOfPyTorch) {
+  const fs::path dir = published_dir();
+  if (!fs::exists(dir / "xilinx_vgg10.onnx")) {
+    GTEST_SKIP() << "skipped: no published networks in " << dir;
+  }
+  const FixtureFile file("onnx_published");
+  std::vector<float> frames;
+  for (const int8_t code : file.read<int8_t>("codes")) {
+    frames.push_back(static_cast<float>(code) / 64);
+  }
+  for (const char* name : {"xilinx_vgg10", "amc_fmp_w4a4", "aaronnet32_float"}) {
+    const Graph graph = load_onnx(dir / (std::string(name) + ".onnx"));
+    const std::vector<float> reference = file.read<float>(name);
+    EXPECT_LT(largest_difference(GraphEvaluator(graph).run(frames, 2), reference), 1e-4F) << name;
+    if (name == std::string("aaronnet32_float")) continue;  // has branches
+    EXPECT_LT(largest_difference(logits_of(network_of(graph), frames), reference), 1e-4F) << name;
+  }
 }
 
 }  // namespace

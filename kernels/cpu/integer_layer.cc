@@ -41,6 +41,7 @@ constexpr int kVectorBytes = kWidth * kQuad;
 // The ways to multiply: an operand from memory, a quad of weights, their product added to a sum,
 // and the sum in 32 bits.
 struct Wide {
+  static constexpr int kWords = 2;  // elements of a quad of weights
   using VS = hn::Vec<decltype(kShorts)>;
   struct Pairs {  // bytes 0 and 2, bytes 1 and 3, as 16 bits
     VS even, odd;
@@ -54,9 +55,9 @@ struct Wide {
     return {hn::BitCast(kShorts, hn::And(v, hn::Set(kUnsignedShorts, uint16_t{0xff}))),
             hn::BitCast(kShorts, hn::ShiftRight<8>(v))};
   }
-  static HWY_INLINE Weights set(int32_t quad) {
-    const auto v = hn::BitCast(kShorts, hn::Set(kInts, quad));
-    return {hn::ShiftRight<8>(hn::ShiftLeft<8>(v)), hn::ShiftRight<8>(v)};
+  static HWY_INLINE Weights set(const int32_t* quad) {
+    return {hn::BitCast(kShorts, hn::Set(kInts, quad[0])),
+            hn::BitCast(kShorts, hn::Set(kInts, quad[1]))};
   }
   static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
     sum = multiply_add_pairs(x.odd, w.odd, multiply_add_pairs(x.even, w.even, sum));
@@ -67,12 +68,13 @@ struct Wide {
 #if HWY_TARGET <= HWY_SSE4 && HWY_ARCH_X86
 #define FMP_HAS_NARROW 1
 struct Narrow {
+  static constexpr int kWords = 1;
   using Operand = hn::Vec<decltype(kBytes)>;
   using Weights = VI;
   using Sum = hn::Vec<decltype(kShorts)>;
   static HWY_INLINE Sum zero() { return hn::Zero(kShorts); }
   static HWY_INLINE Operand load(const uint8_t* x) { return hn::Load(kBytes, x); }
-  static HWY_INLINE Weights set(int32_t quad) { return hn::Set(kInts, quad); }
+  static HWY_INLINE Weights set(const int32_t* quad) { return hn::Set(kInts, *quad); }
   static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
 #if HWY_TARGET <= HWY_AVX3
     sum = hn::Add(sum, Sum{_mm512_maddubs_epi16(x.raw, w.raw)});
@@ -95,12 +97,13 @@ struct Narrow {
 // In assembly because Highway's AVX-512 target does not include the instruction; it is used only
 // after a look at the processor.
 struct Vnni {
+  static constexpr int kWords = 1;
   using Operand = hn::Vec<decltype(kBytes)>;
   using Weights = VI;
   using Sum = VI;
   static HWY_INLINE Sum zero() { return hn::Zero(kInts); }
   static HWY_INLINE Operand load(const uint8_t* x) { return hn::Load(kBytes, x); }
-  static HWY_INLINE Weights set(int32_t quad) { return hn::Set(kInts, quad); }
+  static HWY_INLINE Weights set(const int32_t* quad) { return hn::Set(kInts, *quad); }
   static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(x.raw), "v"(w.raw));
   }
@@ -143,14 +146,15 @@ HWY_INLINE void dense_sums(const IntegerLayerView& layer, int out_quad,
   }
   const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
   const int count = layer.taps * layer.in_quads;  // the window is one contiguous block
-  const int32_t* HWY_RESTRICT w = layer.dense + static_cast<ptrdiff_t>(out_quad) * count * kQuad;
-  for (int i = 0; i < count; ++i, x += kQuadRow, w += kQuad) {
+  const int32_t* HWY_RESTRICT w =
+      layer.dense[D::kWords - 1] + static_cast<ptrdiff_t>(out_quad) * count * kQuad * D::kWords;
+  for (int i = 0; i < count; ++i, x += kQuadRow, w += kQuad * D::kWords) {
     typename D::Operand operand[PB];
     HWY_UNROLL(16)
     for (int p = 0; p < PB; ++p) operand[p] = D::load(x + p * stride);
     HWY_UNROLL(16)
     for (int o = 0; o < kQuad; ++o) {
-      const typename D::Weights weights = D::set(w[o]);
+      const typename D::Weights weights = D::set(w + o * D::kWords);
       HWY_UNROLL(16)
       for (int p = 0; p < PB; ++p) D::add(operand[p], weights, sum[o][p]);
     }
@@ -171,7 +175,7 @@ HWY_INLINE void sparse_sums(const IntegerLayerView& layer, int out, const uint8_
   for (int p = 0; p < PB; ++p) sum[p] = D::zero();
   const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
   for (int32_t i = layer.row_begin[out]; i < layer.row_begin[out + 1]; ++i) {
-    const typename D::Weights weights = D::set(layer.values[i]);
+    const typename D::Weights weights = D::set(layer.values[D::kWords - 1] + i * D::kWords);
     const uint8_t* operand = x + layer.offset[i];
     HWY_UNROLL(16)
     for (int p = 0; p < PB; ++p) D::add(D::load(operand + p * stride), weights, sum[p]);

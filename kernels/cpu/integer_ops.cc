@@ -51,6 +51,11 @@ bool set_slope(double slope, int64_t largest_step, Requantizer& r) {
   return true;
 }
 
+int32_t pair(int8_t low, int8_t high) {
+  return static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint16_t>(low)) |
+                              static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16);
+}
+
 }  // namespace
 
 Requantizer fit_requantizer(std::span<const int32_t> thresholds, const SumRange& range,
@@ -135,7 +140,8 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
   requantizers_.resize(outputs, none);
   thresholds_.resize(outputs * static_cast<size_t>(levels), std::numeric_limits<int32_t>::max());
 
-  dense_.assign(outputs * row_quads, 0);
+  dense_[0].assign(outputs * row_quads, 0);
+  dense_[1].assign(outputs * row_quads * 2, 0);
   row_begin_.assign(1, 0);
   narrow_fits_ = true;
   const int8_t* code = codes.data();
@@ -154,37 +160,46 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
     narrow_fits_ = narrow_fits_ && std::max(positive, negative) * largest_input <=
                                        std::numeric_limits<int16_t>::max();
     for (size_t i = 0; i < row_quads; ++i) {
+      const int8_t* w = row.data() + i * kQuad;
       int32_t quad = 0;
-      std::memcpy(&quad, row.data() + i * kQuad, sizeof quad);
-      dense_[((o / kQuad) * row_quads + i) * kQuad + o % kQuad] = quad;
+      std::memcpy(&quad, w, sizeof quad);
+      const std::array<int32_t, 2> pairs = {pair(w[0], w[2]), pair(w[1], w[3])};
+      const size_t at = ((o / kQuad) * row_quads + i) * kQuad + o % kQuad;
+      dense_[0][at] = quad;
+      std::ranges::copy(pairs, dense_[1].begin() + static_cast<ptrdiff_t>(2 * at));
       if (quad == 0) continue;
       offset_.push_back(static_cast<int32_t>(i * kQuadRow));
-      values_.push_back(quad);
+      values_[0].push_back(quad);
+      values_[1].insert(values_[1].end(), pairs.begin(), pairs.end());
     }
-    row_begin_.push_back(static_cast<int32_t>(values_.size()));
+    row_begin_.push_back(static_cast<int32_t>(offset_.size()));
   }
   sparse = quad_density() < kSparseBelow;
   dot = best_dot_product(narrow_fits_);
 }
 
 double IntegerLayer::quad_density() const {
-  return static_cast<double>(values_.size()) / static_cast<double>(dense_.size());
+  return static_cast<double>(offset_.size()) / static_cast<double>(dense_[0].size());
 }
 
 cpu::IntegerLayerView IntegerLayer::view() const {
-  return {out_quads(),
-          shape_.taps,
-          in_quads_,
-          shape_.pool,
-          dot,
-          sparse,
-          dense_.data(),
-          row_begin_.data(),
-          offset_.data(),
-          values_.data(),
-          requantizers_.data(),
-          thresholds_.data(),
-          levels_};
+  cpu::IntegerLayerView v;
+  v.out_quads = out_quads();
+  v.taps = shape_.taps;
+  v.in_quads = in_quads_;
+  v.pool = shape_.pool;
+  v.dot = dot;
+  v.sparse = sparse;
+  v.row_begin = row_begin_.data();
+  v.offset = offset_.data();
+  for (size_t i = 0; i < 2; ++i) {
+    v.dense[i] = dense_[i].data();
+    v.values[i] = values_[i].data();
+  }
+  v.requantizers = requantizers_.data();
+  v.thresholds = thresholds_.data();
+  v.levels = levels_;
+  return v;
 }
 
 void IntegerLayer::hidden(const uint8_t* x, int rows, uint8_t* out) const {

@@ -12,11 +12,12 @@ struct IntegerLayerView {
   int out_quads = 0, taps = 0, in_quads = 0, pool = 1;
   ops::DotProduct dot = ops::DotProduct::kWide;
   bool sparse = false;
-  // Four weights of neighbouring input channels, as bytes, in every element.
-  const int32_t* dense = nullptr;      // [out_quads][taps][in_quads][4 outputs]
   const int32_t* row_begin = nullptr;  // compressed rows: outputs, ...
-  const int32_t* offset = nullptr;     // ... bytes from the first row of the window, ...
-  const int32_t* values = nullptr;     // ... weights
+  const int32_t* offset = nullptr;     // ... bytes from the first row of the window
+  // Weights, a quad at a time: [0] four bytes in an element; [1] two elements of 16-bit pairs,
+  // weights 0 and 2, then 1 and 3.
+  const int32_t* dense[2] = {};                    // [out_quads][taps][in_quads][4 outputs]
+  const int32_t* values[2] = {};                   // [entries]
   const ops::Requantizer* requantizers = nullptr;  // [out_quads * 4]
   const int32_t* thresholds = nullptr;             // [out_quads * 4][levels]
   int levels = 0;                                  // a power of two less 1

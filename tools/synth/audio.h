@@ -7,9 +7,9 @@
 
 namespace fmp::synth {
 
-// The message of the analog classes: band-limited Gaussian noise, mean 0 and power 1 in the long
-// run, with a flat spectrum between `low` and `high`.
-struct AudioBand {
+// The message of the analog classes: a tone of random phase, mean 0 and power 1, whose frequency is
+// drawn for each frame from a narrow band.
+struct ToneBand {
   double low = 0;   // cycles per sample
   double high = 0;  // cycles per sample
 };
@@ -18,6 +18,6 @@ struct AudioBand {
 struct Message {
   std::vector<float> value, hilbert;
 };
-Message make_message(const AudioBand& band, int length, Rng& rng);
+Message make_message(const ToneBand& band, int length, Rng& rng);
 
 }  // namespace fmp::synth

@@ -22,6 +22,10 @@ struct Ring {
 };
 Constellation rings(const std::vector<Ring>& layout);
 
+// A ring whose points mirror at both axes and both diagonals: `angles`, in turns, of those between
+// 0 and 1/8 of a turn.
+Constellation mirrored_ring(double radius, const std::vector<double>& angles);
+
 // Independent, equally likely symbols of a constellation, shaped by a raised cosine. The points are
 // used as they are given: the receiver's normalisation takes their power out.
 class LinearModulation : public Modulation {

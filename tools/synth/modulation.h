@@ -24,11 +24,12 @@ struct Shape {
   double timing = 0;   // where the first symbol's centre lies, in samples, [0, sps)
 };
 
-// Long-run averages of the noise-free signal. The SNR refers to `power`; a receiver that divides by
-// its standard deviation removes `mean_power`, the share of a constant (a carrier) in it.
+// Long-run averages of the noise-free signal.
 struct Moments {
-  double power = 0;       // E |x|^2
-  double mean_power = 0;  // |E x|^2
+  double power = 0;  // E |x|^2 over all samples: what the SNR refers to
+  // The variance that the receiver scales to 1, without the mean (the share of a carrier). For
+  // pulse-shaped symbols it is that of the symbols; between their instants the signal's is less.
+  double variance = 0;
 };
 
 // A transmitter of one class.

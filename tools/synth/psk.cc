@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Phase shift keying: points on the unit circle; and offset QPSK, whose quadrature rail lags by
-// half a symbol.
+// half a symbol. Its points lie on the axes, so that each symbol is one on one rail and zero on the
+// other: unusual, but what the real set holds. (Networks trained on it never call the textbook's
+// points, on the diagonals, OQPSK.)
 #include "tools/synth/families.h"
 #include "tools/synth/linear.h"
 
@@ -13,7 +15,7 @@ Modulations phase_shift_keying() {
   family.push_back(std::make_unique<LinearModulation>("8PSK", ring(8, 1, 0)));
   family.push_back(std::make_unique<LinearModulation>("16PSK", ring(16, 1, 0)));
   family.push_back(std::make_unique<LinearModulation>("32PSK", ring(32, 1, 0)));
-  family.push_back(std::make_unique<LinearModulation>("OQPSK", ring(4, 1, 1.0 / 8), 0.5));
+  family.push_back(std::make_unique<LinearModulation>("OQPSK", ring(4, 1, 0), 0.5));
   return family;
 }
 

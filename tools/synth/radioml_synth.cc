@@ -94,7 +94,9 @@ void add_flags(CLI::App& app, Options& o) {
   signal("--alpha-max", c.alpha_max, "largest roll-off");
   signal("--cfo", c.channel.cfo, "deviation of the carrier offset, cycles per sample");
   signal("--sro", c.channel.sro, "deviation of the relative sample-rate offset");
-  signal("--noise-offset", c.noise_offset_db, "noise power over what the SNR label says, dB");
+  signal("--snr-slope", c.snr_slope,
+         "dB of signal over noise per dB of the label; the real set's labels count amplitudes");
+  signal("--noise-offset", c.noise_offset_db, "noise power over what the label then says, dB");
 
   const char* kImpairments = "Channel effects beyond the real set (for robustness studies)";
   const auto impairment = [&](const char* flag, auto& value, const char* help) {
@@ -166,6 +168,7 @@ void write_attributes(const Options& o, fmp::synth::RadioMlWriter& file) {
   file.attribute("sps", static_cast<int64_t>(c.sps));
   file.attribute("alpha_min", c.alpha_min);
   file.attribute("alpha_max", c.alpha_max);
+  file.attribute("snr_slope", c.snr_slope);
   file.attribute("noise_offset_db", c.noise_offset_db);
   file.attribute("cfo", c.channel.cfo);
   file.attribute("sro", c.channel.sro);

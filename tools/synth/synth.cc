@@ -31,6 +31,7 @@ void validate(const Config& config) {
   check("--sps", config.sps, 2, 64);
   check("--alpha-min", config.alpha_min, 0, 1);
   check("--alpha-max", config.alpha_max, config.alpha_min, 1);
+  check("--snr-slope", config.snr_slope, 0, 10);
   check("--noise-offset", config.noise_offset_db, -60, 60);
   check("--cfo", channel.cfo, 0, 0.5);
   check("--sro", channel.sro, 0, kMaxSampleRateOffset);
@@ -63,12 +64,13 @@ void Generator::frame(uint64_t seed, int class_index, int snr_db, uint64_t index
   propagate(config_.channel, channel_rng, sent, received);
 
   const Moments moments = modulation.moments(shape);
-  const double noise = moments.power / power_ratio(snr_db - config_.noise_offset_db);
+  const double noise =
+      moments.power / power_ratio(config_.snr_slope * snr_db - config_.noise_offset_db);
   add_noise(noise, noise_rng, received);
   imbalance(config_.channel, received);
 
   // The receiver divides by the deviation of the long recording that the frame is cut from.
-  const auto gain = static_cast<float>(1 / std::sqrt(moments.power - moments.mean_power + noise));
+  const auto gain = static_cast<float>(1 / std::sqrt(moments.variance + noise));
   for (int n = 0; n < kFrameLength; ++n) {
     out[2 * n] = gain * received.i[n];
     out[2 * n + 1] = gain * received.q[n];
