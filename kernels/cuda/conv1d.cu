@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: MIT
+// The convolution of a layer, y[l][o] = sum over taps t and channels c of w[o][t][c] * x[l + t][c],
+// its two gradients, and the same for surviving weights only. Every thread computes for one frame,
+// a warp for 32 frames side by side, so that all reads of activations are coalesced and a weight is
+// one address for the whole warp.
+//
+//   dense:   8 outputs x 4 positions in registers; codes are multiplied four channels at once
+//            (dp4a) and exactly, values by fused multiply-adds in the order of the channels
+//   sparse:  one output x 8 positions; a nonzero weight is one broadcast
+//   weights: dw[o][t][c] = sum over positions and frames of dy[l][o] * x[l + t][c], as a matrix
+//            product through shared memory (dense) or as dot products of the survivors (sparse);
+//            slices of the batch are summed apart and added up in their order
+#include <algorithm>
+#include <stdexcept>
+#include <type_traits>
+
+#include "kernels/cuda/device_code.h"
+
+namespace fmp::cuda {
+namespace {
+
+constexpr int kOutBlock = 8;   // outputs of a thread; weights are padded to it
+constexpr int kPositions = 4;  // of a thread
+constexpr int kWarps = 4;      // of a block: each has outputs of its own
+constexpr int kSparsePositions = 8;
+constexpr int kGroup = 8;  // surviving weights of a warp
+
+// How a thread multiplies a quad of channels at kPositions positions with kOutBlock weights.
+template <typename Reader>
+struct IntegerProduct {
+  using Sum = int;
+  using Weight = int;
+  using Operand = uint32_t;
+  Reader x;
+
+  __device__ __forceinline__ void load(int row, int quad, int lane, Operand& operand) const {
+    operand = x.word(row, quad, lane);
+  }
+  // weights: of tap and quad, from this thread's first output on.
+  __device__ __forceinline__ void add(const Weight* weights, int /*out_stride*/,
+                                      const Operand (&operands)[kPositions],
+                                      Sum (&sums)[kPositions][kOutBlock]) const {
+    const int4* vectors = reinterpret_cast<const int4*>(weights);
+    const int4 low = __ldg(vectors), high = __ldg(vectors + 1);
+    const int w[kOutBlock] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int p = 0; p < kPositions; ++p) {
+#pragma unroll
+      for (int o = 0; o < kOutBlock; ++o) sums[p][o] = Reader::dot(operands[p], w[o], sums[p][o]);
+    }
+  }
+  static __device__ __forceinline__ size_t weight_place(size_t tap_quad, int out_stride) {
+    return tap_quad * static_cast<size_t>(out_stride);
+  }
+};
+
+template <typename Reader>
+struct FloatProduct {
+  using Sum = float;
+  using Weight = float;
+  struct Operand {
+    float of[kQuad];
+  };
+  Reader x;
+
+  __device__ __forceinline__ void load(int row, int quad, int lane, Operand& operand) const {
+    x.quad(row, quad, lane, operand.of);
+  }
+  __device__ __forceinline__ void add(const Weight* weights, int out_stride,
+                                      const Operand (&operands)[kPositions],
+                                      Sum (&sums)[kPositions][kOutBlock]) const {
+#pragma unroll
+    for (int k = 0; k < kQuad; ++k) {
+      const float4* vectors = reinterpret_cast<const float4*>(weights + k * out_stride);
+      const float4 low = __ldg(vectors), high = __ldg(vectors + 1);
+      const float w[kOutBlock] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int p = 0; p < kPositions; ++p) {
+#pragma unroll
+        for (int o = 0; o < kOutBlock; ++o) {
+          sums[p][o] = __fmaf_rn(operands[p].of[k], w[o], sums[p][o]);
+        }
+      }
+    }
+  }
+  static __device__ __forceinline__ size_t weight_place(size_t tap_quad, int out_stride) {
+    return tap_quad * kQuad * static_cast<size_t>(out_stride);
+  }
+};
+
+// Shape of one dense product.
+struct Dense {
+  int in_quads, out_channels, out_stride, taps, in_rows, out_length, lanes;
+};
+
+__device__ __forceinline__ size_t place(int row, int channel, int lane, int channels, int lanes) {
+  return (static_cast<size_t>(row) * static_cast<size_t>(channels) + static_cast<size_t>(channel)) *
+             static_cast<size_t>(lanes) +
+         static_cast<size_t>(lane);
+}
+
+template <typename Product>
+__global__ void __launch_bounds__(kWarpLanes* kWarps)
+    conv_dense(Product product, Dense s, const typename Product::Weight* weights, float* y) {
+  const int lane = block_x() * kWarpLanes + thread_x();
+  const int first = block_y() * kPositions;
+  const int out = (block_z() * kWarps + thread_y()) * kOutBlock;
+  if (out >= s.out_channels) return;
+
+  typename Product::Sum sums[kPositions][kOutBlock] = {};
+  typename Product::Operand window[kPositions];
+  for (int quad = 0; quad < s.in_quads; ++quad) {
+    // Rows past the end are read as the last one; their results are not stored.
+#pragma unroll
+    for (int p = 0; p + 1 < kPositions; ++p) {
+      product.load(min(first + p, s.in_rows - 1), quad, lane, window[p + 1]);
+    }
+    for (int tap = 0; tap < s.taps; ++tap) {
+#pragma unroll
+      for (int p = 0; p + 1 < kPositions; ++p) window[p] = window[p + 1];
+      product.load(min(first + tap + kPositions - 1, s.in_rows - 1), quad, lane,
+                   window[kPositions - 1]);
+      const size_t tap_quad =
+          static_cast<size_t>(tap) * static_cast<size_t>(s.in_quads) + static_cast<size_t>(quad);
+      product.add(weights + Product::weight_place(tap_quad, s.out_stride) + out, s.out_stride,
+                  window, sums);
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < kPositions; ++p) {
+#pragma unroll
+    for (int o = 0; o < kOutBlock; ++o) {
+      if (first + p < s.out_length && out + o < s.out_channels) {
+        y[place(first + p, out + o, lane, s.out_channels, s.lanes)] =
+            static_cast<float>(sums[p][o]);
+      }
+    }
+  }
+}
+
+template <typename Product>
+void launch_dense(const char* name, Product product, const Dense& s,
+                  const typename Product::Weight* weights, float* y, Stream stream) {
+  const Shape shape{dim3(static_cast<unsigned>(s.lanes / kWarpLanes),
+                         blocks_for(static_cast<size_t>(s.out_length), kPositions),
+                         blocks_for(static_cast<size_t>(s.out_stride), kWarps * kOutBlock)),
+                    dim3(kWarpLanes, kWarps)};
+  launch(Where(name, native(stream)), shape, conv_dense<Product>, product, s, weights, y);
+}
+
+struct SparseRows {
+  const int *row_begin, *entry;  // entry: tap << 16 | channel
+  const float* value;
+};
+
+// Sum: int where the products are integers.
+template <typename Sum, typename Reader>
+__global__ void __launch_bounds__(kWarpLanes* kWarps)
+    conv_sparse(Reader x, SparseRows w, int out_channels, int in_rows, int out_length, int lanes,
+                float* y) {
+  const int lane = block_x() * kWarpLanes + thread_x();
+  const int first = block_y() * kSparsePositions;
+  const int out = block_z() * kWarps + thread_y();
+  if (out >= out_channels) return;
+  Sum sums[kSparsePositions] = {};
+  const int end = __ldg(w.row_begin + out + 1);
+  for (int i = __ldg(w.row_begin + out); i < end; ++i) {
+    const int entry = __ldg(w.entry + i);
+    const int row = first + (entry >> 16), channel = entry & 0xffff;
+    const Sum weight = static_cast<Sum>(__ldg(w.value + i));
+#pragma unroll
+    for (int p = 0; p < kSparsePositions; ++p) {
+      const Sum value = static_cast<Sum>(x.value(min(row + p, in_rows - 1), channel, lane));
+      if constexpr (std::is_same_v<Sum, float>) {
+        sums[p] = __fmaf_rn(weight, value, sums[p]);
+      } else {
+        sums[p] += weight * value;
+      }
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < kSparsePositions; ++p) {
+    if (first + p < out_length) {
+      y[place(first + p, out, lane, out_channels, lanes)] = static_cast<float>(sums[p]);
+    }
+  }
+}
+
+template <typename Sum, typename Reader>
+void launch_sparse(const char* name, const Reader& x, const SparseRows& rows, int out_channels,
+                   int in_rows, int out_length, int lanes, float* y, Stream stream) {
+  const Shape shape{dim3(static_cast<unsigned>(lanes / kWarpLanes),
+                         blocks_for(static_cast<size_t>(out_length), kSparsePositions),
+                         blocks_for(static_cast<size_t>(out_channels), kWarps)),
+                    dim3(kWarpLanes, kWarps)};
+  launch(Where(name, native(stream)), shape, conv_sparse<Sum, Reader>, x, rows, out_channels,
+         in_rows, out_length, lanes, y);
+}
+
+// --- Gradient of the weights -------------------------------------------------------------------
+
+// A block of the dense product: kTile outputs x kTile channels of one tap, over the frames of one
+// warp at a time. 16 x 16 threads have 4 x 4 sums each.
+constexpr int kTile = 64;
+constexpr int kTileThreads = 16;
+constexpr int kPerThread = kTile / kTileThreads;
+constexpr int kTileStride = kTile + 4;  // aligned for vectors, and fewer bank conflicts
+
+// Steps of a slice: a step is one position and one warp of frames.
+struct Slices {
+  int steps, slices;
+  __host__ __device__ int begin(int slice) const {
+    return static_cast<int>(static_cast<int64_t>(slice) * steps / slices);
+  }
+};
+
+struct GradientShape {
+  int out_channels, in_channels, taps, lanes, dy_pad;
+  Slices slices;
+};
+
+template <typename Reader>
+__global__ void __launch_bounds__(kTileThreads* kTileThreads)
+    weight_gradient_dense(Reader x, Values dy, GradientShape s, float* partial) {
+  __shared__ __align__(16) float of_dy[kWarpLanes][kTileStride];
+  __shared__ __align__(16) float of_x[kWarpLanes][kTileStride];
+  const int thread = thread_y() * kTileThreads + thread_x();
+  const int lane = thread % kWarpLanes, warp = thread / kWarpLanes;
+  constexpr int kTileWarps = kTileThreads * kTileThreads / kWarpLanes;
+  const int out0 = block_y() * kTile;
+  const int channel_tiles = (s.in_channels + kTile - 1) / kTile;
+  const int tap = block_x() / channel_tiles, channel0 = block_x() % channel_tiles * kTile;
+  const int warps_of_frames = s.lanes / kWarpLanes;
+
+  float sums[kPerThread][kPerThread] = {};
+  for (int step = s.slices.begin(block_z()); step < s.slices.begin(block_z() + 1); ++step) {
+    const int row = step / warps_of_frames, frame = step % warps_of_frames * kWarpLanes + lane;
+    for (int i = warp; i < kTile; i += kTileWarps) {
+      of_dy[lane][i] = out0 + i < s.out_channels ? dy.value(row + s.dy_pad, out0 + i, frame) : 0.0F;
+      of_x[lane][i] = channel0 + i < s.in_channels
+                          ? static_cast<float>(x.value(row + tap, channel0 + i, frame))
+                          : 0.0F;
+    }
+    __syncthreads();
+#pragma unroll 8
+    for (int k = 0; k < kWarpLanes; ++k) {
+      const float4 a = *reinterpret_cast<const float4*>(&of_dy[k][thread_y() * kPerThread]);
+      const float4 b = *reinterpret_cast<const float4*>(&of_x[k][thread_x() * kPerThread]);
+      const float left[kPerThread] = {a.x, a.y, a.z, a.w};
+      const float right[kPerThread] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+      for (int o = 0; o < kPerThread; ++o) {
+#pragma unroll
+        for (int c = 0; c < kPerThread; ++c) {
+          sums[o][c] = __fmaf_rn(left[o], right[c], sums[o][c]);
+        }
+      }
+    }
+    __syncthreads();
+  }
+  for (int o = 0; o < kPerThread; ++o) {
+    for (int c = 0; c < kPerThread; ++c) {
+      const int out = out0 + thread_y() * kPerThread + o;
+      const int channel = channel0 + thread_x() * kPerThread + c;
+      if (out >= s.out_channels || channel >= s.in_channels) continue;
+      const size_t weight = place(out, tap, channel, s.taps, s.in_channels);
+      const size_t weights =
+          static_cast<size_t>(s.out_channels) * static_cast<size_t>(s.taps * s.in_channels);
+      partial[static_cast<size_t>(block_z()) * weights + weight] = sums[o][c];
+    }
+  }
+}
+
+// A warp has up to kGroup surviving weights of one output, which share the reads of dy.
+template <typename Reader>
+__global__ void __launch_bounds__(kBlockThreads)
+    weight_gradient_sparse(Reader x, Values dy, GradientShape s, const int* entry,
+                           const int* group_begin, const int* group_row, int groups, int survivors,
+                           float* partial) {
+  const int group = block_x() * kBlockWarps + thread_x() / kWarpLanes;
+  const int lane = thread_x() % kWarpLanes, slice = block_y();
+  if (group >= groups) return;
+  const int begin = __ldg(group_begin + group), out = __ldg(group_row + group);
+  const int count = __ldg(group_begin + group + 1) - begin;
+  int taps[kGroup], channels[kGroup];
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    const int e = __ldg(entry + begin + min(i, count - 1));
+    taps[i] = e >> 16;
+    channels[i] = e & 0xffff;
+  }
+  const int warps_of_frames = s.lanes / kWarpLanes;
+  float sums[kGroup] = {};
+  for (int step = s.slices.begin(slice); step < s.slices.begin(slice + 1); ++step) {
+    const int row = step / warps_of_frames, frame = step % warps_of_frames * kWarpLanes + lane;
+    const float gradient = dy.value(row + s.dy_pad, out, frame);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (i < count) {
+        const float value = static_cast<float>(x.value(row + taps[i], channels[i], frame));
+        sums[i] = __fmaf_rn(gradient, value, sums[i]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    const float sum = warp_sum(sums[i]);
+    if (lane == 0 && i < count) {
+      partial[static_cast<size_t>(slice) * static_cast<size_t>(survivors) +
+              static_cast<size_t>(begin + i)] = sum;
+    }
+  }
+}
+
+// grad[place of i] = scale * sum of the slices' partial sums.
+__global__ void __launch_bounds__(kBlockThreads)
+    add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
+               float* grad) {
+  const int i = static_cast<int>(global_x());
+  if (i >= count) return;
+  double sum = 0;
+  for (int s = 0; s < slices; ++s) {
+    sum += static_cast<double>(
+        partial[static_cast<size_t>(s) * static_cast<size_t>(count) + static_cast<size_t>(i)]);
+  }
+  const float factor = scale != nullptr ? *scale : 1.0F;
+  grad[places != nullptr ? places[i] : i] = static_cast<float>(sum) * factor;
+}
+
+Slices slices_for(int out_length, int lanes, size_t blocks_of_a_slice) {
+  const int steps = out_length * (lanes / kWarpLanes);
+  const int wanted = static_cast<int>(kManyBlocks / std::max<size_t>(1, blocks_of_a_slice));
+  return {steps, std::max(1, std::min(steps, wanted))};
+}
+
+}  // namespace
+
+ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input) {
+  ConvShape conv{input.channels, shape.out_channels, shape.taps, shape.length, true};
+  const bool rows_as_channels =
+      shape.taps == 1 && shape.length == 1 && input.pad == 0 && input.length > 1;
+  if (rows_as_channels) {
+    conv.taps = input.length;
+    conv.out_length = 1;
+    conv.same_padding = false;
+  }
+  const bool fits = rows_as_channels
+                        ? shape.in_channels == input.channels * input.length
+                        : shape.in_channels == input.channels && shape.length == input.length &&
+                              input.pad == (shape.taps - 1) / 2;
+  constexpr int kLimit = 1 << 15;  // what an entry of the sparse kernels holds
+  if (!fits || conv.taps >= kLimit || conv.in_channels >= kLimit || conv.out_channels >= kLimit) {
+    throw std::invalid_argument("CUDA: a tile is not what its layer reads");
+  }
+  return conv;
+}
+
+void Weights::forward(const Input& x, float* y, Stream stream) const {
+  const Dense s{x.tile.quads(),
+                shape_.out_channels,
+                static_cast<int>(round_up(shape_.out_channels, kOutBlock)),
+                shape_.taps,
+                x.tile.rows(),
+                shape_.out_length,
+                x.tile.lanes()};
+  with_reader(x, [&](const auto& reader) {
+    using Reader = std::decay_t<decltype(reader)>;
+    constexpr bool kIsCodes = !std::is_same_v<Reader, Values>;
+    if (plan_.sparse_forward) {
+      const SparseRows rows{forward_sparse_.row_begin.data(), forward_sparse_.entry.data(),
+                            forward_sparse_.value.data()};
+      if constexpr (kIsCodes) {
+        if (integers_) {
+          launch_sparse<int>("conv_sparse_codes", reader, rows, s.out_channels, s.in_rows,
+                             s.out_length, s.lanes, y, stream);
+          return;
+        }
+      }
+      launch_sparse<float>("conv_sparse", reader, rows, s.out_channels, s.in_rows, s.out_length,
+                           s.lanes, y, stream);
+      return;
+    }
+    if constexpr (kIsCodes) {
+      if (integers_) {
+        launch_dense("conv_dense_codes", IntegerProduct<Reader>{reader}, s, forward_quads_.data(),
+                     y, stream);
+        return;
+      }
+    }
+    launch_dense("conv_dense", FloatProduct<Reader>{reader}, s, forward_values_.data(), y, stream);
+  });
+}
+
+void Weights::backward_data(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const {
+  // The gradient of a dense layer's input has the input's rows as channels of a single row.
+  const int outputs = shape_.same_padding ? shape_.in_channels : shape_.taps * shape_.in_channels;
+  const int taps = shape_.same_padding ? shape_.taps : 1;
+  const Values reader = values_of(dy_tile, dy);
+  if (plan_.sparse_backward_data) {
+    const SparseRows rows{backward_sparse_.row_begin.data(), backward_sparse_.entry.data(),
+                          backward_sparse_.value.data()};
+    launch_sparse<float>("conv_sparse_backward_data", reader, rows, outputs, dy_tile.rows(),
+                         shape_.out_length, dy_tile.lanes(), dx, stream);
+    return;
+  }
+  const Dense s{dy_tile.quads(),
+                outputs,
+                static_cast<int>(round_up(outputs, kOutBlock)),
+                taps,
+                dy_tile.rows(),
+                shape_.out_length,
+                dy_tile.lanes()};
+  launch_dense("conv_dense_backward_data", FloatProduct<Values>{reader}, s, backward_values_.data(),
+               dx, stream);
+}
+
+void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
+                              Stream stream) {
+  GradientShape s{shape_.out_channels, shape_.in_channels, shape_.taps,
+                  x.tile.lanes(),      dy_tile.pad,        {}};
+  const Values reader = values_of(dy_tile, dy);
+  const int weights = s.out_channels * s.taps * s.in_channels;
+  const auto add_up = [&](int count, const int* places) {
+    launch(Where("add_slices", native(stream)),
+           Shape{dim3(blocks_for(static_cast<size_t>(count), kBlockThreads)), dim3(kBlockThreads)},
+           add_slices, partial_.data(), s.slices.slices, count, places, x.scale, grad);
+  };
+  if (plan_.sparse_backward_weight) {
+    set_bytes(grad, 0, static_cast<size_t>(weights) * sizeof(float), stream);
+    const int survivors = static_cast<int>(forward_sparse_.entry.size());
+    const int groups = static_cast<int>(group_row_.size());
+    if (groups == 0) return;
+    const unsigned blocks = blocks_for(static_cast<size_t>(groups), kBlockWarps);
+    s.slices = slices_for(shape_.out_length, s.lanes, blocks);
+    partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(survivors));
+    const Shape shape{dim3(blocks, static_cast<unsigned>(s.slices.slices)), dim3(kBlockThreads)};
+    with_reader(x, [&](const auto& input) {
+      launch(Where("weight_gradient_sparse", native(stream)), shape,
+             weight_gradient_sparse<std::decay_t<decltype(input)>>, input, reader, s,
+             forward_sparse_.entry.data(), group_begin_.data(), group_row_.data(), groups,
+             survivors, partial_.data());
+    });
+    add_up(survivors, forward_sparse_.place.data());
+    return;
+  }
+  const unsigned columns =
+      static_cast<unsigned>(s.taps) * blocks_for(static_cast<size_t>(s.in_channels), kTile);
+  const unsigned rows = blocks_for(static_cast<size_t>(s.out_channels), kTile);
+  s.slices = slices_for(shape_.out_length, s.lanes, size_t{columns} * rows);
+  partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(weights));
+  const Shape shape{dim3(columns, rows, static_cast<unsigned>(s.slices.slices)),
+                    dim3(kTileThreads, kTileThreads)};
+  with_reader(x, [&](const auto& input) {
+    launch(Where("weight_gradient_dense", native(stream)), shape,
+           weight_gradient_dense<std::decay_t<decltype(input)>>, input, reader, s, partial_.data());
+  });
+  add_up(weights, nullptr);
+}
+
+}  // namespace fmp::cuda

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT
+// The CUDA backend: the twin of kernels/ops.h, which says what each operation means. Every function
+// puts its kernels on a stream and returns; nothing here waits for the device, and everything that
+// depends on data (scales, thresholds, losses) stays in device memory. All pointers are the
+// device's. Needs no CUDA header.
+//
+// The integer part of the forward pass is exact, so that codes equal the CPU's. Sums of floats run
+// in an order that depends on the shapes alone: results are the same from run to run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/cuda/device_memory.h"
+#include "kernels/ops.h"
+
+namespace fmp::cuda {
+
+// Frames that sit side by side come in warps.
+inline constexpr int kWarpLanes = 32;
+// Channels of codes that share a 32-bit word: what one dp4a instruction multiplies.
+inline constexpr int kQuad = 4;
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Activations of a whole batch, [pad + length + pad] rows. Floats: [row][channel][lane]; codes:
+// [row][quad of channels][lane][4]. lane = frame. Pad rows, lanes past the last frame and channels
+// that fill up a quad are zero.
+struct Tile {
+  int64_t frames = 0;
+  int length = 0;
+  int channels = 0;
+  int pad = 0;
+
+  constexpr int lanes() const { return static_cast<int>(round_up(frames, kWarpLanes)); }
+  constexpr int rows() const { return length + 2 * pad; }
+  constexpr int quads() const { return (channels + kQuad - 1) / kQuad; }
+  constexpr size_t floats() const {
+    return static_cast<size_t>(rows()) * static_cast<size_t>(channels) *
+           static_cast<size_t>(lanes());
+  }
+  constexpr size_t code_bytes() const {
+    return static_cast<size_t>(rows()) * static_cast<size_t>(quads()) * kQuad *
+           static_cast<size_t>(lanes());
+  }
+};
+
+// What a layer reads: codes or values, and the scale of the codes (a device float; null for
+// values).
+struct Input {
+  Tile tile;
+  ElementType type = ElementType::kF32;
+  const void* data = nullptr;
+  const float* scale = nullptr;
+};
+
+// A layer's convolution as the kernels see it. A dense layer behind a convolution reads rows of a
+// tile: it is a convolution without padding whose taps are all the rows, its weights [O][L][C].
+struct ConvShape {
+  int in_channels = 0, out_channels = 0, taps = 1, out_length = 1;
+  bool same_padding = false;  // out_length is the input's; otherwise 1
+};
+// Throws std::invalid_argument when the tile is not what the layer reads.
+ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input);
+
+// The twin of ops::CompiledWeights.
+class Weights {
+ public:
+  // Where the mask has zeros changes with prunes only: lists the surviving weights for the sparse
+  // kernels, on the host. mask: [O][T][C] in host memory, empty = all. Call before compile(), and
+  // again after a prune. Waits for the stream.
+  void set_mask(const ConvShape& shape, std::span<const uint8_t> mask, Stream stream);
+
+  // weight: [O][T][C]. input: what the layer reads, as codes or values. backward: also what the
+  // backward pass needs.
+  void compile(const ops::LayerShape& layer, const ConvShape& shape, const float* weight,
+               bool integer_input, const ops::PassPlan& plan, bool backward, Stream stream);
+
+  const float* scale() const { return &status_.data()->scale; }
+  const float* codes() const { return codes_.data(); }  // [O][T][C]
+
+  // Throws std::domain_error if a weight is not finite. Waits for the stream.
+  struct Summary {
+    float scale;
+    int64_t nonzeros;
+  };
+  Summary summary(Stream stream) const;
+
+  // In place, from the gradient of the fake-quantized weights to the weights'. scale_gradient: a
+  // device double, null = 0.
+  void backward(const float* weight, const double* scale_gradient, float* grad, Stream stream);
+
+  // y = W * x, the sums of codes or values as floats. y: [out_length][O][lane].
+  void forward(const Input& x, float* y, Stream stream) const;
+  // dy: float tile [O] with the padding of the layer's taps (none if not same_padding). dx:
+  // [L][C][lane] without padding.
+  void backward_data(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const;
+  // Gradient of the fake-quantized weights, [O][T][C]; of surviving ones only if the plan is sparse
+  // (the others get 0).
+  void backward_weight(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
+                       Stream stream);
+
+  // Largest |w|, scale and counts, found by the device.
+  struct Status {
+    unsigned largest_bits;  // of max|w|: bits of non-negative floats are ordered as they are
+    unsigned not_finite, nonzeros;
+    float scale;
+  };
+
+ private:
+  // Weights that are not masked, row by row: (tap << 16 | channel), and where each stands in
+  // [O][T][C].
+  struct Sparse {
+    DeviceBuffer<int> row_begin, entry, place;
+    DeviceBuffer<float> value;
+  };
+  void gather(Sparse& sparse, bool scaled, Stream stream) const;
+
+  ops::LayerShape layer_;
+  ConvShape shape_;
+  ops::PassPlan plan_;
+  bool integers_ = false;
+  DeviceBuffer<uint8_t> mask_;  // empty = all
+  DeviceBuffer<Status> status_;
+  DeviceBuffer<float> codes_;
+  DeviceBuffer<int> forward_quads_;     // [T][quad of C][O up to a multiple of 8]
+  DeviceBuffer<float> forward_values_;  // [T][quad][4][O up to 8], when not integers
+  DeviceBuffer<float> backward_values_;
+  Sparse forward_sparse_, backward_sparse_;
+  // Groups of up to kGroup surviving weights of one output channel: where each begins in
+  // forward_sparse_, and its channel.
+  DeviceBuffer<int> group_begin_, group_row_;
+  DeviceBuffer<float> partial_;         // sums of slices of the batch
+  DeviceBuffer<double> scale_partial_;  // of backward()
+  DeviceBuffer<unsigned> ties_partial_;
+};
+
+// frames: [N][L][C] codes or values -> a tile of codes or floats, padding written.
+void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stream);
+void pack_frames(const float* frames, const Tile& out, float* values, Stream stream);
+
+// Constants of a hidden layer on the device, [O] each, and what they come from.
+struct HiddenParameters {
+  const float *gamma, *beta;
+  const float* threshold;  // v
+};
+
+// The twin of ops::HiddenState.
+class HiddenState {
+ public:
+  // All in device memory.
+  struct Scalars {
+    float act_scale, threshold;
+    // The element that is the percentile, if there is one: its place in the CPU's order of
+    // elements, xhat there and, in the backward pass, its gradient.
+    unsigned has_statistic, statistic_place;
+    float statistic_xhat, statistic_gradient;
+    unsigned value_bits, selected, rank, histogram[256];  // of the search for it
+  };
+  // Arrays of [O] floats in `constants`.
+  enum Constant { kGain, kShift, kXhatGain, kXhatShift, kInvStd, kOfG, kOfY, kOfOne, kConstants };
+
+  float* constant(Constant which) const {
+    return constants.data() + static_cast<size_t>(which) * channels;
+  }
+  const float* act_scale() const { return &scalars.data()->act_scale; }
+
+  size_t channels = 0;
+  bool collected = false;
+  DeviceBuffer<float> constants;
+  DeviceBuffer<Scalars> scalars;
+  DeviceBuffer<float> y;         // convolution sums [L][O][lane]
+  DeviceBuffer<double> partial;  // sums of slices
+  DeviceBuffer<float> dy;        // in the backward pass
+};
+
+// out: a tile of codes, or of floats when act_bits is kFloatBits; its padding is written, too.
+void hidden_forward_train(const ops::LayerShape& layer, const ConvShape& shape, const Input& x,
+                          const Weights& weights, const HiddenParameters& parameters, bool collect,
+                          float* running_mean, float* running_var, HiddenState& state,
+                          const Tile& out, void* out_data, Stream stream);
+
+// The same in evaluation mode; state.act_scale() is the scale of the codes.
+void hidden_forward_eval(const ops::LayerShape& layer, const ConvShape& shape, const Input& x,
+                         const Weights& weights, const HiddenParameters& parameters,
+                         const float* running_mean, const float* running_var, HiddenState& state,
+                         const Tile& out, void* out_data, Stream stream);
+
+struct HiddenGradients {
+  float* weight;        // [O][T][C], of the fake-quantized weights
+  float *gamma, *beta;  // [O]
+  float* threshold;     // of v
+};
+
+// dp: [L / pool][O][lane]. act_scale_gradient: a device double, null = 0. dx: null = not wanted.
+void hidden_backward(const ops::LayerShape& layer, const ConvShape& shape, const Input& x,
+                     Weights& weights, const HiddenParameters& parameters, HiddenState& state,
+                     const float* dp, const double* act_scale_gradient,
+                     const HiddenGradients& gradients, float* dx, Stream stream);
+
+// logits: [O][lane].
+void output_forward(const ops::LayerShape& layer, const Input& x, const Weights& weights,
+                    const float* bias, float* logits, Stream stream);
+
+struct OutputGradients {
+  float* weight;      // [O][T][C]
+  float* bias;        // [O]
+  double* bias_sums;  // [O], memory for the next
+  double* scales;     // 2: of the weights' scale and of the input's, through the bias quantizer
+};
+void output_backward(const ops::LayerShape& layer, const Input& x, Weights& weights,
+                     const float* bias, const float* dlogits, const OutputGradients& gradients,
+                     float* dx, Stream stream);
+
+struct LossResult {
+  double loss_sum;
+  unsigned correct;
+};
+// logits: [classes][lane]; dlogits likewise, null = not wanted; predicted: [N], null = not wanted.
+// partial: memory of loss_partials(frames) results; the first is the batch's.
+size_t loss_partials(int64_t frames);
+void softmax_cross_entropy(int64_t frames, int classes, const float* logits, const uint8_t* labels,
+                           float* dlogits, uint8_t* predicted, LossResult* partial, Stream stream);
+
+void adam_step(const ops::AdamOptions& options, int64_t step, size_t count, const float* grad,
+               const uint8_t* mask, float* value, float* moment1, float* moment2, Stream stream);
+
+}  // namespace fmp::cuda

@@ -1,0 +1,635 @@
+// SPDX-License-Identifier: MIT
+// Every operation of the CUDA backend against the CPU's at odd sizes. Integer results are equal,
+// code by code; sums of floats agree to 1e-5 of the largest. The same tests run on the host runtime
+// (tests/simt) and, where there is one, on a device.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "framework/random.h"
+#include "framework/tensor.h"
+#include "kernels/cuda/ops.h"
+
+namespace fmp {
+namespace {
+
+using Floats = std::vector<float>;
+template <typename T>
+using Buffer = cuda::DeviceBuffer<T>;
+
+constexpr uint64_t kSeed = 20251;
+constexpr double kTolerance = 1e-5;
+constexpr cuda::Stream kStream = nullptr;
+
+template <typename T>
+Buffer<T> upload(const std::vector<T>& values) {
+  return Buffer<T>(std::span<const T>(values), kStream);
+}
+
+// Of the largest expected magnitude, or of `magnitude` if sums cancel below it.
+void expect_close(const Floats& actual, const Floats& expected, const std::string& what,
+                  double magnitude = 1e-3) {
+  ASSERT_EQ(actual.size(), expected.size()) << what;
+  double largest = magnitude;
+  for (const float value : expected) {
+    largest = std::max(largest, std::fabs(static_cast<double>(value)));
+  }
+  for (size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_NEAR(actual[i], expected[i], kTolerance * largest) << what << " at " << i;
+  }
+}
+
+// --- Activations as [N][L][C] on the host, and as tiles of either backend ------------------------
+
+struct Dims {
+  int64_t frames;
+  int length, channels;
+  size_t count() const { return static_cast<size_t>(frames * length * channels); }
+  template <typename Body>
+  void for_each(const Body& body) const {
+    size_t i = 0;
+    for (int64_t n = 0; n < frames; ++n) {
+      for (int l = 0; l < length; ++l) {
+        for (int c = 0; c < channels; ++c) body(i++, n, l, c);
+      }
+    }
+  }
+};
+
+size_t cpu_place(const TileShape& tile, int64_t n, int l, int c) {
+  return static_cast<size_t>(n / kLanes * tile.tile_elements() +
+                             (l + tile.pad) * tile.row_elements() + c * kLanes + n % kLanes);
+}
+
+size_t cuda_place(const cuda::Tile& tile, bool codes, int64_t n, int l, int c) {
+  const size_t row = static_cast<size_t>(l + tile.pad), lanes = static_cast<size_t>(tile.lanes());
+  const size_t channel = static_cast<size_t>(c), lane = static_cast<size_t>(n);
+  if (!codes) return (row * static_cast<size_t>(tile.channels) + channel) * lanes + lane;
+  const size_t quad = row * static_cast<size_t>(tile.quads()) + channel / cuda::kQuad;
+  return (quad * lanes + lane) * cuda::kQuad + channel % cuda::kQuad;
+}
+
+template <typename T>
+Tensor cpu_tile(const std::vector<T>& values, const Dims& dims, int pad, ElementType type) {
+  Tensor tile = Tensor::tile({dims.frames, dims.length, dims.channels, pad}, type);
+  tile.fill_zero();
+  dims.for_each([&](size_t i, int64_t n, int l, int c) {
+    tile.data<T>()[cpu_place(tile.tile_shape(), n, l, c)] = values[i];
+  });
+  return tile;
+}
+
+template <typename T>
+Buffer<T> cuda_tile(const std::vector<T>& values, const Dims& dims, int pad) {
+  const cuda::Tile tile{dims.frames, dims.length, dims.channels, pad};
+  constexpr bool kCodes = sizeof(T) == 1;
+  std::vector<T> elements(kCodes ? tile.code_bytes() : tile.floats(), T{0});
+  dims.for_each([&](size_t i, int64_t n, int l, int c) {
+    elements[cuda_place(tile, kCodes, n, l, c)] = values[i];
+  });
+  return upload(elements);
+}
+
+template <typename T>
+std::vector<T> from_cpu(const Tensor& tile, const Dims& dims) {
+  std::vector<T> values(dims.count());
+  dims.for_each([&](size_t i, int64_t n, int l, int c) {
+    values[i] = tile.data<T>()[cpu_place(tile.tile_shape(), n, l, c)];
+  });
+  return values;
+}
+
+// Also expects zeros wherever there is no element.
+template <typename T>
+std::vector<T> from_cuda(const Buffer<T>& buffer, const Dims& dims, int pad) {
+  const cuda::Tile tile{dims.frames, dims.length, dims.channels, pad};
+  constexpr bool kCodes = sizeof(T) == 1;
+  std::vector<T> elements = buffer.to_host(kStream);
+  EXPECT_EQ(elements.size(), kCodes ? tile.code_bytes() : tile.floats());
+  std::vector<T> values(dims.count());
+  dims.for_each([&](size_t i, int64_t n, int l, int c) {
+    values[i] = std::exchange(elements[cuda_place(tile, kCodes, n, l, c)], T{0});
+  });
+  EXPECT_TRUE(std::ranges::all_of(elements, [](T e) { return e == T{0}; }))
+      << "padding or unused lanes are not zero";
+  return values;
+}
+
+// --- Layers --------------------------------------------------------------------------------------
+
+struct Case {
+  const char* name;
+  ops::LayerShape shape;
+  int64_t frames;
+  ElementType input;  // kU8, kS8 or kF32
+  bool masked = false;
+  bool collect = false;
+  float threshold = 2.0F;
+  int rows = 1;  // > 1: a dense layer behind a convolution; in_channels = rows * channels
+};
+std::ostream& operator<<(std::ostream& stream, const Case& c) { return stream << c.name; }
+
+constexpr int kFloat = kFloatBits;
+constexpr ElementType kU8 = ElementType::kU8, kS8 = ElementType::kS8, kF32 = ElementType::kF32;
+// shape: in, out, taps, length, pool, input bits, weight bits, act bits.
+const Case kCases[] = {
+    {"Float", {3, 5, 3, 8, 2, kFloat, kFloat, kFloat}, 19, kF32},
+    {"FloatMasked", {3, 9, 5, 6, 3, kFloat, kFloat, kFloat}, 9, kF32, true},
+    {"EightBits", {3, 7, 3, 8, 2, 8, 8, 8}, 35, kU8},
+    {"EightBitsMasked", {9, 7, 3, 6, 2, 8, 8, 8}, 33, kU8, true},
+    {"FirstLayer", {2, 17, 3, 16, 2, 8, 8, 8}, 7, kS8},
+    {"FirstLayerMasked", {2, 9, 7, 10, 2, 4, 4, 4}, 40, kS8, true},
+    {"FourBits", {4, 6, 3, 8, 4, 4, 4, 4}, 16, kU8},
+    {"TwoBitsMasked", {5, 8, 3, 4, 1, 2, 2, 2}, 64, kU8, true},
+    {"NegativeThreshold", {3, 5, 3, 8, 2, 8, 4, 4}, 11, kU8, false, false, -1.5F},
+    {"Percentile", {3, 5, 3, 8, 2, 8, 8, 8}, 19, kU8, false, true},
+    {"PercentileMasked", {3, 4, 5, 4, 2, 4, 4, 4}, 21, kU8, true, true},
+    // Few values, so that many elements equal the percentile.
+    {"PercentileTies", {1, 2, 3, 9, 3, 2, 2, 2}, 50, kU8, false, true},
+    {"PercentileNearOne", {2, 3, 3, 32, 2, 8, 8, 8}, 130, kU8, false, true},
+    {"FloatWeights", {4, 5, 3, 8, 2, 8, kFloat, 4}, 10, kU8},
+    {"FloatActivations", {4, 5, 3, 8, 2, 8, 4, kFloat}, 10, kU8},
+    {"Dense", {13, 9, 1, 1, 1, 8, 8, 8}, 37, kU8},
+    {"DenseBehindConvolution", {15, 9, 1, 1, 1, 8, 8, 8}, 37, kU8, false, false, 2.0F, 3},
+    {"DenseBehindConvolutionMasked", {28, 33, 1, 1, 1, 4, 4, 4}, 5, kU8, true, true, 2.0F, 4},
+    {"DenseFloat", {10, 6, 1, 1, 1, kFloat, kFloat, kFloat}, 12, kF32, true, false, 2.0F, 2},
+    {"ManyChannels", {70, 66, 3, 4, 2, 8, 8, 8}, 33, kU8},
+    {"ManyChannelsMasked", {66, 70, 3, 5, 1, 8, 8, 8}, 3, kU8, true},
+    {"ManyFrames", {3, 4, 3, 4, 2, 8, 8, 8}, 530, kU8},
+};
+
+class CudaOpsTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    const char* why = "";
+    if (!cuda::device_available(&why)) GTEST_SKIP() << "no CUDA device: " << why;
+  }
+};
+
+// Operands of a layer with random values.
+struct Operands {
+  explicit Operands(const Case& t)
+      : test(t),
+        shape(t.shape),
+        in{t.frames, t.rows > 1 ? t.rows : shape.length, shape.in_channels / t.rows},
+        out{t.frames, shape.length / shape.pool, shape.out_channels},
+        pad((shape.taps - 1) / 2) {
+    Random random(kSeed, test.name);
+    const float range = 1.0F / std::sqrt(static_cast<float>(shape.fan_in()));
+    weight.resize(static_cast<size_t>(shape.weights()));
+    for (float& w : weight) w = random.uniform(-range, range);
+    for (size_t i = 0; test.masked && i < weight.size(); ++i) {
+      mask.push_back(random.below(3) == 0 ? 1 : 0);
+    }
+    const size_t channels = static_cast<size_t>(shape.out_channels);
+    for (size_t c = 0; c < channels; ++c) {
+      gamma.push_back(random.uniform(0.5F, 1.5F) * (random.below(4) == 0 ? -1.0F : 1.0F));
+      beta.push_back(random.uniform(-0.3F, 0.7F));
+      bias.push_back(random.uniform(-0.5F, 0.5F));
+      mean.push_back(random.uniform(-0.1F, 0.1F));
+      var.push_back(random.uniform(0.05F, 0.3F));
+    }
+    const bool is_codes = test.input != kF32;
+    x_scale = is_codes ? 1.5F / static_cast<float>(1 << shape.input_bits) : 1.0F;
+    for (size_t i = 0; i < in.count(); ++i) {
+      const int code = static_cast<int>(random.below(uint64_t{1} << std::min(shape.input_bits, 8)));
+      codes.push_back(
+          static_cast<uint8_t>(test.input == kS8 ? code - (1 << (shape.input_bits - 1)) : code));
+      values.push_back(random.uniform(-1.0F, 1.0F));
+    }
+    for (size_t i = 0; i < out.count(); ++i) dp.push_back(random.uniform(-1.0F, 1.0F));
+
+    // The CPU reads rows of a tile as channels of one position.
+    const Dims seen{in.frames, test.rows > 1 ? 1 : in.length,
+                    test.rows > 1 ? shape.in_channels : in.channels};
+    const int cuda_pad = test.rows > 1 ? 0 : pad;
+    cuda_tile_shape = {in.frames, in.length, in.channels, cuda_pad};
+    if (is_codes) {
+      cpu_x = cpu_tile<uint8_t>(codes, seen, pad, kU8);
+      if (test.input == kS8) {
+        cpu_x = cpu_tile<int8_t>({codes.begin(), codes.end()}, seen, pad, kS8);
+      }
+      device_codes = cuda_tile(codes, in, cuda_pad);
+    } else {
+      cpu_x = cpu_tile(values, seen, pad, kF32);
+      device_values = cuda_tile(values, in, cuda_pad);
+    }
+    device_scale = upload(Floats{x_scale});
+  }
+
+  cuda::Input input() const {
+    const bool is_codes = test.input != kF32;
+    return {cuda_tile_shape, test.input,
+            is_codes ? static_cast<const void*>(device_codes.data()) : device_values.data(),
+            is_codes ? device_scale.data() : nullptr};
+  }
+  bool integers() const { return test.input != kF32; }
+
+  const Case& test;
+  ops::LayerShape shape;
+  Dims in, out;
+  int pad;
+  Floats weight, gamma, beta, bias, mean, var, values, dp;
+  std::vector<uint8_t> mask, codes;
+  float x_scale = 1;
+  Tensor cpu_x{};
+  cuda::Tile cuda_tile_shape;
+  Buffer<uint8_t> device_codes;
+  Buffer<float> device_values, device_scale;
+};
+
+ops::PassPlan plan_of(bool sparse) { return {sparse, sparse, sparse}; }
+
+struct DeviceWeights {
+  DeviceWeights(const Operands& o, bool sparse)
+      : shape(cuda::conv_shape(o.shape, o.cuda_tile_shape)), value(upload(o.weight)) {
+    weights.set_mask(shape, o.mask, kStream);
+    weights.compile(o.shape, shape, value.data(), o.integers(), plan_of(sparse), true, kStream);
+  }
+  cuda::ConvShape shape;
+  Buffer<float> value;
+  cuda::Weights weights;
+};
+
+// Codes differ only where the CPU's value before rounding lies this close to a boundary: the two
+// backends' sums for the batch's mean and variance differ in their last bits.
+constexpr double kRoundingSlack = 2e-4;
+
+template <typename Body>
+void for_each_plan(const Body& body) {
+  for (const bool sparse : {false, true}) {
+    SCOPED_TRACE(sparse ? "sparse" : "dense");
+    body(sparse);
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+TEST_P(CudaOpsTest, WeightsAreQuantizedAsOnTheCpu) {
+  const Operands o(GetParam());
+  ops::CompiledWeights expected;
+  expected.compile(o.shape, o.weight, o.mask, {}, true);
+  DeviceWeights device(o, false);
+  const cuda::Weights::Summary summary = device.weights.summary(kStream);
+  EXPECT_EQ(summary.scale, expected.scale());
+  EXPECT_EQ(summary.nonzeros, expected.nonzeros());
+  Floats codes(o.weight.size());
+  cuda::copy_to_host(codes.data(), device.weights.codes(), codes.size() * sizeof(float), kStream);
+  cuda::synchronize(kStream);
+  EXPECT_EQ(codes, Floats(expected.codes().begin(), expected.codes().end()));
+
+  Floats gradient(o.weight.size());
+  Random random(kSeed, "gradient");
+  for (float& g : gradient) g = random.uniform(-1.0F, 1.0F);
+  const Buffer<float> device_gradient = upload(gradient);
+  const Buffer<double> extra = upload(std::vector<double>{0.75});
+  expected.backward(o.weight, 0.75, gradient);
+  device.weights.backward(device.value.data(), extra.data(), device_gradient.data(), kStream);
+  expect_close(device_gradient.to_host(kStream), gradient, "weight gradient");
+}
+
+TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
+  const Operands o(GetParam());
+  ops::CompiledWeights cpu_weights;
+  cpu_weights.compile(o.shape, o.weight, o.mask, {}, false);
+  const bool codes = o.shape.act_bits != kFloatBits;
+  const int out_pad = o.out.length == 1 ? 0 : 2;  // nobody pads a single position
+  Tensor expected =
+      Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, codes ? kU8 : kF32);
+  const float scale = ops::hidden_forward_eval(o.shape, o.cpu_x.view(), o.x_scale, cpu_weights,
+                                               {o.gamma, o.beta, o.test.threshold}, o.mean, o.var,
+                                               expected.view(), 1);
+  const Buffer<float> gamma = upload(o.gamma), beta = upload(o.beta), mean = upload(o.mean),
+                      var = upload(o.var), threshold = upload(Floats{o.test.threshold});
+  const cuda::Tile out{o.out.frames, o.out.length, o.out.channels, out_pad};
+  for_each_plan([&](bool sparse) {
+    DeviceWeights device(o, sparse);
+    cuda::HiddenState state;
+    Buffer<uint8_t> out_codes(codes ? out.code_bytes() : 0);
+    Buffer<float> out_values(codes ? 0 : out.floats());
+    cuda::hidden_forward_eval(
+        o.shape, device.shape, o.input(), device.weights,
+        {gamma.data(), beta.data(), threshold.data()}, mean.data(), var.data(), state, out,
+        codes ? static_cast<void*>(out_codes.data()) : out_values.data(), kStream);
+    if (codes) {
+      EXPECT_EQ(state.scalars.to_host(kStream)[0].act_scale, scale);
+      const auto actual = from_cuda(out_codes, o.out, out_pad);
+      const auto wanted = from_cpu<uint8_t>(expected, o.out);
+      if (o.integers() && o.shape.weight_bits != kFloatBits) {
+        EXPECT_EQ(actual, wanted);
+      } else {
+        // Float sums may round to a neighbouring code.
+        for (size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(actual[i], wanted[i], 1) << i;
+      }
+      EXPECT_GT(*std::ranges::max_element(wanted), 0);
+    } else {
+      expect_close(from_cuda(out_values, o.out, out_pad), from_cpu<float>(expected, o.out), "out");
+    }
+  });
+}
+
+// A training step of a hidden layer on both backends.
+TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
+  const Operands o(GetParam());
+  const ops::LayerShape& s = o.shape;
+  const bool codes = s.act_bits != kFloatBits;
+  const int out_pad = o.out.length == 1 ? 0 : 1;
+  constexpr double kExtra = 0.625;  // gradient of the scale from elsewhere
+  const size_t channels = o.gamma.size();
+
+  ops::CompiledWeights cpu_weights;
+  cpu_weights.compile(s, o.weight, o.mask, plan_of(true), true);
+  Tensor out =
+      Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, codes ? kU8 : kF32);
+  Floats mean = o.mean, var = o.var, dw(o.weight.size()), dgamma(channels), dbeta(channels);
+  const ops::HiddenParameters parameters{o.gamma, o.beta, o.test.threshold};
+  ops::HiddenState cpu_state;
+  ops::hidden_forward_train(s, o.cpu_x.view(), o.x_scale, cpu_weights, parameters, o.test.collect,
+                            {mean, var}, cpu_state, out.view(), 1);
+  const Dims seen{o.in.frames, s.length, s.in_channels};
+  Tensor dx = Tensor::tile({seen.frames, seen.length, seen.channels, 0}, kF32);
+  ops::HiddenGradients cpu_gradients{dw, dgamma, dbeta};
+  const Tensor dp = cpu_tile(o.dp, o.out, 0, kF32);
+  ops::hidden_backward(s, o.cpu_x.view(), o.x_scale, cpu_weights, parameters, cpu_state, dp.view(),
+                       kExtra, cpu_gradients, dx.view(), 1);
+  for (size_t i = 0; i < o.mask.size(); ++i) {
+    if (o.mask[i] == 0) dw[i] = 0;
+  }
+
+  const Buffer<float> gamma = upload(o.gamma), beta = upload(o.beta),
+                      threshold = upload(Floats{o.test.threshold}),
+                      device_dp = cuda_tile(o.dp, o.out, 0);
+  const Buffer<double> extra = upload(std::vector<double>{kExtra});
+  const cuda::Tile out_tile{o.out.frames, o.out.length, o.out.channels, out_pad};
+  for_each_plan([&](bool sparse) {
+    DeviceWeights device(o, sparse);
+    cuda::HiddenState state;
+    Buffer<float> running_mean = upload(o.mean), running_var = upload(o.var);
+    Buffer<uint8_t> out_codes(codes ? out_tile.code_bytes() : 0);
+    Buffer<float> out_values(codes ? 0 : out_tile.floats());
+    const cuda::HiddenParameters device_parameters{gamma.data(), beta.data(), threshold.data()};
+    cuda::hidden_forward_train(
+        s, device.shape, o.input(), device.weights, device_parameters, o.test.collect,
+        running_mean.data(), running_var.data(), state, out_tile,
+        codes ? static_cast<void*>(out_codes.data()) : out_values.data(), kStream);
+    expect_close(running_mean.to_host(kStream), mean, "running mean");
+    expect_close(running_var.to_host(kStream), var, "running variance");
+    const cuda::HiddenState::Scalars scalars = state.scalars.to_host(kStream)[0];
+    if (codes) {
+      ASSERT_NEAR(scalars.threshold, cpu_state.threshold, kTolerance * cpu_state.threshold);
+      const auto actual = from_cuda(out_codes, o.out, out_pad);
+      const auto wanted = from_cpu<uint8_t>(out, o.out);
+      int64_t different = 0;
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        ASSERT_NEAR(actual[i], wanted[i], 1) << "code " << i;
+        different += actual[i] != wanted[i];
+      }
+      EXPECT_LE(different, std::ceil(kRoundingSlack * static_cast<double>(wanted.size())));
+    } else {
+      expect_close(from_cuda(out_values, o.out, out_pad), from_cpu<float>(out, o.out), "out");
+    }
+    ASSERT_EQ(scalars.has_statistic == 1, cpu_state.statistic_row >= 0 && cpu_state.collected);
+    if (scalars.has_statistic == 1) {
+      EXPECT_EQ(scalars.statistic_place,
+                (cpu_state.statistic_row * s.out_channels + cpu_state.statistic_channel) * kLanes +
+                    cpu_state.statistic_lane);
+      EXPECT_NEAR(scalars.statistic_xhat, cpu_state.statistic_xhat, 1e-4);
+    }
+
+    Buffer<float> device_dw(dw.size()), device_dgamma(channels), device_dbeta(channels),
+        device_dthreshold(1),
+        device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
+                  static_cast<size_t>(out_tile.lanes()));
+    cuda::hidden_backward(
+        s, device.shape, o.input(), device.weights, device_parameters, state, device_dp.data(),
+        extra.data(),
+        {device_dw.data(), device_dgamma.data(), device_dbeta.data(), device_dthreshold.data()},
+        device_dx.data(), kStream);
+    Floats actual_dw = device_dw.to_host(kStream);
+    for (size_t i = 0; i < o.mask.size(); ++i) {
+      if (o.mask[i] != 0) continue;
+      if (sparse) {
+        EXPECT_EQ(actual_dw[i], 0.0F) << i;
+      }
+      actual_dw[i] = 0;
+    }
+    expect_close(actual_dw, dw, "weight gradient");
+    expect_close(device_dgamma.to_host(kStream), dgamma, "gamma gradient");
+    expect_close(device_dbeta.to_host(kStream), dbeta, "beta gradient");
+    EXPECT_NEAR(device_dthreshold.to_host(kStream)[0], cpu_gradients.threshold,
+                kTolerance * std::max(1.0, std::fabs(cpu_gradients.threshold)));
+    expect_close(from_cuda(device_dx, o.in, 0), from_cpu<float>(dx, seen), "input gradient");
+  });
+}
+
+TEST_P(CudaOpsTest, OutputLayer) {
+  const Operands o(GetParam());
+  if (o.shape.length != 1) return;  // an output layer has one position
+  const ops::LayerShape& s = o.shape;
+  const Dims logits_dims{o.out.frames, 1, s.out_channels};
+  ops::CompiledWeights cpu_weights;
+  cpu_weights.compile(s, o.weight, o.mask, plan_of(true), true);
+  Tensor logits = Tensor::tile({o.out.frames, 1, s.out_channels, 0}, kF32);
+  ops::output_forward(s, o.cpu_x.view(), o.x_scale, cpu_weights, o.bias, logits.view(), 1);
+  Floats dw(o.weight.size()), dbias(o.bias.size());
+  ops::OutputGradients cpu_gradients{dw, dbias};
+  const Dims seen{o.in.frames, 1, s.in_channels};
+  Tensor dx = Tensor::tile({seen.frames, 1, seen.channels, 0}, kF32);
+  const Tensor dlogits = cpu_tile(o.dp, logits_dims, 0, kF32);
+  ops::output_backward(s, o.cpu_x.view(), o.x_scale, cpu_weights, o.bias, dlogits.view(),
+                       cpu_gradients, dx.view(), 1);
+  for (size_t i = 0; i < o.mask.size(); ++i) {
+    if (o.mask[i] == 0) dw[i] = 0;
+  }
+
+  const Buffer<float> bias = upload(o.bias), device_dlogits = cuda_tile(o.dp, logits_dims, 0);
+  for_each_plan([&](bool sparse) {
+    DeviceWeights device(o, sparse);
+    const cuda::Tile out{o.out.frames, 1, s.out_channels, 0};
+    Buffer<float> device_logits(out.floats()), device_dw(dw.size()), device_dbias(dbias.size()),
+        device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
+                  static_cast<size_t>(out.lanes()));
+    Buffer<double> sums(dbias.size()), scales(2);
+    cuda::output_forward(s, o.input(), device.weights, bias.data(), device_logits.data(), kStream);
+    const Floats actual = from_cuda(device_logits, logits_dims, 0);
+    if (o.integers() && s.weight_bits != kFloatBits) {
+      EXPECT_EQ(actual, from_cpu<float>(logits, logits_dims));
+    } else {
+      expect_close(actual, from_cpu<float>(logits, logits_dims), "logits");
+    }
+    cuda::output_backward(s, o.input(), device.weights, bias.data(), device_dlogits.data(),
+                          {device_dw.data(), device_dbias.data(), sums.data(), scales.data()},
+                          device_dx.data(), kStream);
+    Floats actual_dw = device_dw.to_host(kStream);
+    for (size_t i = 0; i < o.mask.size(); ++i) {
+      if (o.mask[i] == 0) actual_dw[i] = 0;
+    }
+    expect_close(actual_dw, dw, "weight gradient");
+    expect_close(device_dbias.to_host(kStream), dbias, "bias gradient");
+    expect_close(from_cuda(device_dx, o.in, 0), from_cpu<float>(dx, seen), "input gradient");
+    const std::vector<double> of_scales = scales.to_host(kStream);
+    EXPECT_NEAR(of_scales[0], cpu_gradients.weight_scale, kTolerance);
+    EXPECT_NEAR(of_scales[1], cpu_gradients.x_scale, kTolerance);
+  });
+}
+
+TEST_P(CudaOpsTest, ResultsAreTheSameFromRunToRun) {
+  const Operands o(GetParam());
+  DeviceWeights device(o, false);
+  const Buffer<float> gamma = upload(o.gamma), beta = upload(o.beta),
+                      threshold = upload(Floats{o.test.threshold}), dp = cuda_tile(o.dp, o.out, 0);
+  const bool codes = o.shape.act_bits != kFloatBits;
+  const cuda::Tile out{o.out.frames, o.out.length, o.out.channels, 0};
+  Buffer<float> out_memory(out.floats() + out.code_bytes());
+  std::vector<Floats> results;
+  for (int run = 0; run < 2; ++run) {
+    cuda::HiddenState state;
+    Buffer<float> mean = upload(o.mean), var = upload(o.var), dw(o.weight.size()),
+                  dgamma(o.gamma.size()), dbeta(o.gamma.size()), dthreshold(1);
+    const cuda::HiddenParameters parameters{gamma.data(), beta.data(), threshold.data()};
+    cuda::hidden_forward_train(o.shape, device.shape, o.input(), device.weights, parameters,
+                               o.test.collect && codes, mean.data(), var.data(), state, out,
+                               out_memory.data(), kStream);
+    cuda::hidden_backward(
+        o.shape, device.shape, o.input(), device.weights, parameters, state, dp.data(), nullptr,
+        {dw.data(), dgamma.data(), dbeta.data(), dthreshold.data()}, nullptr, kStream);
+    results.push_back(dw.to_host(kStream));
+    for (const Buffer<float>* more : {&dgamma, &dbeta, &dthreshold, &mean, &var}) {
+      const Floats values = more->to_host(kStream);
+      results.back().insert(results.back().end(), values.begin(), values.end());
+    }
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, CudaOpsTest, testing::ValuesIn(kCases),
+                         [](const auto& c) { return std::string(c.param.name); });
+
+class CudaOpTest : public CudaOpsTest {};
+
+TEST_F(CudaOpTest, FramesArePacked) {
+  for (const Dims& dims : {Dims{5, 37, 2}, Dims{70, 16, 7}, Dims{32, 1, 4}}) {
+    std::cout << "seed " << kSeed << ", " << dims.frames << " frames\n";
+    Random random(kSeed, "pack");
+    std::vector<int8_t> codes;
+    Floats values;
+    for (size_t i = 0; i < dims.count(); ++i) {
+      codes.push_back(static_cast<int8_t>(static_cast<int>(random.below(256)) - 128));
+      values.push_back(random.uniform(-1.0F, 1.0F));
+    }
+    const cuda::Tile tile{dims.frames, dims.length, dims.channels, 3};
+    const Buffer<int8_t> device_codes = upload(codes), out_codes(tile.code_bytes());
+    const Buffer<float> device_values = upload(values), out_values(tile.floats());
+    cuda::pack_frames(device_codes.data(), tile, out_codes.data(), kStream);
+    cuda::pack_frames(device_values.data(), tile, out_values.data(), kStream);
+    EXPECT_EQ(from_cuda(out_codes, dims, 3), codes);
+    EXPECT_EQ(from_cuda(out_values, dims, 3), values);
+  }
+}
+
+TEST_F(CudaOpTest, SoftmaxCrossEntropy) {
+  for (const int64_t frames : {1, 33, 300}) {
+    constexpr int kClasses = 7;
+    const Dims dims{frames, 1, kClasses};
+    Random random(kSeed, "softmax");
+    Floats values;
+    std::vector<uint8_t> labels, predicted(static_cast<size_t>(frames));
+    for (size_t i = 0; i < dims.count(); ++i) values.push_back(random.uniform(-8.0F, 8.0F));
+    for (int64_t n = 0; n < frames; ++n) labels.push_back(static_cast<uint8_t>(random.below(7)));
+    const Tensor logits = cpu_tile(values, dims, 0, kF32);
+    Tensor gradient = Tensor::tile({frames, 1, kClasses, 0}, kF32);
+    gradient.fill_zero();
+    const ops::LossResult expected =
+        ops::softmax_cross_entropy(logits.view(), labels, gradient.view(), predicted);
+
+    const Buffer<float> device_logits = cuda_tile(values, dims, 0),
+                        device_gradient(device_logits.size());
+    const Buffer<uint8_t> device_labels = upload(labels), device_predicted(labels.size());
+    const Buffer<cuda::LossResult> partial(cuda::loss_partials(frames));
+    cuda::softmax_cross_entropy(frames, kClasses, device_logits.data(), device_labels.data(),
+                                device_gradient.data(), device_predicted.data(), partial.data(),
+                                kStream);
+    const cuda::LossResult result = partial.to_host(kStream)[0];
+    EXPECT_NEAR(result.loss_sum, expected.loss_sum, 1e-12 * expected.loss_sum);
+    EXPECT_EQ(result.correct, expected.correct);
+    EXPECT_EQ(device_predicted.to_host(kStream), predicted);
+    expect_close(from_cuda(device_gradient, dims, 0), from_cpu<float>(gradient, dims), "logits",
+                 1e-6);
+  }
+}
+
+TEST_F(CudaOpTest, AdamFollowsTheCpuBitByBit) {
+  const ops::AdamOptions options{0.01, 0.9, 0.999, 1e-8};
+  constexpr size_t kCount = 1037;
+  Random random(kSeed, "adam");
+  Floats value(kCount), m(kCount), v(kCount), gradient(kCount);
+  std::vector<uint8_t> mask(kCount);
+  for (size_t i = 0; i < kCount; ++i) {
+    value[i] = random.uniform(-1.0F, 1.0F);
+    mask[i] = i % 3 == 0 ? 0 : 1;
+  }
+  const Buffer<float> device_value = upload(value), device_m = upload(m), device_v = upload(v);
+  const Buffer<uint8_t> device_mask = upload(mask);
+  for (int step = 1; step <= 5; ++step) {
+    for (float& g : gradient) g = random.uniform(-1.0F, 1.0F);
+    ops::adam_step(options, step, gradient, mask, value, m, v);
+    const Buffer<float> device_gradient = upload(gradient);
+    cuda::adam_step(options, step, kCount, device_gradient.data(), device_mask.data(),
+                    device_value.data(), device_m.data(), device_v.data(), kStream);
+  }
+  EXPECT_EQ(device_value.to_host(kStream), value);
+  EXPECT_EQ(device_m.to_host(kStream), m);
+  EXPECT_EQ(device_v.to_host(kStream), v);
+}
+
+TEST_F(CudaOpTest, NonFiniteWeightsAreRefused) {
+  const ops::LayerShape layer{3, 2, 1, 1, 1, 8, 8, 8};
+  const cuda::ConvShape shape = cuda::conv_shape(layer, {1, 1, 3, 0});
+  Floats weight(6, 0.5F);
+  weight[4] = std::numeric_limits<float>::quiet_NaN();
+  const Buffer<float> device = upload(weight);
+  cuda::Weights weights;
+  weights.set_mask(shape, {}, kStream);
+  weights.compile(layer, shape, device.data(), true, {}, true, kStream);
+  EXPECT_THROW(weights.summary(kStream), std::domain_error);
+  const std::vector<uint8_t> mask = {1, 1, 1, 1, 0, 1};  // a masked weight is not looked at
+  weights.set_mask(shape, mask, kStream);
+  weights.compile(layer, shape, device.data(), true, {}, true, kStream);
+  EXPECT_NO_THROW(weights.summary(kStream));
+}
+
+TEST_F(CudaOpTest, TilesThatALayerDoesNotReadAreRefused) {
+  const ops::LayerShape layer{3, 2, 3, 8, 1, 8, 8, 8};
+  EXPECT_NO_THROW(cuda::conv_shape(layer, {5, 8, 3, 1}));
+  for (const cuda::Tile& tile : {cuda::Tile{5, 8, 4, 1}, {5, 7, 3, 1}, {5, 8, 3, 0}}) {
+    EXPECT_THROW(cuda::conv_shape(layer, tile), std::invalid_argument);
+  }
+}
+
+TEST_F(CudaOpTest, MemoryIsCounted) {
+  const cuda::MemoryFigures before = cuda::memory_figures();
+  {
+    const Buffer<float> buffer(1000);
+    EXPECT_EQ(cuda::memory_figures().now, before.now + 4000);
+  }
+  EXPECT_EQ(cuda::memory_figures().now, before.now);
+  EXPECT_GE(cuda::memory_figures().peak, before.now + 4000);
+}
+
+TEST_F(CudaOpTest, OutOfMemorySaysWhatWasAskedAndWhatIsFree) {
+  try {
+    const Buffer<char> buffer(size_t{1} << 50);
+    FAIL() << "a pebibyte was allocated";
+  } catch (const std::runtime_error& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("1073741824 MiB with "), std::string::npos) << message;
+    EXPECT_NE(message.find(" free; a smaller batch needs less"), std::string::npos) << message;
+  }
+}
+
+}  // namespace
+}  // namespace fmp

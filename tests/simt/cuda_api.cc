@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT
+// The runtime library: streams run at once, copies check which side each address is on, and after a
+// fault every call fails until cudaDeviceReset(), as on a device.
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <set>
+#include <string>
+
+#include "tests/simt/cuda_runtime.h"
+#include "tests/simt/internal.h"
+
+struct SimtStream {};
+struct SimtEvent {
+  std::chrono::steady_clock::time_point time;
+  bool recorded = false;
+};
+
+namespace {
+
+bool broken = false;  // a kernel failed
+cudaError_t last_error = cudaSuccess;
+std::string detail;  // of the last refusal
+std::set<cudaStream_t> streams;
+std::set<cudaEvent_t> events;
+std::map<const void*, size_t> shared_limits;
+
+cudaError_t refuse(cudaError_t error, const std::string& why) {
+  detail = why;
+  return last_error = error;
+}
+
+cudaError_t check_stream(cudaStream_t stream) {
+  if (broken) return cudaErrorLaunchFailure;
+  if (stream != nullptr && !streams.contains(stream)) {
+    return refuse(cudaErrorInvalidResourceHandle, "no such stream");
+  }
+  return cudaSuccess;
+}
+
+cudaError_t check_event(cudaEvent_t event) {
+  if (broken) return cudaErrorLaunchFailure;
+  if (!events.contains(event)) return refuse(cudaErrorInvalidResourceHandle, "no such event");
+  return cudaSuccess;
+}
+
+// Whether `address` is where `device` says it is; `bytes` of it inside one allocation.
+cudaError_t check_side(const char* what, const void* address, size_t bytes, bool device) {
+  if (!device && simt::is_device_address(address)) {
+    return refuse(cudaErrorInvalidValue,
+                  std::string(what) + ": device memory, expected host memory");
+  }
+  if (device && !simt::in_one_allocation(address, bytes)) {
+    return refuse(cudaErrorInvalidValue,
+                  std::string(what) + ": " + std::to_string(bytes) +
+                      " bytes that are not inside one allocation of device memory");
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidDevicePointer:
+      return "cudaErrorInvalidDevicePointer";
+    case cudaErrorInvalidMemcpyDirection:
+      return "cudaErrorInvalidMemcpyDirection";
+    case cudaErrorInvalidResourceHandle:
+      return "cudaErrorInvalidResourceHandle";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+  }
+  return "unknown error";
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaSuccess) return "no error";
+  if (error == cudaErrorLaunchFailure) return simt::fault_text().c_str();
+  if (error == last_error && !detail.empty()) return detail.c_str();
+  return cudaGetErrorName(error);
+}
+
+cudaError_t cudaGetLastError() {
+  if (broken) return cudaErrorLaunchFailure;
+  return std::exchange(last_error, cudaSuccess);
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : refuse(cudaErrorInvalidValue, "there is one device, 0");
+}
+cudaError_t cudaDeviceSynchronize() { return broken ? cudaErrorLaunchFailure : cudaSuccess; }
+
+cudaError_t cudaDeviceReset() {
+  broken = false;
+  last_error = cudaSuccess;
+  simt::release_everything();
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = simt::free_bytes();
+  *total = simt::total_bytes();
+  return cudaDeviceSynchronize();
+}
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (broken) return cudaErrorLaunchFailure;
+  *memory = bytes == 0 ? nullptr : simt::allocate(bytes);
+  if (bytes != 0 && *memory == nullptr) {
+    return refuse(cudaErrorMemoryAllocation, "out of memory");
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaFree(void* memory) {
+  if (broken) return cudaErrorLaunchFailure;
+  if (memory != nullptr && !simt::release(memory)) {
+    return refuse(cudaErrorInvalidValue, "cudaFree of an address that cudaMalloc did not return");
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  if (bytes == 0) return cudaSuccess;
+  const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  cudaError_t error = check_side("destination of a copy", to, bytes, to_device);
+  if (error == cudaSuccess) error = check_side("source of a copy", from, bytes, from_device);
+  if (error != cudaSuccess) return error;
+  simt::protect_device_memory(true);
+  std::memmove(to, from, bytes);
+  simt::protect_device_memory(false);
+  if (to_device && from_device) {
+    simt::copy_initialised(to, from, bytes);
+  } else if (to_device) {
+    simt::mark_initialised(to, bytes);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  if (bytes == 0) return cudaSuccess;
+  if (const cudaError_t error = check_side("memory to set", memory, bytes, true);
+      error != cudaSuccess) {
+    return error;
+  }
+  simt::protect_device_memory(true);
+  std::memset(memory, value, bytes);
+  simt::protect_device_memory(false);
+  simt::mark_initialised(memory, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
+  if (broken) return cudaErrorLaunchFailure;
+  *stream = new SimtStream;
+  streams.insert(*stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  if (streams.erase(stream) == 0) return refuse(cudaErrorInvalidResourceHandle, "no such stream");
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return check_stream(stream); }
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  if (broken) return cudaErrorLaunchFailure;
+  *event = new SimtEvent;
+  events.insert(*event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  if (events.erase(event) == 0) return refuse(cudaErrorInvalidResourceHandle, "no such event");
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
+  event->time = std::chrono::steady_clock::now();
+  event->recorded = true;
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) { return check_event(event); }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
+  for (const cudaEvent_t event : {start, stop}) {
+    if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
+    if (!event->recorded) {
+      return refuse(cudaErrorInvalidResourceHandle, "an event that was not recorded");
+    }
+  }
+  *milliseconds = std::chrono::duration<float, std::milli>(stop->time - start->time).count();
+  return cudaSuccess;
+}
+
+namespace simt {
+
+cudaError_t set_function_attribute(const void* function, cudaFuncAttribute /*attribute*/,
+                                   int value) {
+  if (broken) return cudaErrorLaunchFailure;
+  if (value < 0 || static_cast<size_t>(value) > kMaxSharedBytes) {
+    return refuse(cudaErrorInvalidValue, "more dynamic shared memory than a block can have");
+  }
+  shared_limits[function] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* function, void (*body)(void*),
+                   void* arguments, size_t argument_bytes) {
+  if (const cudaError_t error = check_stream(config.stream); error != cudaSuccess) return error;
+  const dim3 &grid = config.gridDim, &block = config.blockDim;
+  constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535, kMaxBlockZ = 64;
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > kMaxThreads || block.z > kMaxBlockZ) {
+    return refuse(cudaErrorInvalidConfiguration,
+                  "a block of " + std::to_string(threads) + " threads, or deeper than 64");
+  }
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > kMaxGridX || grid.y > kMaxGridYZ ||
+      grid.z > kMaxGridYZ) {
+    return refuse(cudaErrorInvalidConfiguration, "a grid of " + std::to_string(grid.x) + " x " +
+                                                     std::to_string(grid.y) + " x " +
+                                                     std::to_string(grid.z) + " blocks");
+  }
+  const auto limit = shared_limits.find(function);
+  const size_t allowed = limit == shared_limits.end() ? kDefaultSharedBytes : limit->second;
+  if (config.dynamicSmemBytes > allowed) {
+    return refuse(cudaErrorInvalidValue, std::to_string(config.dynamicSmemBytes) +
+                                             " bytes of dynamic shared memory, " +
+                                             std::to_string(allowed) + " allowed");
+  }
+  const Launch shape{
+      {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, config.dynamicSmemBytes};
+  if (!run(shape, body, arguments, argument_bytes)) {
+    broken = true;
+    return cudaErrorLaunchFailure;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace simt

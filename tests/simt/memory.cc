@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: MIT
+// Device memory, and the check of every access to it and to shared memory.
+//
+// Device memory is one range of addresses that the host can only touch while a kernel or a copy
+// runs. Allocations lie apart and are never reused, so that an access out of bounds or after
+// cudaFree meets a byte that belongs to nothing. Beside each byte stand its state and the stamps of
+// its last writer and reader; shared memory has stamps, too.
+#include <link.h>
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <vector>
+
+#include "tests/simt/internal.h"
+
+// Dynamic shared memory of the block that runs: kernels/cuda/launch.h declares it.
+namespace fmp::cuda {
+alignas(16) thread_local unsigned char dynamic_shared_bytes[simt::kMaxSharedBytes];
+}
+
+namespace simt {
+namespace {
+
+constexpr size_t kArenaBytes = size_t{8} << 30;  // of addresses; memory is taken where used
+constexpr size_t kGap = 256;                     // between allocations, and their alignment
+
+enum State : uint8_t { kNothing = 0, kUninitialised = 1, kInitialised = 2 };
+
+// Who accessed a byte last.
+struct Stamp {
+  uint64_t interval : 36;
+  uint64_t warp_interval : 16;
+  uint64_t thread : 10;
+  // Readers: several threads of one warp / of several warps. Writers: several_in_warp = atomically.
+  uint64_t several_in_warp : 1;
+  uint64_t several_warps : 1;
+};
+static_assert(sizeof(Stamp) == 8);
+
+struct Stamps {
+  Stamp writer, reader;
+};
+
+template <typename T>
+T* reserve_addresses(size_t count, int protection) {
+  void* p = mmap(nullptr, count * sizeof(T), protection,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) {
+    std::perror("simt: cannot reserve addresses for device memory");
+    std::abort();
+  }
+  return static_cast<T*>(p);
+}
+
+struct Arena {
+  std::byte* base = reserve_addresses<std::byte>(kArenaBytes, PROT_NONE);
+  uint8_t* state = reserve_addresses<uint8_t>(kArenaBytes, PROT_READ | PROT_WRITE);
+  Stamps* stamps = reserve_addresses<Stamps>(kArenaBytes, PROT_READ | PROT_WRITE);
+  size_t used = kGap;                    // addresses given out
+  std::map<size_t, size_t> allocations;  // offset -> bytes
+  bool accessible = false;
+};
+
+Arena& arena() {
+  static Arena a;
+  return a;
+}
+
+// Shared memory: the thread-local variables of this program, __shared__ ones among them.
+struct SharedMemory {
+  std::byte* base = nullptr;
+  size_t bytes = 0;
+  std::vector<Stamps> stamps;
+  size_t dynamic_end = 0;  // of the valid part of dynamic_shared_bytes
+
+  SharedMemory() {
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* self) {
+          auto* memory = static_cast<SharedMemory*>(self);
+          for (int i = 0; i < info->dlpi_phnum; ++i) {
+            if (info->dlpi_phdr[i].p_type != PT_TLS) continue;
+            memory->base = static_cast<std::byte*>(info->dlpi_tls_data);
+            memory->bytes = info->dlpi_phdr[i].p_memsz;
+          }
+          return 1;  // the program itself comes first; libraries hold no kernels
+        },
+        this);
+    stamps.resize(bytes);
+  }
+};
+
+SharedMemory& shared_memory() {
+  static SharedMemory memory;
+  return memory;
+}
+
+enum class Kind { kRead, kWrite, kAtomic };
+
+const char* name(Kind kind) {
+  return kind == Kind::kRead ? "read" : kind == Kind::kWrite ? "write" : "atomic access";
+}
+
+std::string describe(Kind kind, size_t bytes, const char* where) {
+  return std::string(name(kind)) + " of " + std::to_string(bytes) + " bytes " + where;
+}
+
+// Whether the access of `stamp` may happen at the same time as one of the current thread.
+// first: the interval from which on accesses can meet; of the launch, or of the block for shared
+// memory, which each block has anew.
+bool unordered(const Stamp& stamp, bool several, uint64_t first) {
+  const Thread& me = *current;
+  if (stamp.interval < first) return false;
+  if (stamp.interval < intervals.block_first) return true;  // another block
+  if (stamp.interval != intervals.now) return false;        // a barrier lies between
+  if (several && stamp.several_warps) return true;
+  if (stamp.thread / kWarpSize != me.linear / kWarpSize) return true;
+  if (stamp.warp_interval != (me.warp_interval & 0xffff)) return false;
+  return stamp.thread != me.linear || (several && stamp.several_in_warp);
+}
+
+[[noreturn]] void race(Kind kind, const char* memory, const char* other, const Stamp& stamp) {
+  const bool same_block = stamp.interval >= intervals.block_first;
+  fault([&] {
+    return std::string("race on ") + memory + " memory: " + name(kind) + " and " + other +
+           " by thread " + std::to_string(stamp.thread) +
+           (same_block ? " of the same block with no barrier between" : " of another block");
+  });
+}
+
+void stamp_access(Stamps& stamps, Kind kind, const char* memory, uint64_t first) {
+  const Thread& me = *current;
+  const bool both_atomic = kind == Kind::kAtomic && stamps.writer.several_in_warp;
+  if (!both_atomic && unordered(stamps.writer, false, first))
+    race(kind, memory, "write", stamps.writer);
+  const Stamp mine{intervals.now, me.warp_interval & 0xffff, me.linear, 0, 0};
+  if (kind == Kind::kRead) {
+    Stamp next = mine;
+    const Stamp& before = stamps.reader;
+    if (before.interval == intervals.now && before.thread != me.linear) {
+      next.several_warps =
+          before.several_warps || before.thread / kWarpSize != me.linear / kWarpSize;
+      next.several_in_warp = 1;
+    } else if (before.interval == intervals.now) {
+      next.several_warps = before.several_warps;
+      next.several_in_warp = before.several_in_warp;
+    }
+    stamps.reader = next;
+    return;
+  }
+  if (unordered(stamps.reader, true, first)) race(kind, memory, "read", stamps.reader);
+  stamps.writer = mine;
+  stamps.writer.several_in_warp = kind == Kind::kAtomic;
+}
+
+// Stamps of neighbouring bytes are mostly alike, as they were accessed together: those need no
+// check of their own.
+void stamp_range(Stamps* stamps, size_t bytes, Kind kind, const char* memory, uint64_t first) {
+  const Stamps before = stamps[0];
+  stamp_access(stamps[0], kind, memory, first);
+  for (size_t i = 1; i < bytes; ++i) {
+    if (std::memcmp(&stamps[i], &before, sizeof(Stamps)) == 0) {
+      stamps[i] = stamps[0];
+    } else {
+      stamp_access(stamps[i], kind, memory, first);
+    }
+  }
+}
+
+void check_device(size_t offset, size_t bytes, Kind kind) {
+  Arena& a = arena();
+  for (size_t i = offset; i < offset + bytes; ++i) {
+    if (i >= kArenaBytes || a.state[i] == kNothing) {
+      fault([&] { return describe(kind, bytes, "outside every allocation of device memory"); });
+    }
+    if (kind != Kind::kWrite && a.state[i] == kUninitialised) {
+      fault([&] { return describe(kind, bytes, "of device memory that was never written"); });
+    }
+    a.state[i] = kInitialised;
+  }
+  stamp_range(a.stamps + offset, bytes, kind, "device", intervals.launch_first);
+}
+
+void check_shared(size_t offset, size_t bytes, Kind kind) {
+  SharedMemory& memory = shared_memory();
+  const auto* dynamic = reinterpret_cast<std::byte*>(fmp::cuda::dynamic_shared_bytes);
+  const size_t begin = static_cast<size_t>(dynamic - memory.base);
+  const bool past_dynamic =
+      offset >= begin && offset < begin + kMaxSharedBytes && offset + bytes > memory.dynamic_end;
+  if (past_dynamic || offset + bytes > memory.bytes) {
+    fault([&] { return describe(kind, bytes, "outside the block's shared memory"); });
+  }
+  Stamps* stamps = memory.stamps.data() + offset;
+  for (size_t i = 0; kind != Kind::kWrite && i < bytes; ++i) {
+    if (stamps[i].writer.interval < intervals.block_first) {
+      fault([&] { return describe(kind, bytes, "of shared memory that this block never wrote"); });
+    }
+  }
+  stamp_range(stamps, bytes, kind, "shared", intervals.block_first);
+}
+
+void check(const void* address, size_t bytes, Kind kind) {
+  if (current == nullptr) return;  // the host's own accesses
+  const std::byte* p = static_cast<const std::byte*>(address);
+  if (p >= current->stack_low && p < current->stack_high) return;
+  count_access();
+  const Arena& a = arena();
+  if (const size_t offset = static_cast<size_t>(p - a.base); offset < kArenaBytes) {
+    check_device(offset, bytes, kind);
+    return;
+  }
+  const SharedMemory& memory = shared_memory();
+  if (const size_t offset = static_cast<size_t>(p - memory.base); offset < memory.bytes) {
+    check_shared(offset, bytes, kind);
+    return;
+  }
+  if (kind == Kind::kRead && parameters.contains(address, bytes)) return;
+  fault([&] { return describe(kind, bytes, "through a pointer to host memory or to nothing"); });
+}
+
+}  // namespace
+
+void check_atomic(const void* address, size_t bytes) { check(address, bytes, Kind::kAtomic); }
+
+void protect_device_memory(bool accessible) {
+  Arena& a = arena();
+  if (a.accessible == accessible) return;
+  a.accessible = accessible;
+  if (mprotect(a.base, a.used, accessible ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) {
+    std::perror("simt: mprotect");
+    std::abort();
+  }
+}
+
+void set_dynamic_shared_bytes(size_t bytes) {
+  SharedMemory& memory = shared_memory();
+  const auto* begin = reinterpret_cast<std::byte*>(fmp::cuda::dynamic_shared_bytes);
+  memory.dynamic_end = static_cast<size_t>(begin - memory.base) + bytes;
+}
+
+bool is_device_address(const void* address) {
+  return static_cast<size_t>(static_cast<const std::byte*>(address) - arena().base) < kArenaBytes;
+}
+
+bool in_one_allocation(const void* address, size_t bytes) {
+  const Arena& a = arena();
+  const size_t offset = static_cast<size_t>(static_cast<const std::byte*>(address) - a.base);
+  auto it = a.allocations.upper_bound(offset);
+  if (it == a.allocations.begin()) return false;
+  --it;
+  return offset >= it->first && offset + bytes <= it->first + it->second;
+}
+
+void mark_initialised(const void* address, size_t bytes) {
+  Arena& a = arena();
+  std::memset(a.state + (static_cast<const std::byte*>(address) - a.base), kInitialised, bytes);
+}
+
+void copy_initialised(void* to, const void* from, size_t bytes) {
+  Arena& a = arena();
+  std::memmove(a.state + (static_cast<std::byte*>(to) - a.base),
+               a.state + (static_cast<const std::byte*>(from) - a.base), bytes);
+}
+
+void* allocate(size_t bytes) {
+  Arena& a = arena();
+  if (bytes > kArenaBytes - a.used || kArenaBytes - a.used - bytes < 2 * kGap) return nullptr;
+  const size_t offset = a.used;
+  a.used = (offset + bytes + kGap + kGap - 1) / kGap * kGap;
+  a.allocations.emplace(offset, bytes);
+  std::memset(a.state + offset, kUninitialised, bytes);
+  return a.base + offset;
+}
+
+bool release(void* address) {
+  Arena& a = arena();
+  const size_t offset = static_cast<size_t>(static_cast<std::byte*>(address) - a.base);
+  const auto it = a.allocations.find(offset);
+  if (it == a.allocations.end()) return false;
+  std::memset(a.state + offset, kNothing, it->second);
+  // Whole pages go back to the system.
+  constexpr size_t kPage = 4096;
+  const size_t first = (offset + kPage - 1) / kPage * kPage;
+  const size_t last = (offset + it->second) / kPage * kPage;
+  if (first < last) {
+    madvise(a.base + first, last - first, MADV_DONTNEED);
+    madvise(a.stamps + first, (last - first) * sizeof(Stamps), MADV_DONTNEED);
+  }
+  a.allocations.erase(it);
+  return true;
+}
+
+void release_everything() {
+  Arena& a = arena();
+  while (!a.allocations.empty()) release(a.base + a.allocations.begin()->first);
+}
+
+size_t total_bytes() { return kArenaBytes; }
+size_t free_bytes() { return kArenaBytes - arena().used; }
+
+}  // namespace simt
+
+// What -fsanitize=thread calls before every access. NOLINTBEGIN(bugprone-reserved-identifier)
+extern "C" {
+#define SIMT_ACCESS(bytes)                                                                   \
+  void __tsan_read##bytes(void* p) { simt::check(p, bytes, simt::Kind::kRead); }             \
+  void __tsan_write##bytes(void* p) { simt::check(p, bytes, simt::Kind::kWrite); }           \
+  void __tsan_unaligned_read##bytes(void* p) { simt::check(p, bytes, simt::Kind::kRead); }   \
+  void __tsan_unaligned_write##bytes(void* p) { simt::check(p, bytes, simt::Kind::kWrite); } \
+  void __tsan_read_write##bytes(void* p) {                                                   \
+    simt::check(p, bytes, simt::Kind::kRead);                                                \
+    simt::check(p, bytes, simt::Kind::kWrite);                                               \
+  }                                                                                          \
+  static_assert(true)
+SIMT_ACCESS(1);
+SIMT_ACCESS(2);
+SIMT_ACCESS(4);
+SIMT_ACCESS(8);
+SIMT_ACCESS(16);
+#undef SIMT_ACCESS
+void __tsan_read_range(void* p, size_t bytes) { simt::check(p, bytes, simt::Kind::kRead); }
+void __tsan_write_range(void* p, size_t bytes) { simt::check(p, bytes, simt::Kind::kWrite); }
+void __tsan_vptr_read(void**) {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
+  simt::check(from, bytes, simt::Kind::kRead);
+  simt::check(to, bytes, simt::Kind::kWrite);
+  return std::memcpy(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, size_t bytes) {
+  simt::check(to, bytes, simt::Kind::kWrite);
+  return std::memset(to, value, bytes);
+}
+void* __tsan_memmove(void* to, const void* from, size_t bytes) {
+  simt::check(from, bytes, simt::Kind::kRead);
+  simt::check(to, bytes, simt::Kind::kWrite);
+  return std::memmove(to, from, bytes);
+}
+// The guard of a static variable of the host's code.
+unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int /*order*/) {
+  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+}
+// NOLINTEND(bugprone-reserved-identifier)

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+// Kernels, right and wrong, for the tests of the host runtime.
+#include "kernels/cuda/launch.h"
+#include "tests/simt/simt_kernels.h"
+
+namespace simt_test {
+namespace {
+
+using fmp::cuda::dynamic_shared;
+
+__global__ void scale_add(const float* a, float* b, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < n) b[i] = 2.0F * a[i] + b[i];
+}
+
+// Sum over a block of any size: within warps by shuffles, across warps in shared memory.
+__global__ void block_sums(const int* values, int* sums, int n) {
+  __shared__ int of_warp[32];
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  int sum = i < n ? values[i] : 0;
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, step);
+  if (lane == 0) of_warp[warp] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int total = 0;
+    for (int w = 0; w < static_cast<int>(blockDim.x / 32); ++w) total += of_warp[w];
+    sums[blockIdx.x] = total;
+  }
+}
+
+__global__ void reverse(int* values) {
+  int* copy = dynamic_shared<int>();
+  const int i = static_cast<int>(threadIdx.x), n = static_cast<int>(blockDim.x);
+  copy[i] = values[i];
+  __syncthreads();
+  values[i] = copy[n - 1 - i];
+}
+
+__global__ void vote(const int* values, unsigned* ballots, unsigned* count, int* dots) {
+  const unsigned i = threadIdx.x;
+  const unsigned votes = __ballot_sync(0xffffffffU, values[i] > 0);
+  if (i == 0) ballots[0] = votes;
+  __syncwarp();
+  if (i == 5) ballots[1] = __shfl_sync(1U << 5, i, 5);
+  if (values[i] > 0) atomicAdd(count, 1U);
+  dots[i] = __dp4a(values[i], 0x01ff7f80, 10);
+}
+
+__global__ void write_at(int* values, int index) { values[index] = 1; }
+__global__ void read_at(const int* values, int index, int* out) { out[0] = values[index]; }
+
+__global__ void race_in_shared(int* out) {
+  __shared__ int box[64];
+  const unsigned i = threadIdx.x;
+  box[i] = 0;
+  __syncthreads();
+  box[i] = static_cast<int>(i);
+  out[i] = box[(i + 1) % blockDim.x];  // no barrier
+}
+
+// One warp: the meeting orders its accesses.
+__global__ void ordered_in_warp(int* out) {
+  __shared__ int box[32];
+  const unsigned i = threadIdx.x;
+  box[i] = static_cast<int>(i);
+  __syncwarp();
+  out[i] = box[(i + 1) % 32] + box[0];
+  __syncwarp();
+  if (i == 0) box[0] = 7;
+}
+
+__global__ void race_between_blocks(int* out) { out[0] = static_cast<int>(blockIdx.x); }
+
+__global__ void divergent_barrier(int* out) {
+  if (threadIdx.x < 16) {
+    __syncthreads();
+  } else {
+    out[threadIdx.x] = 1;
+    __syncthreads();
+  }
+}
+
+__global__ void left_before_barrier(int* out) {
+  if (threadIdx.x == 3) return;
+  __syncthreads();
+  out[threadIdx.x] = 1;
+}
+
+__global__ void divergent_shuffle(int* out) {
+  if (threadIdx.x != 7) out[threadIdx.x] = __shfl_sync(0xffffffffU, 1, 0);
+  __syncthreads();
+}
+
+__global__ void read_unwritten_shared(int* out) {
+  int* box = dynamic_shared<int>();
+  out[0] = box[3];
+}
+
+__global__ void write_past_shared() { dynamic_shared<int>()[4] = 1; }
+
+// A pointer to a local variable of another thread.
+__global__ void read_foreign_stack(int* out) {
+  __shared__ const int* where;
+  int mine = static_cast<int>(threadIdx.x);
+  if (threadIdx.x == 0) where = &mine;
+  __syncthreads();
+  if (threadIdx.x == 1) out[0] = *where;
+  __syncthreads();
+  out[1 + threadIdx.x] = mine;
+}
+
+fmp::cuda::Shape one_block(unsigned threads, size_t shared_bytes = 0) {
+  return {dim3(1), dim3(threads), shared_bytes};
+}
+
+}  // namespace
+
+#define SIMT_LAUNCH(shape, kernel, ...) \
+  fmp::cuda::launch({#kernel, nullptr}, shape, kernel __VA_OPT__(, ) __VA_ARGS__)
+
+void run_scale_add(const float* a, float* b, int n) {
+  SIMT_LAUNCH((fmp::cuda::Shape{dim3(3), dim3(100)}), scale_add, a, b, n);
+}
+void run_block_sums(const int* values, int* sums, int n, unsigned blocks, unsigned threads) {
+  SIMT_LAUNCH((fmp::cuda::Shape{dim3(blocks), dim3(threads)}), block_sums, values, sums, n);
+}
+void run_reverse(int* values, unsigned n) {
+  SIMT_LAUNCH(one_block(n, n * sizeof(int)), reverse, values);
+}
+void run_vote(const int* values, unsigned* ballots, unsigned* count, int* dots) {
+  SIMT_LAUNCH(one_block(32), vote, values, ballots, count, dots);
+}
+void run_write_at(int* values, int index) { SIMT_LAUNCH(one_block(1), write_at, values, index); }
+void run_read_at(const int* values, int index, int* out) {
+  SIMT_LAUNCH(one_block(1), read_at, values, index, out);
+}
+void run_race_in_shared(int* out) { SIMT_LAUNCH(one_block(64), race_in_shared, out); }
+void run_ordered_in_warp(int* out) { SIMT_LAUNCH(one_block(32), ordered_in_warp, out); }
+void run_race_between_blocks(int* out) {
+  SIMT_LAUNCH((fmp::cuda::Shape{dim3(2), dim3(1)}), race_between_blocks, out);
+}
+void run_divergent_barrier(int* out) { SIMT_LAUNCH(one_block(32), divergent_barrier, out); }
+void run_left_before_barrier(int* out) { SIMT_LAUNCH(one_block(32), left_before_barrier, out); }
+void run_divergent_shuffle(int* out) { SIMT_LAUNCH(one_block(32), divergent_shuffle, out); }
+void run_read_unwritten_shared(int* out) {
+  SIMT_LAUNCH(one_block(1, 64), read_unwritten_shared, out);
+}
+void run_write_past_shared() { SIMT_LAUNCH(one_block(1, 16), write_past_shared); }
+void run_read_foreign_stack(int* out) { SIMT_LAUNCH(one_block(32), read_foreign_stack, out); }
+void run_too_much_shared(int* values) { SIMT_LAUNCH(one_block(32, 64 * 1024), reverse, values); }
+void run_too_many_threads(int* values) { SIMT_LAUNCH(one_block(2048), reverse, values); }
+
+}  // namespace simt_test

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// Launches the kernels of simt_kernels.cu; all pointers are the device's.
+#pragma once
+
+namespace simt_test {
+
+void run_scale_add(const float* a, float* b, int n);
+void run_block_sums(const int* values, int* sums, int n, unsigned blocks, unsigned threads);
+void run_reverse(int* values, unsigned n);
+void run_vote(const int* values, unsigned* ballots, unsigned* count, int* dots);
+void run_write_at(int* values, int index);
+void run_read_at(const int* values, int index, int* out);
+void run_race_in_shared(int* out);
+void run_ordered_in_warp(int* out);
+void run_race_between_blocks(int* out);
+void run_divergent_barrier(int* out);
+void run_left_before_barrier(int* out);
+void run_divergent_shuffle(int* out);
+void run_read_unwritten_shared(int* out);
+void run_write_past_shared();
+void run_read_foreign_stack(int* out);
+void run_too_much_shared(int* values);
+void run_too_many_threads(int* values);
+
+}  // namespace simt_test

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT
+// The host runtime computes what a device does, and catches what a device may let pass: each fault
+// is made on purpose and must be reported with its kernel, block and thread.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/error.h"
+#include "tests/simt/simt_kernels.h"
+
+namespace {
+
+using fmp::cuda::CudaError;
+
+class SimtTest : public testing::Test {
+ protected:
+  SimtTest() { cudaDeviceReset(); }
+  ~SimtTest() override { cudaDeviceReset(); }
+
+  template <typename T>
+  static T* uninitialised(size_t count) {
+    void* memory = nullptr;
+    EXPECT_EQ(cudaMalloc(&memory, count * sizeof(T)), cudaSuccess);
+    return static_cast<T*>(memory);
+  }
+  template <typename T>
+  static T* upload(const std::vector<T>& values) {
+    T* memory = uninitialised<T>(values.size());
+    EXPECT_EQ(cudaMemcpyAsync(memory, values.data(), values.size() * sizeof(T),
+                              cudaMemcpyHostToDevice, nullptr),
+              cudaSuccess);
+    return memory;
+  }
+  template <typename T>
+  static std::vector<T> download(const T* memory, size_t count) {
+    std::vector<T> values(count);
+    EXPECT_EQ(
+        cudaMemcpyAsync(values.data(), memory, count * sizeof(T), cudaMemcpyDeviceToHost, nullptr),
+        cudaSuccess);
+    return values;
+  }
+
+  // Runs what must fail, and expects all of `parts` in the message.
+  static void expect_fault(const std::function<void()>& run,
+                           const std::vector<std::string>& parts) {
+    try {
+      run();
+      FAIL() << "no fault, expected: " << parts[0];
+    } catch (const CudaError& error) {
+      for (const std::string& part : parts) {
+        EXPECT_NE(std::string(error.what()).find(part), std::string::npos)
+            << error.what() << "\nlacks: " << part;
+      }
+    }
+  }
+};
+
+TEST_F(SimtTest, GridsCoverOddSizes) {
+  constexpr size_t kCount = 257;
+  std::vector<float> a(kCount), b(kCount, 1.0F);
+  std::iota(a.begin(), a.end(), 0.0F);
+  float* device_b = upload(b);
+  simt_test::run_scale_add(upload(a), device_b, static_cast<int>(kCount));
+  b = download(device_b, kCount);
+  for (size_t i = 0; i < kCount; ++i) EXPECT_EQ(b[i], 2.0F * static_cast<float>(i) + 1.0F);
+}
+
+TEST_F(SimtTest, BarriersAndShufflesReduce) {
+  std::vector<int> values(700);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int>(i * i % 101) - 50;
+  int* sums = uninitialised<int>(3);
+  simt_test::run_block_sums(upload(values), sums, 700, 3, 256);
+  const std::vector<int> result = download(sums, 3);
+  for (size_t b = 0; b < 3; ++b) {
+    const auto begin = values.begin() + static_cast<ptrdiff_t>(256 * b);
+    const auto end = std::min(begin + 256, values.end());
+    EXPECT_EQ(result[b], std::accumulate(begin, end, 0));
+  }
+}
+
+TEST_F(SimtTest, DynamicSharedMemoryIsTheBlocks) {
+  std::vector<int> values(1000);
+  std::iota(values.begin(), values.end(), 0);
+  int* device = upload(values);
+  simt_test::run_reverse(device, 1000);
+  std::reverse(values.begin(), values.end());
+  EXPECT_EQ(download(device, 1000), values);
+}
+
+TEST_F(SimtTest, VotesAtomicsAndDotProducts) {
+  std::vector<int> values(32);
+  for (int i = 0; i < 32; ++i) values[static_cast<size_t>(i)] = (i % 3 == 0 ? 1 : -1) * (i + 1);
+  values[31] = static_cast<int>(0x807f0102);
+  unsigned* ballots = uninitialised<unsigned>(2);
+  unsigned* count = upload(std::vector<unsigned>{100});
+  int* dots = uninitialised<int>(32);
+  simt_test::run_vote(upload(values), ballots, count, dots);
+  unsigned expected = 0, positive = 0;
+  for (unsigned i = 0; i < 32; ++i) {
+    if (values[i] <= 0) continue;
+    expected |= 1U << i;
+    ++positive;
+  }
+  EXPECT_EQ(download(ballots, 2), (std::vector<unsigned>{expected, 5}));
+  EXPECT_EQ(download(count, 1)[0], 100 + positive);
+  // Bytes of 0x01ff7f80 from the lowest: -128, 127, -1, 1; of 0x807f0102: 2, 1, 127, -128.
+  EXPECT_EQ(download(dots, 32)[31], 10 + 2 * -128 + 127 - 127 - 128);
+  EXPECT_EQ(download(dots, 32)[0], 10 - 128);
+}
+
+TEST_F(SimtTest, WarpsOrderTheirAccesses) {
+  int* out = uninitialised<int>(32);
+  simt_test::run_ordered_in_warp(out);
+  for (int i = 0; i < 32; ++i) EXPECT_EQ(download(out, 32)[static_cast<size_t>(i)], (i + 1) % 32);
+}
+
+TEST_F(SimtTest, HostPointerInAKernel) {
+  std::vector<int> host(4);
+  expect_fault([&] { simt_test::run_write_at(host.data(), 2); },
+               {"write_at", "simt_kernels.cu:", "write of 4 bytes", "pointer to host memory",
+                "block (0, 0, 0), thread (0, 0, 0)"});
+}
+
+TEST_F(SimtTest, OutOfBounds) {
+  int* memory = upload(std::vector<int>(5));
+  for (const int index : {-1, 5}) {
+    expect_fault([&] { simt_test::run_write_at(memory, index); },
+                 {"write_at", "outside every allocation"});
+    cudaDeviceReset();
+    memory = upload(std::vector<int>(5));
+  }
+  EXPECT_NO_THROW(simt_test::run_write_at(memory, 4));
+}
+
+TEST_F(SimtTest, UseAfterFree) {
+  int* memory = upload(std::vector<int>(5));
+  ASSERT_EQ(cudaFree(memory), cudaSuccess);
+  expect_fault([&] { simt_test::run_write_at(memory, 0); }, {"outside every allocation"});
+}
+
+TEST_F(SimtTest, NullPointer) {
+  expect_fault([] { simt_test::run_write_at(nullptr, 0); }, {"host memory or to nothing"});
+}
+
+TEST_F(SimtTest, ReadOfMemoryThatWasNeverWritten) {
+  int* memory = uninitialised<int>(5);
+  simt_test::run_write_at(memory, 2);
+  int* out = uninitialised<int>(1);
+  EXPECT_NO_THROW(simt_test::run_read_at(memory, 2, out));
+  expect_fault([&] { simt_test::run_read_at(memory, 3, out); }, {"read_at", "never written"});
+}
+
+TEST_F(SimtTest, RaceInSharedMemory) {
+  expect_fault([] { simt_test::run_race_in_shared(uninitialised<int>(64)); },
+               {"race_in_shared", "race on shared memory", "no barrier between"});
+}
+
+TEST_F(SimtTest, RaceBetweenBlocks) {
+  expect_fault([] { simt_test::run_race_between_blocks(uninitialised<int>(1)); },
+               {"race on device memory", "of another block", "block (1, 0, 0)"});
+}
+
+TEST_F(SimtTest, BarrierInDivergentCode) {
+  expect_fault([] { simt_test::run_divergent_barrier(uninitialised<int>(32)); },
+               {"divergent_barrier", "barrier in divergent code", "thread (16, 0, 0)"});
+}
+
+TEST_F(SimtTest, ThreadThatLeavesBeforeABarrier) {
+  expect_fault([] { simt_test::run_left_before_barrier(uninitialised<int>(32)); },
+               {"barrier in divergent code", "leaves the kernel"});
+}
+
+TEST_F(SimtTest, ShuffleInDivergentCode) {
+  expect_fault([] { simt_test::run_divergent_shuffle(uninitialised<int>(32)); },
+               {"divergent_shuffle", "wait for each other at different places"});
+}
+
+TEST_F(SimtTest, SharedMemoryIsNotInitialised) {
+  expect_fault([] { simt_test::run_read_unwritten_shared(uninitialised<int>(1)); },
+               {"shared memory that this block never wrote"});
+}
+
+TEST_F(SimtTest, SharedMemoryEnds) {
+  expect_fault([] { simt_test::run_write_past_shared(); }, {"outside the block's shared memory"});
+}
+
+TEST_F(SimtTest, LocalMemoryIsTheThreadsOwn) {
+  expect_fault([] { simt_test::run_read_foreign_stack(uninitialised<int>(33)); },
+               {"read_foreign_stack", "host memory or to nothing", "thread (1, 0, 0)"});
+}
+
+TEST_F(SimtTest, LaunchesBeyondTheLimitsAreRefused) {
+  int* memory = upload(std::vector<int>(2048));
+  expect_fault([&] { simt_test::run_too_many_threads(memory); },
+               {"cudaErrorInvalidConfiguration", "2048 threads"});
+  // More than 48 KiB is asked for by launch(); the kernel then runs with it.
+  EXPECT_NO_THROW(simt_test::run_too_much_shared(memory));
+}
+
+TEST_F(SimtTest, AFaultLastsUntilReset) {
+  std::vector<int> host(4);
+  EXPECT_THROW(simt_test::run_write_at(host.data(), 2), CudaError);
+  void* memory = nullptr;
+  EXPECT_EQ(cudaMalloc(&memory, 4), cudaErrorLaunchFailure);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
+  cudaDeviceReset();
+  EXPECT_EQ(cudaMalloc(&memory, 4), cudaSuccess);
+}
+
+TEST_F(SimtTest, CopiesKeepTheSidesApart) {
+  std::vector<int> host(8);
+  int* device = upload(host);
+  EXPECT_EQ(cudaMemcpyAsync(host.data(), device, 32, cudaMemcpyHostToDevice, nullptr),
+            cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemcpyAsync(device, host.data(), 36, cudaMemcpyHostToDevice, nullptr),
+            cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemcpyAsync(device, host.data(), 32, cudaMemcpyDeviceToDevice, nullptr),
+            cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemsetAsync(host.data(), 0, 32, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFree(device + 1), cudaErrorInvalidValue);
+}
+
+TEST_F(SimtTest, StreamsAndEventsMustExist) {
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  cudaEvent_t start = nullptr, stop = nullptr;
+  ASSERT_EQ(cudaEventCreate(&start), cudaSuccess);
+  ASSERT_EQ(cudaEventCreate(&stop), cudaSuccess);
+  float milliseconds = -1;
+  EXPECT_EQ(cudaEventRecord(start, stream), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, start, stop), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventRecord(stop, stream), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, start, stop), cudaSuccess);
+  EXPECT_GE(milliseconds, 0.0F);
+  EXPECT_EQ(cudaEventDestroy(start), cudaSuccess);
+  EXPECT_EQ(cudaEventRecord(start, stream), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventDestroy(stop), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(stream), cudaErrorInvalidResourceHandle);
+}
+
+using SimtDeathTest = SimtTest;
+
+TEST_F(SimtDeathTest, DeviceMemoryIsNotTheHosts) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const volatile int* device = upload(std::vector<int>(8));
+  EXPECT_DEATH(static_cast<void>(device[0]), "");
+}
+
+}  // namespace
