@@ -56,7 +56,7 @@ Modulations amplitude_modulation() {
     family.push_back(std::make_unique<AmplitudeModulation>(name, sidebands, carrier, message));
   };
   add("AM-SSB-WC", Sidebands::kUpper, 1.0, 0.06);
-  add("AM-SSB-SC", Sidebands::kUpper, 1.0, 0.12);
+  add("AM-SSB-SC", Sidebands::kUpper, 1.0, 0.16);
   add("AM-DSB-WC", Sidebands::kBoth, 0.0, 1.0);
   add("AM-DSB-SC", Sidebands::kBoth, 0.0, 0.8);
   return family;

@@ -10,14 +10,14 @@ namespace fmp::synth {
 namespace {
 
 // Deviation of the symbols after the receiver's scaling. That it lies a little below 1 was found by
-// asking networks trained on the real set; a pulse cut off by its filters' length would do this.
-constexpr double kSymbolLevel = 0.97;
+// asking networks trained on the real set.
+constexpr double kSymbolLevel = 0.98;
 
 // Shapes one rail whose first symbol is centred at `timing` samples.
 void shape_rail(std::span<const float> symbols, const Shape& shape, double timing,
                 std::span<float> out) {
   const double start = std::floor(timing);
-  const Pulse pulse(shape.sps, shape.rolloff, timing - start);
+  const Pulse pulse(FilterPair::get(shape.rolloff, shape.span), shape.sps, timing - start);
   shape_symbols(symbols, pulse, static_cast<int>(start), out);
 }
 
@@ -67,14 +67,14 @@ Moments LinearModulation::moments(const Shape& shape) const {
   const double count = static_cast<double>(points_.size());
   const double mean_power = std::norm(mean / count);
   const double variance = power / count - mean_power;
-  // The raised cosine's energy is 1 - rolloff/4 symbols, and its samples sum to one symbol.
-  return {variance * (1 - shape.rolloff / 4) + mean_power,
+  const FilterPair& pulse = FilterPair::get(shape.rolloff, shape.span);
+  return {variance * pulse.energy() + mean_power * pulse.area() * pulse.area(),
           variance / (kSymbolLevel * kSymbolLevel)};
 }
 
 void LinearModulation::modulate(const Shape& shape, Rng& rng, Signal& out) const {
   // One more than fills the frame: a delayed rail starts up to a symbol late.
-  const int count = symbols_needed(shape.sps, out.length()) + 1;
+  const int count = symbols_needed(shape.sps, shape.span, out.length()) + 1;
   std::vector<float> i(count), q(count);
   for (int k = 0; k < count; ++k) {
     const auto& point = points_[rng.below(static_cast<uint32_t>(points_.size()))];

@@ -6,33 +6,53 @@
 
 namespace fmp::synth {
 
-// Raised cosine with roll-off `rolloff`, at `t` symbols from its centre: 1 at 0, 0 at every other
-// whole number. What two root-raised-cosine filters, the transmitter's and the receiver's, make.
-double raised_cosine(double t, double rolloff);
+// Root-raised-cosine pulse of energy 1 with roll-off `rolloff` > 0, `t` symbols from its centre.
+double root_raised_cosine(double t, double rolloff);
 
-// A pulse sampled `sps` times a symbol and cut off `kSpan` symbols either side.
+// What two root-raised-cosine filters make, the transmitter's and the receiver's, each `span`
+// symbols long; scaled to 1 at the centre. With long filters it is the raised cosine, 0 at every
+// other symbol; short ones leave a few percent there.
+class FilterPair {
+ public:
+  FilterPair(double rolloff, int span);
+
+  int span() const { return span_; }
+  double at(double t) const;                 // t symbols from the centre
+  double area() const { return area_; }      // integral over t
+  double energy() const { return energy_; }  // integral of the square
+
+  // The pair of these parameters; each thread keeps the one that it asked for last.
+  static const FilterPair& get(double rolloff, int span);
+
+ private:
+  double rolloff_;
+  int span_;
+  double area_ = 0, energy_ = 0;
+  std::vector<double> table_;  // from -span to span symbols
+};
+
+// The pulse of a filter pair, sampled `sps` times a symbol.
 class Pulse {
  public:
   // `fraction` in [0, 1): how far the pulse's centre lies beyond a sample instant, in samples.
-  Pulse(int sps, double rolloff, double fraction);
+  Pulse(const FilterPair& filters, int sps, double fraction);
 
   int sps() const { return sps_; }
   // taps()[j] is the pulse at sample j - reach() relative to the sample at or before the centre.
   std::span<const float> taps() const { return taps_; }
-  int reach() const { return kSpan * sps_; }
-
-  static constexpr int kSpan = 12;  // at roll-off 0.1 what is cut off lies 50 dB below the peak
+  int span() const { return span_; }  // symbols that it reaches to on either side
+  int reach() const { return span_ * sps_; }
 
  private:
-  int sps_;
+  int sps_, span_;
   std::vector<float> taps_;
 };
 
 // Symbols that reach into `length` samples when the first one's pulse ends at the first sample.
-int symbols_needed(int sps, int length);
+int symbols_needed(int sps, int span, int length);
 
-// out[n] = sum over k of symbols[k] * pulse(n - (k - kSpan) * sps - start): symbol kSpan is centred
-// `start` samples (and the pulse's fraction) into `out`.
+// out[n] = sum over k of symbols[k] * pulse(n - (k - span) * sps - start): symbol number span is
+// centred `start` samples (and the pulse's fraction) into `out`.
 void shape_symbols(std::span<const float> symbols, const Pulse& pulse, int start,
                    std::span<float> out);
 

@@ -92,6 +92,7 @@ void add_flags(CLI::App& app, Options& o) {
   signal("--sps", c.sps, "samples per symbol");
   signal("--alpha-min", c.alpha_min, "smallest roll-off");
   signal("--alpha-max", c.alpha_max, "largest roll-off");
+  signal("--span", c.span, "length of transmit and receive filter, symbols");
   signal("--cfo", c.channel.cfo, "deviation of the carrier offset, cycles per sample");
   signal("--sro", c.channel.sro, "deviation of the relative sample-rate offset");
   signal("--snr-slope", c.snr_slope,
@@ -168,6 +169,7 @@ void write_attributes(const Options& o, fmp::synth::RadioMlWriter& file) {
   file.attribute("sps", static_cast<int64_t>(c.sps));
   file.attribute("alpha_min", c.alpha_min);
   file.attribute("alpha_max", c.alpha_max);
+  file.attribute("span", static_cast<int64_t>(c.span));
   file.attribute("snr_slope", c.snr_slope);
   file.attribute("noise_offset_db", c.noise_offset_db);
   file.attribute("cfo", c.channel.cfo);

@@ -29,7 +29,8 @@ int8_t quantize(float value, int bits) {
 void validate(const Config& config) {
   const ChannelConfig& channel = config.channel;
   check("--sps", config.sps, 2, 64);
-  check("--alpha-min", config.alpha_min, 0, 1);
+  check("--alpha-min", config.alpha_min, 0.01, 1);
+  check("--span", config.span, 2, 16);
   check("--alpha-max", config.alpha_max, config.alpha_min, 1);
   check("--snr-slope", config.snr_slope, 0, 10);
   check("--noise-offset", config.noise_offset_db, -60, 60);
@@ -58,7 +59,7 @@ void Generator::frame(uint64_t seed, int class_index, int snr_db, uint64_t index
   Rng channel_rng = stream(Purpose::kChannel), noise_rng = stream(Purpose::kNoise);
 
   const Shape shape{config_.sps, shape_rng.uniform(config_.alpha_min, config_.alpha_max),
-                    config_.sps * shape_rng.uniform()};
+                    config_.span, config_.sps * shape_rng.uniform()};
   Signal sent(kFrameLength + 2 * kMargin), received(kFrameLength);
   modulation.modulate(shape, source_rng, sent);
   propagate(config_.channel, channel_rng, sent, received);
