@@ -181,6 +181,7 @@ class Classify : public testing::Test {
   Outcome run(const std::string& arguments, const std::string& before = "") const {
     const std::string command = before + "'" + FMP_BINARY_DIR + "/tools/classify' " + arguments +
                                 " >'" + file("out") + "' 2>'" + file("error") + "'";
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): the test has one thread
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("error")};
   }

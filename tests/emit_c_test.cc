@@ -51,6 +51,7 @@ class Directory {
   }
   // Runs a shell command in the directory.
   bool run(const std::string& command) const {
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): the test has one thread
     const int status = std::system(("cd '" + path_.string() + "' && " + command).c_str());
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
   }
@@ -60,6 +61,7 @@ class Directory {
 };
 
 bool installed(const std::string& program) {
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): the test has one thread
   return std::system(("command -v " + program + " >/dev/null 2>&1").c_str()) == 0;
 }
 

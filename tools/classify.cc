@@ -79,7 +79,7 @@ ClassifyOptions parse(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     const int code = app.exit(e);
-    std::exit(code == 0 ? 0 : 2);
+    std::exit(code == 0 ? 0 : 2);  // NOLINT(concurrency-mt-unsafe): no threads yet
   }
   if (o.data.empty() && !o.benchmark) throw UsageError("--data or --benchmark is needed");
   return o;

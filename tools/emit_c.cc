@@ -41,7 +41,7 @@ EmitOptions parse(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     const int code = app.exit(e);
-    std::exit(code == 0 ? 0 : 2);
+    std::exit(code == 0 ? 0 : 2);  // NOLINT(concurrency-mt-unsafe): no threads yet
   }
   return o;
 }
