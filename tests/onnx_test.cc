@@ -169,7 +169,7 @@ TEST(OnnxImport, ReadsTheSettingsOfTheChains) {
 // --- Export ---
 
 // A network with everything that training changes away from its initial value.
-Network trained_network(NetworkConfig config, uint64_t seed) {
+Network trained_network(const NetworkConfig& config, uint64_t seed) {
   Network network(config, seed);
   std::mt19937_64 random(seed);
   std::uniform_real_distribution<float> uniform(0.0F, 1.0F);
@@ -280,7 +280,7 @@ std::string complaint(const onnx::ModelProto& model, bool import = false) {
     const Graph graph = load_onnx(file.path());
     if (import) network_of(graph);
   } catch (const Error& error) {
-    const std::string message = error.what();
+    std::string message = error.what();
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
     EXPECT_EQ(message.find(file.path().string()), 0U) << message;
     return message;
