@@ -18,8 +18,8 @@ namespace {
 class TileCache {
  public:
   std::shared_ptr<std::byte> take(size_t bytes) {
-    // NOLINTNEXTLINE(clang-analyzer-cplusplus.NewDeleteLeaks): the shared pointer gives it back
     auto [memory, capacity] = find(bytes);
+    // NOLINTNEXTLINE(clang-analyzer-cplusplus.NewDeleteLeaks): the shared pointer gives it back
     return {memory, [this, capacity = capacity](std::byte* p) { give_back(p, capacity); }};
   }
 

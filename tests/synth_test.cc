@@ -154,7 +154,8 @@ TEST(SynthConstellationTest, AmplitudePhaseKeyingHasItsRings) {
 TEST(SynthPulseTest, LongFiltersMakeTheRaisedCosine) {
   for (double rolloff : {0.25, 0.35, 0.8}) {
     const FilterPair pair(rolloff, 16);
-    for (double t = -4; t <= 4; t += 0.0625) {
+    for (int step = -64; step <= 64; ++step) {
+      const double t = step / 16.0;
       // Away from the zero of the denominator the textbook's form needs no limit.
       const double x = 2 * rolloff * t;
       if (std::abs(1 - x * x) < 1e-3) continue;
