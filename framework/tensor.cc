@@ -2,6 +2,7 @@
 #include "framework/tensor.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -37,10 +38,10 @@ class TileCache {
     }
     // Shapes have changed: what is free and smaller will not be asked for again.
     for (auto it = free_.begin(); it != free_.end() && it->first < bytes;) {
-      ::operator delete(it->second, kAlignment);
+      std::free(it->second);
       it = free_.erase(it);
     }
-    return {static_cast<std::byte*>(::operator new(bytes, kAlignment)), bytes};
+    return {static_cast<std::byte*>(allocate_aligned(bytes)), bytes};
   }
   void give_back(std::byte* memory, size_t capacity) {
     const std::lock_guard lock(mutex_);
@@ -63,8 +64,8 @@ Tensor Tensor::zeros(std::vector<int64_t> shape, ElementType type) {
   t.size_ = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
   t.shape_ = std::move(shape);
   t.type_ = type;
-  t.storage_ = {static_cast<std::byte*>(::operator new(std::max<size_t>(t.bytes(), 1), kAlignment)),
-                [](std::byte* p) { ::operator delete(p, kAlignment); }};
+  t.storage_ = {static_cast<std::byte*>(allocate_aligned(t.bytes())),
+                [](std::byte* p) { std::free(p); }};
   t.fill_zero();
   return t;
 }

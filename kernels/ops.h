@@ -60,7 +60,7 @@ struct PassPlan {
 // shape and the mask alone, and removing channels without weights does not change it.
 bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask);
 
-// Processor seconds of all threads together by what they were spent on.
+// Seconds of all threads together by what they were spent on.
 struct Profile {
   double unpack = 0, conv_forward = 0, activation_forward = 0, activation_backward = 0,
          conv_backward_data = 0, conv_backward_weight = 0, other = 0;
