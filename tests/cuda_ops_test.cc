@@ -7,12 +7,14 @@
 #include <algorithm>
 #include <cmath>
 #include <iostream>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "framework/random.h"
 #include "framework/tensor.h"
+#include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
 
 namespace fmp {
@@ -164,7 +166,15 @@ const Case kCases[] = {
 };
 
 class CudaOpsTest : public testing::TestWithParam<Case> {
+ public:
+  // Of all tests, as each has memory of its own.
+  static inline std::unique_ptr<cuda::Libraries> libraries;
+
  protected:
+  static void SetUpTestSuite() {
+    if (cuda::device_available()) libraries = std::make_unique<cuda::Libraries>(kStream);
+  }
+  static void TearDownTestSuite() { libraries.reset(); }
   void SetUp() override {
     const char* why = "";
     if (!cuda::device_available(&why)) GTEST_SKIP() << "no CUDA device: " << why;
@@ -243,13 +253,19 @@ struct Operands {
   Buffer<float> device_values, device_scale;
 };
 
-ops::PassPlan plan_of(bool sparse) { return {sparse, sparse, sparse}; }
+using cuda::Kernel;
+
+bool only_survivors(Kernel kernel) {
+  return kernel == Kernel::kSparse || kernel == Kernel::kCusparse;
+}
 
 struct DeviceWeights {
-  DeviceWeights(const Operands& o, bool sparse)
+  DeviceWeights(const Operands& o, Kernel kernel)
       : shape(cuda::conv_shape(o.shape, o.cuda_tile_shape)), value(upload(o.weight)) {
+    weights.use_libraries(CudaOpsTest::libraries.get());
     weights.set_mask(shape, o.mask, kStream);
-    weights.compile(o.shape, shape, value.data(), o.integers(), plan_of(sparse), true, kStream);
+    weights.compile(o.shape, shape, value.data(), o.integers(), {kernel, kernel, kernel}, true,
+                    kStream);
   }
   cuda::ConvShape shape;
   Buffer<float> value;
@@ -260,11 +276,15 @@ struct DeviceWeights {
 // backends' sums for the batch's mean and variance differ in their last bits.
 constexpr double kRoundingSlack = 2e-4;
 
+// Every kernel for every pass; libraries where they are exact.
 template <typename Body>
-void for_each_plan(const Body& body) {
-  for (const bool sparse : {false, true}) {
-    SCOPED_TRACE(sparse ? "sparse" : "dense");
-    body(sparse);
+void for_each_kernel(const Operands& o, const Body& body) {
+  const bool integers = o.integers() && o.shape.weight_bits != kFloatBits;
+  for (const Kernel kernel :
+       {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
+    if (cuda::is_library(kernel) && integers && !cuda::exact_in_floats(o.shape)) continue;
+    SCOPED_TRACE(cuda::kernel_name(kernel));
+    body(kernel);
     if (testing::Test::HasFatalFailure()) return;
   }
 }
@@ -273,7 +293,7 @@ TEST_P(CudaOpsTest, WeightsAreQuantizedAsOnTheCpu) {
   const Operands o(GetParam());
   ops::CompiledWeights expected;
   expected.compile(o.shape, o.weight, o.mask, {}, true);
-  DeviceWeights device(o, false);
+  DeviceWeights device(o, Kernel::kDense);
   const cuda::Weights::Summary summary = device.weights.summary(kStream);
   EXPECT_EQ(summary.scale, expected.scale());
   EXPECT_EQ(summary.nonzeros, expected.nonzeros());
@@ -306,8 +326,8 @@ TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
   const Buffer<float> gamma = upload(o.gamma), beta = upload(o.beta), mean = upload(o.mean),
                       var = upload(o.var), threshold = upload(Floats{o.test.threshold});
   const cuda::Tile out{o.out.frames, o.out.length, o.out.channels, out_pad};
-  for_each_plan([&](bool sparse) {
-    DeviceWeights device(o, sparse);
+  for_each_kernel(o, [&](Kernel kernel) {
+    DeviceWeights device(o, kernel);
     cuda::HiddenState state;
     Buffer<uint8_t> out_codes(codes ? out.code_bytes() : 0);
     Buffer<float> out_values(codes ? 0 : out.floats());
@@ -342,7 +362,7 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
   const size_t channels = o.gamma.size();
 
   ops::CompiledWeights cpu_weights;
-  cpu_weights.compile(s, o.weight, o.mask, plan_of(true), true);
+  cpu_weights.compile(s, o.weight, o.mask, {true, true, true}, true);
   Tensor out =
       Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, codes ? kU8 : kF32);
   Floats mean = o.mean, var = o.var, dw(o.weight.size()), dgamma(channels), dbeta(channels);
@@ -365,8 +385,8 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
                       device_dp = cuda_tile(o.dp, o.out, 0);
   const Buffer<double> extra = upload(std::vector<double>{kExtra});
   const cuda::Tile out_tile{o.out.frames, o.out.length, o.out.channels, out_pad};
-  for_each_plan([&](bool sparse) {
-    DeviceWeights device(o, sparse);
+  for_each_kernel(o, [&](Kernel kernel) {
+    DeviceWeights device(o, kernel);
     cuda::HiddenState state;
     Buffer<float> running_mean = upload(o.mean), running_var = upload(o.var);
     Buffer<uint8_t> out_codes(codes ? out_tile.code_bytes() : 0);
@@ -412,7 +432,7 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
     Floats actual_dw = device_dw.to_host(kStream);
     for (size_t i = 0; i < o.mask.size(); ++i) {
       if (o.mask[i] != 0) continue;
-      if (sparse) {
+      if (only_survivors(kernel)) {
         EXPECT_EQ(actual_dw[i], 0.0F) << i;
       }
       actual_dw[i] = 0;
@@ -432,7 +452,7 @@ TEST_P(CudaOpsTest, OutputLayer) {
   const ops::LayerShape& s = o.shape;
   const Dims logits_dims{o.out.frames, 1, s.out_channels};
   ops::CompiledWeights cpu_weights;
-  cpu_weights.compile(s, o.weight, o.mask, plan_of(true), true);
+  cpu_weights.compile(s, o.weight, o.mask, {true, true, true}, true);
   Tensor logits = Tensor::tile({o.out.frames, 1, s.out_channels, 0}, kF32);
   ops::output_forward(s, o.cpu_x.view(), o.x_scale, cpu_weights, o.bias, logits.view(), 1);
   Floats dw(o.weight.size()), dbias(o.bias.size());
@@ -447,8 +467,8 @@ TEST_P(CudaOpsTest, OutputLayer) {
   }
 
   const Buffer<float> bias = upload(o.bias), device_dlogits = cuda_tile(o.dp, logits_dims, 0);
-  for_each_plan([&](bool sparse) {
-    DeviceWeights device(o, sparse);
+  for_each_kernel(o, [&](Kernel kernel) {
+    DeviceWeights device(o, kernel);
     const cuda::Tile out{o.out.frames, 1, s.out_channels, 0};
     Buffer<float> device_logits(out.floats()), device_dw(dw.size()), device_dbias(dbias.size()),
         device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
@@ -479,31 +499,34 @@ TEST_P(CudaOpsTest, OutputLayer) {
 
 TEST_P(CudaOpsTest, ResultsAreTheSameFromRunToRun) {
   const Operands o(GetParam());
-  DeviceWeights device(o, false);
-  const Buffer<float> gamma = upload(o.gamma), beta = upload(o.beta),
-                      threshold = upload(Floats{o.test.threshold}), dp = cuda_tile(o.dp, o.out, 0);
-  const bool codes = o.shape.act_bits != kFloatBits;
-  const cuda::Tile out{o.out.frames, o.out.length, o.out.channels, 0};
-  Buffer<float> out_memory(out.floats() + out.code_bytes());
-  std::vector<Floats> results;
-  for (int run = 0; run < 2; ++run) {
-    cuda::HiddenState state;
-    Buffer<float> mean = upload(o.mean), var = upload(o.var), dw(o.weight.size()),
-                  dgamma(o.gamma.size()), dbeta(o.gamma.size()), dthreshold(1);
-    const cuda::HiddenParameters parameters{gamma.data(), beta.data(), threshold.data()};
-    cuda::hidden_forward_train(o.shape, device.shape, o.input(), device.weights, parameters,
-                               o.test.collect && codes, mean.data(), var.data(), state, out,
-                               out_memory.data(), kStream);
-    cuda::hidden_backward(
-        o.shape, device.shape, o.input(), device.weights, parameters, state, dp.data(), nullptr,
-        {dw.data(), dgamma.data(), dbeta.data(), dthreshold.data()}, nullptr, kStream);
-    results.push_back(dw.to_host(kStream));
-    for (const Buffer<float>* more : {&dgamma, &dbeta, &dthreshold, &mean, &var}) {
-      const Floats values = more->to_host(kStream);
-      results.back().insert(results.back().end(), values.begin(), values.end());
+  for_each_kernel(o, [&](Kernel kernel) {
+    DeviceWeights device(o, kernel);
+    const Buffer<float> gamma = upload(o.gamma), beta = upload(o.beta),
+                        threshold = upload(Floats{o.test.threshold}),
+                        dp = cuda_tile(o.dp, o.out, 0);
+    const bool codes = o.shape.act_bits != kFloatBits;
+    const cuda::Tile out{o.out.frames, o.out.length, o.out.channels, 0};
+    Buffer<float> out_memory(out.floats() + out.code_bytes());
+    std::vector<Floats> results;
+    for (int run = 0; run < 2; ++run) {
+      cuda::HiddenState state;
+      Buffer<float> mean = upload(o.mean), var = upload(o.var), dw(o.weight.size()),
+                    dgamma(o.gamma.size()), dbeta(o.gamma.size()), dthreshold(1);
+      const cuda::HiddenParameters parameters{gamma.data(), beta.data(), threshold.data()};
+      cuda::hidden_forward_train(o.shape, device.shape, o.input(), device.weights, parameters,
+                                 o.test.collect && codes, mean.data(), var.data(), state, out,
+                                 out_memory.data(), kStream);
+      cuda::hidden_backward(
+          o.shape, device.shape, o.input(), device.weights, parameters, state, dp.data(), nullptr,
+          {dw.data(), dgamma.data(), dbeta.data(), dthreshold.data()}, nullptr, kStream);
+      results.push_back(dw.to_host(kStream));
+      for (const Buffer<float>* more : {&dgamma, &dbeta, &dthreshold, &mean, &var}) {
+        const Floats values = more->to_host(kStream);
+        results.back().insert(results.back().end(), values.begin(), values.end());
+      }
     }
-  }
-  EXPECT_EQ(results[0], results[1]);
+    EXPECT_EQ(results[0], results[1]);
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, CudaOpsTest, testing::ValuesIn(kCases),
@@ -600,6 +623,30 @@ TEST_F(CudaOpTest, NonFiniteWeightsAreRefused) {
   weights.set_mask(shape, mask, kStream);
   weights.compile(layer, shape, device.data(), true, {}, true, kStream);
   EXPECT_NO_THROW(weights.summary(kStream));
+}
+
+TEST_F(CudaOpTest, LibrariesRunOnlyWhatIsExactOnTheirStream) {
+  const ops::LayerShape layer{3, 2, 1, 1, 1, 8, 8, 8}, wide{600, 2, 1, 1, 1, 8, 8, 8};
+  EXPECT_TRUE(cuda::exact_in_floats(layer));
+  EXPECT_TRUE(cuda::exact_in_floats({518, 2, 1, 1, 1, 8, 8, 8}));
+  EXPECT_FALSE(cuda::exact_in_floats({519, 2, 1, 1, 1, 8, 8, 8}));
+  EXPECT_TRUE(cuda::exact_in_floats({519, 2, 1, 1, 1, 8, 7, 8}));
+  const auto compile = [](const ops::LayerShape& of, cuda::Libraries* handles,
+                          const cuda::PassPlan& plan) {
+    const cuda::ConvShape shape = cuda::conv_shape(of, {1, 1, of.in_channels, 0});
+    const Buffer<float> device = upload(Floats(static_cast<size_t>(of.weights()), 0.5F));
+    cuda::Weights weights;
+    weights.use_libraries(handles);
+    weights.set_mask(shape, {}, kStream);
+    weights.compile(of, shape, device.data(), true, plan, true, kStream);
+    cuda::synchronize(kStream);
+  };
+  for (const Kernel kernel : {Kernel::kCublas, Kernel::kCusparse}) {
+    EXPECT_NO_THROW(compile(layer, libraries.get(), {kernel, kernel, kernel}));
+    EXPECT_THROW(compile(layer, nullptr, {kernel, kernel, kernel}), std::invalid_argument);
+    EXPECT_THROW(compile(wide, libraries.get(), {kernel, kernel, kernel}), std::invalid_argument);
+    EXPECT_NO_THROW(compile(wide, libraries.get(), {Kernel::kDense, kernel, kernel}));
+  }
 }
 
 TEST_F(CudaOpTest, TilesThatALayerDoesNotReadAreRefused) {

@@ -13,6 +13,7 @@
 #include "framework/network.h"
 #include "framework/random.h"
 #include "framework/trainer.h"
+#include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
 
 namespace fmp {
@@ -80,15 +81,17 @@ struct DeviceParameter {
 
 // A layer on the device, with what its passes leave.
 struct DeviceLayer {
-  DeviceLayer(const Layer& layer, const cuda::Tile& input_tile, int output_pad, bool sparse)
+  DeviceLayer(const Layer& layer, const cuda::Tile& input_tile, int output_pad, cuda::Kernel kernel,
+              cuda::Libraries* libraries)
       : hidden(layer.kind != Layer::Kind::kOutput),
         shape(shape_of(layer)),
         conv(cuda::conv_shape(shape, input_tile)),
-        plan{sparse, sparse, sparse},
+        plan{kernel, kernel, kernel},
         in(input_tile),
         out{input_tile.frames, layer.length / layer.pool, layer.out_channels, output_pad},
         weight(layer.weight),
         dx(static_cast<size_t>(in.length * in.channels * in.lanes())) {
+    weights.use_libraries(libraries);
     weights.set_mask(conv, layer.weight.mask, kStream);
     if (!hidden) {
       bias = DeviceParameter(layer.bias);
@@ -115,7 +118,7 @@ struct DeviceLayer {
   bool hidden;
   ops::LayerShape shape;
   cuda::ConvShape conv;
-  ops::PassPlan plan;
+  cuda::PassPlan plan;
   cuda::Tile in, out;
   cuda::Weights weights;
   cuda::HiddenState state;
@@ -127,7 +130,7 @@ struct DeviceLayer {
 
 class DeviceNetwork {
  public:
-  DeviceNetwork(const Network& network, bool sparse) : config_(network.config()) {
+  DeviceNetwork(const Network& network, cuda::Kernel kernel) : config_(network.config()) {
     const std::vector<Layer>& layers = network.layers();
     const auto pad_of = [&](size_t i) { return (layers[i].kernel - 1) / 2; };
     input_ = {kFrames, config_.length, config_.input_channels, pad_of(0)};
@@ -136,7 +139,7 @@ class DeviceNetwork {
     cuda::Tile tile = input_;
     for (size_t i = 0; i < layers.size(); ++i) {
       layers_.push_back(std::make_unique<DeviceLayer>(
-          layers[i], tile, i + 1 < layers.size() ? pad_of(i + 1) : 0, sparse));
+          layers[i], tile, i + 1 < layers.size() ? pad_of(i + 1) : 0, kernel, &libraries_));
       tile = layers_.back()->out;
     }
   }
@@ -238,6 +241,7 @@ class DeviceNetwork {
   }
 
   NetworkConfig config_;
+  cuda::Libraries libraries_{kStream};
   cuda::Tile input_;
   DeviceBuffer<uint8_t> input_codes_;
   DeviceBuffer<float> input_scale_;
@@ -255,7 +259,7 @@ void expect_close(const DeviceBuffer<float>& actual, std::span<const float> expe
   }
 }
 
-class CudaStepTest : public testing::TestWithParam<bool> {
+class CudaStepTest : public testing::TestWithParam<cuda::Kernel> {
  protected:
   void SetUp() override {
     const char* why = "";
@@ -264,7 +268,8 @@ class CudaStepTest : public testing::TestWithParam<bool> {
 };
 
 TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
-  const bool pruned = GetParam();
+  const cuda::Kernel kernel = GetParam();
+  const bool pruned = kernel == cuda::Kernel::kSparse || kernel == cuda::Kernel::kCusparse;
   Network network(tiny_config(), kSeed);
   if (pruned) {
     Random random(kSeed, "mask");
@@ -273,7 +278,7 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
     }
     network.apply_masks();
   }
-  DeviceNetwork device(network, pruned);
+  DeviceNetwork device(network, kernel);
   TrainerOptions options;
   options.batch = static_cast<int>(kFrames);
   options.threads = 1;
@@ -311,9 +316,12 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   EXPECT_GE(same, static_cast<int64_t>(0.9 * static_cast<double>(expected.size())));
 }
 
-INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest, testing::Bool(), [](const auto& parameter) {
-  return std::string(parameter.param ? "PrunedSparse" : "Dense");
-});
+INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest,
+                         testing::Values(cuda::Kernel::kDense, cuda::Kernel::kSparse,
+                                         cuda::Kernel::kCublas, cuda::Kernel::kCusparse),
+                         [](const auto& parameter) {
+                           return std::string(cuda::kernel_name(parameter.param));
+                         });
 
 }  // namespace
 }  // namespace fmp

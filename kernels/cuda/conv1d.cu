@@ -10,11 +10,13 @@
 //   weights: dw[o][t][c] = sum over positions and frames of dy[l][o] * x[l + t][c], as a matrix
 //            product through shared memory (dense) or as dot products of the survivors (sparse);
 //            slices of the batch are summed apart and added up in their order
+//
+// What libraries do instead is in conv1d_library.cu.
 #include <algorithm>
 #include <stdexcept>
 #include <type_traits>
 
-#include "kernels/cuda/device_code.h"
+#include "kernels/cuda/conv1d.h"
 
 namespace fmp::cuda {
 namespace {
@@ -312,10 +314,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-// grad[place of i] = scale * sum of the slices' partial sums.
 __global__ void __launch_bounds__(kBlockThreads)
-    add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
-               float* grad) {
+    add_partial_sums(const float* partial, int slices, int count, const int* places,
+                     const float* scale, float* grad) {
   const int i = static_cast<int>(global_x());
   if (i >= count) return;
   double sum = 0;
@@ -334,6 +335,13 @@ Slices slices_for(int out_length, int lanes, size_t blocks_of_a_slice) {
 }
 
 }  // namespace
+
+void add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
+                float* grad, Stream stream) {
+  launch(Where("add_slices", native(stream)),
+         Shape{dim3(blocks_for(static_cast<size_t>(count), kBlockThreads)), dim3(kBlockThreads)},
+         add_partial_sums, partial, slices, count, places, scale, grad);
+}
 
 ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input) {
   ConvShape conv{input.channels, shape.out_channels, shape.taps, shape.length, true};
@@ -356,6 +364,10 @@ ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input) {
 }
 
 void Weights::forward(const Input& x, float* y, Stream stream) const {
+  if (is_library(plan_.forward)) {
+    forward_library(x, y, stream);
+    return;
+  }
   const Dense s{x.tile.quads(),
                 shape_.out_channels,
                 static_cast<int>(round_up(shape_.out_channels, kOutBlock)),
@@ -366,7 +378,7 @@ void Weights::forward(const Input& x, float* y, Stream stream) const {
   with_reader(x, [&](const auto& reader) {
     using Reader = std::decay_t<decltype(reader)>;
     constexpr bool kIsCodes = !std::is_same_v<Reader, Values>;
-    if (plan_.sparse_forward) {
+    if (plan_.forward == Kernel::kSparse) {
       const SparseRows rows{forward_sparse_.row_begin.data(), forward_sparse_.entry.data(),
                             forward_sparse_.value.data()};
       if constexpr (kIsCodes) {
@@ -392,11 +404,15 @@ void Weights::forward(const Input& x, float* y, Stream stream) const {
 }
 
 void Weights::backward_data(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const {
+  if (is_library(plan_.backward_data)) {
+    backward_data_library(dy_tile, dy, dx, stream);
+    return;
+  }
   // The gradient of a dense layer's input has the input's rows as channels of a single row.
   const int outputs = shape_.same_padding ? shape_.in_channels : shape_.taps * shape_.in_channels;
   const int taps = shape_.same_padding ? shape_.taps : 1;
   const Values reader = values_of(dy_tile, dy);
-  if (plan_.sparse_backward_data) {
+  if (plan_.backward_data == Kernel::kSparse) {
     const SparseRows rows{backward_sparse_.row_begin.data(), backward_sparse_.entry.data(),
                           backward_sparse_.value.data()};
     launch_sparse<float>("conv_sparse_backward_data", reader, rows, outputs, dy_tile.rows(),
@@ -416,16 +432,18 @@ void Weights::backward_data(const Tile& dy_tile, const float* dy, float* dx, Str
 
 void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
                               Stream stream) {
+  if (is_library(plan_.backward_weight)) {
+    backward_weight_library(x, dy_tile, dy, grad, stream);
+    return;
+  }
   GradientShape s{shape_.out_channels, shape_.in_channels, shape_.taps,
                   x.tile.lanes(),      dy_tile.pad,        {}};
   const Values reader = values_of(dy_tile, dy);
   const int weights = s.out_channels * s.taps * s.in_channels;
   const auto add_up = [&](int count, const int* places) {
-    launch(Where("add_slices", native(stream)),
-           Shape{dim3(blocks_for(static_cast<size_t>(count), kBlockThreads)), dim3(kBlockThreads)},
-           add_slices, partial_.data(), s.slices.slices, count, places, x.scale, grad);
+    add_slices(partial_.data(), s.slices.slices, count, places, x.scale, grad, stream);
   };
-  if (plan_.sparse_backward_weight) {
+  if (plan_.backward_weight == Kernel::kSparse) {
     set_bytes(grad, 0, static_cast<size_t>(weights) * sizeof(float), stream);
     const int survivors = static_cast<int>(forward_sparse_.entry.size());
     const int groups = static_cast<int>(group_row_.size());

@@ -11,11 +11,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/cuda/device_memory.h"
 #include "kernels/ops.h"
 
 namespace fmp::cuda {
+
+class Libraries;
 
 // Frames that sit side by side come in warps.
 inline constexpr int kWarpLanes = 32;
@@ -66,18 +69,54 @@ struct ConvShape {
 // Throws std::invalid_argument when the tile is not what the layer reads.
 ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input);
 
+// What may run a pass: this backend's own kernels or a library's. All give the same integers in the
+// forward pass; sums of floats differ in their last bits.
+enum class Kernel : uint8_t {
+  kDense,
+  kSparse,    // surviving weights only
+  kCublas,    // a batched product over positions with overlapping matrices, dense
+  kCusparse,  // SpMM tap by tap, and SDDMM for the weights' gradient: surviving weights only
+};
+const char* kernel_name(Kernel kernel);  // "dense", "sparse", "cublas", "cusparse"
+constexpr bool is_library(Kernel k) { return k == Kernel::kCublas || k == Kernel::kCusparse; }
+
+// The twin of ops::PassPlan.
+struct PassPlan {
+  Kernel forward = Kernel::kDense, backward_data = Kernel::kDense, backward_weight = Kernel::kDense;
+
+  PassPlan() = default;
+  PassPlan(Kernel of_forward, Kernel of_data, Kernel of_weight)
+      : forward(of_forward), backward_data(of_data), backward_weight(of_weight) {}
+  PassPlan(const ops::PassPlan& plan)  // NOLINT: a CPU plan is one of this backend, too
+      : PassPlan(own(plan.sparse_forward), own(plan.sparse_backward_data),
+                 own(plan.sparse_backward_weight)) {}
+  bool operator==(const PassPlan&) const = default;
+
+ private:
+  static Kernel own(bool sparse) { return sparse ? Kernel::kSparse : Kernel::kDense; }
+};
+
+// Whether fp32 holds the layer's sums of products of codes exactly: below 2^24. Otherwise a library
+// cannot run its integer forward pass.
+bool exact_in_floats(const ops::LayerShape& layer);
+
 // The twin of ops::CompiledWeights.
 class Weights {
  public:
+  // For plans with kernels of libraries: whose handles they use. Call before set_mask(); the
+  // libraries must outlive the weights, and their stream is the one to use.
+  void use_libraries(Libraries* libraries) { libraries_ = libraries; }
+
   // Where the mask has zeros changes with prunes only: lists the surviving weights for the sparse
   // kernels, on the host. mask: [O][T][C] in host memory, empty = all. Call before compile(), and
   // again after a prune. Waits for the stream.
   void set_mask(const ConvShape& shape, std::span<const uint8_t> mask, Stream stream);
 
   // weight: [O][T][C]. input: what the layer reads, as codes or values. backward: also what the
-  // backward pass needs.
+  // backward pass needs. Throws std::invalid_argument when the plan asks for a library that was not
+  // given, is of another stream, or would not be exact.
   void compile(const ops::LayerShape& layer, const ConvShape& shape, const float* weight,
-               bool integer_input, const ops::PassPlan& plan, bool backward, Stream stream);
+               bool integer_input, const PassPlan& plan, bool backward, Stream stream);
 
   const float* scale() const { return &status_.data()->scale; }
   const float* codes() const { return codes_.data(); }  // [O][T][C]
@@ -117,12 +156,34 @@ class Weights {
     DeviceBuffer<int> row_begin, entry, place;
     DeviceBuffer<float> value;
   };
-  void gather(Sparse& sparse, bool scaled, Stream stream) const;
+  // The same as cuSPARSE reads them: one matrix for each tap. Where only one position is written,
+  // all taps are one matrix.
+  struct TapMatrices {
+    int rows = 0, columns = 0, taps = 0;
+    std::vector<int> begin;  // first entry of each tap, on the host
+    DeviceBuffer<int> row_begin, column, place;
+    DeviceBuffer<float> value;
+    DeviceBuffer<int> repeated;  // columns of each tap, once for each position
+  };
+  void gather(const DeviceBuffer<int>& place, const DeviceBuffer<float>& value, bool scaled,
+              Stream stream) const;
+  void check_plan(Stream stream) const;
+  TapMatrices tap_matrices(int out, int taps, int in, bool transposed,
+                           std::span<const uint8_t> mask, Stream stream) const;
+  void compile_for_libraries(bool backward, Stream stream);
+  const float* values_of_input(const Input& x, Stream stream) const;
+  void multiply_taps(const TapMatrices& taps, int lanes, const float* x, bool deterministic,
+                     float* y, Stream stream) const;
+  void forward_library(const Input& x, float* y, Stream stream) const;
+  void backward_data_library(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const;
+  void backward_weight_library(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
+                               Stream stream) const;
 
   ops::LayerShape layer_;
   ConvShape shape_;
-  ops::PassPlan plan_;
+  PassPlan plan_;
   bool integers_ = false;
+  Libraries* libraries_ = nullptr;
   DeviceBuffer<uint8_t> mask_;  // empty = all
   DeviceBuffer<Status> status_;
   DeviceBuffer<float> codes_;
@@ -130,6 +191,8 @@ class Weights {
   DeviceBuffer<float> forward_values_;  // [T][quad][4][O up to 8], when not integers
   DeviceBuffer<float> backward_values_;
   Sparse forward_sparse_, backward_sparse_;
+  TapMatrices forward_taps_, backward_taps_;  // if there are libraries
+  DeviceBuffer<float> transposed_;            // [C][T flipped][O], for cuBLAS
   // Groups of up to kGroup surviving weights of one output channel: where each begins in
   // forward_sparse_, and its channel.
   DeviceBuffer<int> group_begin_, group_row_;

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "kernels/cuda/conv1d.h"
 #include "kernels/cuda/device_code.h"
 
 namespace fmp::cuda {
@@ -57,22 +58,6 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (unsigned v = votes; v != 0; v &= v - 1) ++nonzeros;
   atomicAdd(&status->nonzeros, nonzeros);
 }
-
-// How a matrix [out][tap][in] is taken from codes [O][T][C].
-struct Packing {
-  int out, in, taps, out_stride;
-  bool transposed;  // out = C, in = O, taps flipped
-  __device__ __forceinline__ size_t place(int o, int t, int c) const {
-    const size_t taps_ = static_cast<size_t>(taps);
-    return transposed ? (static_cast<size_t>(c) * taps_ + static_cast<size_t>(taps - 1 - t)) *
-                                static_cast<size_t>(out) +
-                            static_cast<size_t>(o)
-                      : (static_cast<size_t>(o) * taps_ + static_cast<size_t>(t)) *
-                                static_cast<size_t>(in) +
-                            static_cast<size_t>(c);
-  }
-  __host__ __device__ int quads() const { return (in + kQuad - 1) / kQuad; }
-};
 
 // quads[tap][quad of in][out], four signed bytes each.
 __global__ void __launch_bounds__(kBlockThreads)
@@ -215,24 +200,32 @@ void Weights::set_mask(const ConvShape& shape, std::span<const uint8_t> mask, St
   }
   group_begin_ = DeviceBuffer<int>(begin, stream);
   group_row_ = DeviceBuffer<int>(row, stream);
+  if (libraries_ != nullptr) {
+    const int in = shape.same_padding ? shape.in_channels : inputs;
+    const int taps = shape.same_padding ? shape.taps : 1;
+    forward_taps_ = tap_matrices(shape.out_channels, taps, in, false, mask, stream);
+    backward_taps_ = tap_matrices(inputs, taps, shape.out_channels, true, mask, stream);
+  }
   synchronize(stream);  // the lists on the host end here
 }
 
-void Weights::gather(Sparse& sparse, bool scaled, Stream stream) const {
-  const size_t count = sparse.entry.size();
+void Weights::gather(const DeviceBuffer<int>& place, const DeviceBuffer<float>& value, bool scaled,
+                     Stream stream) const {
+  const size_t count = place.size();
   if (count == 0) return;
   launch(Where("gather_values", native(stream)), over(count), gather_values,
-         static_cast<int>(count), sparse.place.data(), codes_.data(),
-         scaled ? scale() : static_cast<const float*>(nullptr), sparse.value.data());
+         static_cast<int>(count), place.data(), codes_.data(),
+         scaled ? scale() : static_cast<const float*>(nullptr), value.data());
 }
 
 void Weights::compile(const ops::LayerShape& layer, const ConvShape& shape, const float* weight,
-                      bool integer_input, const ops::PassPlan& plan, bool backward, Stream stream) {
+                      bool integer_input, const PassPlan& plan, bool backward, Stream stream) {
   layer_ = layer;
   shape_ = shape;
   plan_ = plan;
   const bool quantized = layer.weight_bits != kFloatBits;
   integers_ = quantized && integer_input;
+  check_plan(stream);
   const size_t count = static_cast<size_t>(layer.weights());
   Status* status = status_.reserve(1);
   float* codes = codes_.reserve(count);
@@ -252,9 +245,10 @@ void Weights::compile(const ops::LayerShape& layer, const ConvShape& shape, cons
   const float* no_scale = nullptr;
   const Packing forward{shape.out_channels, shape.in_channels, shape.taps,
                         stride(shape.out_channels), false};
-  if (plan.sparse_forward) {
-    gather(forward_sparse_, false, stream);
-  } else if (integers_) {
+  compile_for_libraries(backward, stream);
+  if (plan.forward == Kernel::kSparse) {
+    gather(forward_sparse_.place, forward_sparse_.value, false, stream);
+  } else if (plan.forward == Kernel::kDense && integers_) {
     const size_t n = elements(forward, 1);
     launch(Where("pack_quads", on), over(n), pack_quads, forward, codes, forward_quads_.reserve(n));
   } else {
@@ -263,9 +257,9 @@ void Weights::compile(const ops::LayerShape& layer, const ConvShape& shape, cons
            forward_values_.reserve(n));
   }
   if (!backward) return;
-  if (plan.sparse_backward_data) {
-    gather(backward_sparse_, true, stream);
-  } else {
+  if (plan.backward_data == Kernel::kSparse) {
+    gather(backward_sparse_.place, backward_sparse_.value, true, stream);
+  } else if (plan.backward_data == Kernel::kDense) {
     const int inputs = shape.same_padding ? shape.in_channels : shape.taps * shape.in_channels;
     const Packing packing{inputs, shape.out_channels, shape.same_padding ? shape.taps : 1,
                           stride(inputs), true};

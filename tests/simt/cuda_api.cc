@@ -9,6 +9,7 @@
 
 #include "tests/simt/cuda_runtime.h"
 #include "tests/simt/internal.h"
+#include "tests/simt/library.h"
 
 struct SimtStream {};
 struct SimtEvent {
@@ -213,6 +214,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 }
 
 namespace simt {
+
+bool stream_exists(cudaStream_t stream) { return stream == nullptr || streams.contains(stream); }
 
 cudaError_t set_function_attribute(const void* function, cudaFuncAttribute /*attribute*/,
                                    int value) {

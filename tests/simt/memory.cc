@@ -8,6 +8,7 @@
 #include <link.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "tests/simt/internal.h"
+#include "tests/simt/library.h"
 
 // Dynamic shared memory of the block that runs: kernels/cuda/launch.h declares it.
 namespace fmp::cuda {
@@ -256,6 +258,29 @@ bool in_one_allocation(const void* address, size_t bytes) {
 void mark_initialised(const void* address, size_t bytes) {
   Arena& a = arena();
   std::memset(a.state + (static_cast<const std::byte*>(address) - a.base), kInitialised, bytes);
+}
+
+bool is_initialised(const void* address, size_t bytes) {
+  const Arena& a = arena();
+  const uint8_t* state = a.state + (static_cast<const std::byte*>(address) - a.base);
+  return std::all_of(state, state + bytes, [](uint8_t s) { return s == kInitialised; });
+}
+
+std::string Extent::check(bool must_be_initialised) const {
+  if (run == 0 || lines == 0 || batches == 0) return "";
+  if (!is_device_address(data)) return std::string(what) + " is not in device memory";
+  const auto bytes = static_cast<size_t>(end() - static_cast<const std::byte*>(data));
+  if (!in_one_allocation(data, bytes)) {
+    return std::string(what) + ": its " + std::to_string(bytes) + " bytes leave the allocation";
+  }
+  for (int64_t b = 0; must_be_initialised && b < batches; ++b) {
+    for (int64_t l = 0; l < lines; ++l) {
+      if (!is_initialised(at(b, l), static_cast<size_t>(4 * run))) {
+        return std::string(what) + " holds memory that was never written";
+      }
+    }
+  }
+  return "";
 }
 
 void copy_initialised(void* to, const void* from, size_t bytes) {

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// The calls of cuBLAS and cuSPARSE. cuBLAS is column-major: it is given the transposed product,
+// C^T = B^T * A^T, whose matrices lie in memory as the row-major ones do. Both libraries work on
+// memory that is theirs for good, which cuBLAS asks for where results shall be the same from run to
+// run and where calls are captured into graphs.
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+#include <cusparse.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "kernels/cuda/error.h"
+#include "kernels/cuda/libraries.h"
+
+namespace fmp::cuda {
+namespace {
+
+// What cuBLAS' documentation recommends for sm_90.
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+class LibraryError : public std::runtime_error {
+ public:
+  LibraryError(const char* call, const char* name, const char* text, const SourceLine& where)
+      : std::runtime_error(std::string(where.file) + ":" + std::to_string(where.line) + ": " +
+                           call + ": " + name + ": " + text) {}
+};
+
+void check(cublasStatus_t status, const char* call,
+           const SourceLine& where = SourceLine::current()) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw LibraryError(call, cublasGetStatusName(status), cublasGetStatusString(status), where);
+}
+void check(cusparseStatus_t status, const char* call,
+           const SourceLine& where = SourceLine::current()) {
+  if (status == CUSPARSE_STATUS_SUCCESS) return;
+  throw LibraryError(call, cusparseGetErrorName(status), cusparseGetErrorString(status), where);
+}
+
+// Owns a descriptor of cuSPARSE.
+template <typename Descriptor, typename Const, cusparseStatus_t (*kDestroy)(Const)>
+class Owned {
+ public:
+  Owned() = default;
+  ~Owned() {
+    if (descriptor_ != nullptr) static_cast<void>(kDestroy(descriptor_));
+  }
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  Descriptor* address() { return &descriptor_; }
+  Descriptor get() const { return descriptor_; }
+
+ private:
+  Descriptor descriptor_ = nullptr;
+};
+
+// Row-major matrices without gaps, one after the other.
+class DenseBatch {
+ public:
+  // cuSPARSE takes what it only reads without const here, too.
+  DenseBatch(int rows, int columns, const float* data, int batches) {
+    check(cusparseCreateDnMat(matrix_.address(), rows, columns, columns, const_cast<float*>(data),
+                              CUDA_R_32F, CUSPARSE_ORDER_ROW),
+          "cusparseCreateDnMat");
+    check(cusparseDnMatSetStridedBatch(get(), batches, int64_t{rows} * columns),
+          "cusparseDnMatSetStridedBatch");
+  }
+  cusparseDnMatDescr_t get() const { return matrix_.get(); }
+
+ private:
+  Owned<cusparseDnMatDescr_t, cusparseConstDnMatDescr_t, cusparseDestroyDnMat> matrix_;
+};
+
+// stride: elements from the columns and values of one matrix to those of the next.
+class CsrBatch {
+ public:
+  CsrBatch(const CsrPattern& p, const int* columns, const float* values, int batches,
+           int64_t stride) {
+    check(cusparseCreateCsr(matrix_.address(), p.rows, p.columns, p.nonzeros,
+                            const_cast<int*>(p.row_begin), const_cast<int*>(columns),
+                            const_cast<float*>(values), CUSPARSE_INDEX_32I, CUSPARSE_INDEX_32I,
+                            CUSPARSE_INDEX_BASE_ZERO, CUDA_R_32F),
+          "cusparseCreateCsr");
+    check(cusparseCsrSetStridedBatch(get(), batches, 0, stride), "cusparseCsrSetStridedBatch");
+  }
+  cusparseSpMatDescr_t get() const { return matrix_.get(); }
+
+ private:
+  Owned<cusparseSpMatDescr_t, cusparseConstSpMatDescr_t, cusparseDestroySpMat> matrix_;
+};
+
+constexpr float kOne = 1, kZero = 0;
+constexpr cusparseOperation_t kPlain = CUSPARSE_OPERATION_NON_TRANSPOSE;
+constexpr cusparseOperation_t kTransposed = CUSPARSE_OPERATION_TRANSPOSE;
+
+}  // namespace
+
+struct Libraries::Handles {
+  explicit Handles(Stream on_stream) : stream(on_stream), workspace(kWorkspaceBytes) {}
+  ~Handles() {
+    if (blas != nullptr) static_cast<void>(cublasDestroy(blas));
+    if (sparse != nullptr) static_cast<void>(cusparseDestroy(sparse));
+  }
+  Stream stream;
+  cublasHandle_t blas = nullptr;
+  cusparseHandle_t sparse = nullptr;
+  DeviceBuffer<std::byte> workspace;
+  DeviceBuffer<std::byte> sparse_buffer;
+  DeviceBuffer<float> scratch;
+};
+
+Libraries::Libraries(Stream stream) : handles_(std::make_unique<Handles>(stream)) {
+  Handles& h = *handles_;
+  const cudaStream_t native = static_cast<cudaStream_t>(stream);
+  check(cublasCreate(&h.blas), "cublasCreate");
+  check(cublasSetStream(h.blas, native), "cublasSetStream");
+  // After the stream, which takes the memory away.
+  check(cublasSetWorkspace(h.blas, h.workspace.data(), kWorkspaceBytes), "cublasSetWorkspace");
+  check(cusparseCreate(&h.sparse), "cusparseCreate");
+  check(cusparseSetStream(h.sparse, native), "cusparseSetStream");
+}
+
+Libraries::~Libraries() = default;
+
+Stream Libraries::stream() const { return handles_->stream; }
+
+float* Libraries::scratch(size_t floats) { return handles_->scratch.reserve(floats); }
+
+void Libraries::run(const BatchedGemm& g) {
+  const auto operation = [](bool transposed) { return transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  check(cublasGemmStridedBatchedEx(
+            handles_->blas, operation(g.b.transposed), operation(g.a.transposed), g.n, g.m, g.k,
+            &kOne, g.b.data, CUDA_R_32F, g.b.row_stride, g.b.stride, g.a.data, CUDA_R_32F,
+            g.a.row_stride, g.a.stride, &kZero, g.c, CUDA_R_32F, g.n, g.c_stride, g.batches,
+            CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT),
+        "cublasGemmStridedBatchedEx");
+}
+
+void Libraries::run(const BatchedSpmm& s) {
+  const CsrBatch a(s.a, s.a.column, s.values, s.batches, 0);
+  const DenseBatch b(s.a.columns, s.n, s.b, s.batches), c(s.a.rows, s.n, s.c, s.batches);
+  const float* beta = s.add ? &kOne : &kZero;
+  // The documentation promises the same bits from run to run for the third algorithm alone, and the
+  // most speed with row-major matrices for the second.
+  const cusparseSpMMAlg_t algorithm =
+      s.deterministic ? CUSPARSE_SPMM_CSR_ALG3 : CUSPARSE_SPMM_CSR_ALG2;
+  size_t bytes = 0;
+  check(cusparseSpMM_bufferSize(handles_->sparse, kPlain, kPlain, &kOne, a.get(), b.get(), beta,
+                                c.get(), CUDA_R_32F, algorithm, &bytes),
+        "cusparseSpMM_bufferSize");
+  check(cusparseSpMM(handles_->sparse, kPlain, kPlain, &kOne, a.get(), b.get(), beta, c.get(),
+                     CUDA_R_32F, algorithm, handles_->sparse_buffer.reserve(bytes)),
+        "cusparseSpMM");
+}
+
+void Libraries::run(const BatchedSddmm& s) {
+  const DenseBatch a(s.c.rows, s.k, s.a, s.batches), b(s.c.columns, s.k, s.b, s.batches);
+  const CsrBatch c(s.c, s.columns, s.values, s.batches, s.c.nonzeros);
+  size_t bytes = 0;
+  check(cusparseSDDMM_bufferSize(handles_->sparse, kPlain, kTransposed, &kOne, a.get(), b.get(),
+                                 &kZero, c.get(), CUDA_R_32F, CUSPARSE_SDDMM_ALG_DEFAULT, &bytes),
+        "cusparseSDDMM_bufferSize");
+  check(
+      cusparseSDDMM(handles_->sparse, kPlain, kTransposed, &kOne, a.get(), b.get(), &kZero, c.get(),
+                    CUDA_R_32F, CUSPARSE_SDDMM_ALG_DEFAULT, handles_->sparse_buffer.reserve(bytes)),
+      "cusparseSDDMM");
+}
+
+}  // namespace fmp::cuda
