@@ -174,7 +174,8 @@ TEST_F(CublasTest, RefusesHandlesWithoutStreamOrWorkspace) {
             "the handle has no workspace");
   EXPECT_EQ(cublasSetWorkspace(fresh, workspace, kWorkspace + 1), CUBLAS_STATUS_INVALID_VALUE);
   EXPECT_EQ(cublasSetWorkspace(fresh, workspace + 16, kWorkspace / 2), CUBLAS_STATUS_INVALID_VALUE);
-  EXPECT_EQ(cublasSetWorkspace(fresh, &stream, sizeof(stream)), CUBLAS_STATUS_INVALID_VALUE);
+  std::vector<char> host(kWorkspace);
+  EXPECT_EQ(cublasSetWorkspace(fresh, host.data(), kWorkspace), CUBLAS_STATUS_INVALID_VALUE);
   ASSERT_EQ(cublasSetWorkspace(fresh, workspace, kWorkspace), CUBLAS_STATUS_SUCCESS);
   EXPECT_EQ(call.run(), CUBLAS_STATUS_SUCCESS);
   // A new stream takes the workspace away.
