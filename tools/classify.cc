@@ -2,7 +2,6 @@
 // Classifies frames with a network compiled to integers: an HDF5 file with labels, for accuracy
 // over SNR and the confusion matrix, or a stream of samples, for a label with a confidence per
 // frame.
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -24,6 +23,7 @@
 #include "framework/sample_stream.h"
 #include "framework/split.h"
 #include "kernels/ops.h"
+#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -39,7 +39,7 @@ struct ClassifyOptions {
   bool json = false, benchmark = false;
 };
 
-ClassifyOptions parse(int argc, char** argv) {
+std::optional<ClassifyOptions> parse(int argc, char** argv) {
   ClassifyOptions o;
   CLI::App app{"Classifies frames with a quantized network, exactly, on integers.", "classify"};
   app.add_option("--model", o.model, "network: .onnx, or .fmp of a run")
@@ -75,12 +75,7 @@ ClassifyOptions parse(int argc, char** argv) {
   app.add_flag("--json", o.json, "print JSON: one document, or for streams a line per frame");
   app.add_flag("--benchmark", o.benchmark,
                "also time the network on random frames: frames/s, and the latency of single ones");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    std::exit(code == 0 ? 0 : 2);  // NOLINT(concurrency-mt-unsafe): no threads yet
-  }
+  if (!parse_command_line(app, argc, argv)) return std::nullopt;
   if (o.data.empty() && !o.benchmark) throw UsageError("--data or --benchmark is needed");
   return o;
 }
@@ -398,14 +393,7 @@ void run(const ClassifyOptions& o) {
 }  // namespace fmp
 
 int main(int argc, char** argv) {
-  try {
-    fmp::run(fmp::parse(argc, argv));
-    return 0;
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 1;
-  }
+  return fmp::run_main([&] {
+    if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
+  });
 }

@@ -4,16 +4,17 @@
 
 #include <sys/wait.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <system_error>
 
 #include "framework/atomic_file.h"
 #include "framework/error.h"
 #include "framework/model_file.h"
+#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -22,7 +23,7 @@ struct EmitOptions {
   std::string model, out, name = "fmp_model", cc = "cc -Os";
 };
 
-EmitOptions parse(int argc, char** argv) {
+std::optional<EmitOptions> parse(int argc, char** argv) {
   EmitOptions o;
   CLI::App app{"Writes a quantized network as self-contained C99: NAME.c and NAME.h.", "emit_c"};
   app.add_option("model", o.model, "network: .onnx, or .fmp of a run")
@@ -37,12 +38,7 @@ EmitOptions parse(int argc, char** argv) {
                  "compiler and options to report the size of the object with, such as "
                  "'arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb -Os'; empty = do not compile")
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    std::exit(code == 0 ? 0 : 2);  // NOLINT(concurrency-mt-unsafe): no threads yet
-  }
+  if (!parse_command_line(app, argc, argv)) return std::nullopt;
   return o;
 }
 
@@ -100,14 +96,7 @@ void run(const EmitOptions& o) {
 }  // namespace fmp
 
 int main(int argc, char** argv) {
-  try {
-    fmp::run(fmp::parse(argc, argv));
-    return 0;
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 1;
-  }
+  return fmp::run_main([&] {
+    if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
+  });
 }

@@ -3,13 +3,13 @@
 // steps, as frames/s, with the kernels' shares and rates.
 #include <sys/resource.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "framework/compaction.h"
 #include "framework/error.h"
@@ -18,6 +18,7 @@
 #include "framework/random.h"
 #include "framework/threads.h"
 #include "framework/trainer.h"
+#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -39,7 +40,7 @@ struct BenchOptions {
   bool json = false;
 };
 
-BenchOptions parse(int argc, char** argv) {
+std::optional<BenchOptions> parse(int argc, char** argv) {
   BenchOptions o;
   CLI::App app{"Times training and evaluation steps on random frames.", "fmp_bench"};
   app.add_option("--model", o.model, "network: vgg10")
@@ -73,12 +74,7 @@ BenchOptions parse(int argc, char** argv) {
   app.add_flag("--compact", o.compact,
                "drop channels that compute nothing, as fmp_radioml does after each prune");
   app.add_flag("--json", o.json, "print one JSON line");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    std::exit(code == 0 ? 0 : 2);  // NOLINT(concurrency-mt-unsafe): no threads yet
-  }
+  if (!parse_command_line(app, argc, argv)) return std::nullopt;
   return o;
 }
 
@@ -303,20 +299,14 @@ void print(const Json& r) {
 }  // namespace fmp
 
 int main(int argc, char** argv) {
-  try {
-    const fmp::BenchOptions options = fmp::parse(argc, argv);
-    const fmp::Json result = fmp::run(options);
-    if (options.json) {
+  return fmp::run_main([&] {
+    const auto options = fmp::parse(argc, argv);
+    if (!options) return;
+    const fmp::Json result = fmp::run(*options);
+    if (options->json) {
       fmt::print("{}\n", result.dump());
     } else {
       fmp::print(result);
     }
-    return 0;
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 1;
-  }
+  });
 }

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 #include <nlohmann/json.hpp>
@@ -14,6 +13,7 @@
 #include "framework/error.h"
 #include "framework/graph_cost.h"
 #include "framework/onnx_graph.h"
+#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -34,14 +34,7 @@ std::optional<CostOptions> parse(int argc, char** argv) {
                  "Quantizers of the domain onnx.brevitas: float = not understood, as by finn-base "
                  "and so in published figures; quantized = like all others [float]")
       ->type_name("float|quantized");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& success) {
-    app.exit(success);
-    return std::nullopt;
-  } catch (const CLI::ParseError& error) {
-    throw UsageError(error.what());
-  }
+  if (!parse_command_line(app, argc, argv)) return std::nullopt;
   if (brevitas == "quantized") {
     options.reading = QuantizerReading::kAll;
   } else if (brevitas != "float") {
@@ -92,14 +85,7 @@ void run(const CostOptions& options) {
 }  // namespace fmp
 
 int main(int argc, char** argv) {
-  try {
+  return fmp::run_main([&] {
     if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
-    return 0;
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 1;
-  }
+  });
 }

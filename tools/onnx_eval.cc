@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <omp.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -23,6 +22,7 @@
 #include "framework/onnx_import.h"
 #include "framework/radioml.h"
 #include "framework/trainer.h"
+#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -53,14 +53,7 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
                  "Write a VGG-like chain here again, in the form that fmp_radioml writes")
       ->type_name("FILE");
   app.add_option("--threads", o.threads, "0 = all cores [0]")->type_name("N");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& success) {
-    app.exit(success);
-    return std::nullopt;
-  } catch (const CLI::ParseError& error) {
-    throw UsageError(error.what());
-  }
+  if (!parse_command_line(app, argc, argv)) return std::nullopt;
   if (o.engine != "auto" && o.engine != "network" && o.engine != "graph") {
     throw UsageError(
         fmt::format("--engine: expected auto, network or graph, found '{}'", o.engine));
@@ -179,14 +172,7 @@ void run(const EvalOptions& options) {
 }  // namespace fmp
 
 int main(int argc, char** argv) {
-  try {
+  return fmp::run_main([&] {
     if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
-    return 0;
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 1;
-  }
+  });
 }

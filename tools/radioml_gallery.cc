@@ -3,7 +3,6 @@
 // the I/Q plane and over time, and the mean spectrum of several frames. For a person to look at.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <complex>
@@ -21,6 +20,7 @@
 #include "framework/error.h"
 #include "framework/radioml.h"
 #include "kernels/tile.h"
+#include "tools/command_line.h"
 
 namespace {
 
@@ -166,25 +166,15 @@ void make_gallery(const Options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Draws every class of a RadioML file at two SNRs into one HTML page.");
-  Options options;
-  app.add_option("file", options.file, "HDF5 file in RadioML's layout")->required();
-  app.add_option("--out", options.out, "HTML file to write")->capture_default_str();
-  app.add_option("--snr", options.snrs, "two SNRs in dB, separated by a comma")
-      ->delimiter(',')
-      ->expected(1, 4)
-      ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-    make_gallery(options);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 1;
-  }
-  return 0;
+  return fmp::run_main([&] {
+    CLI::App app("Draws every class of a RadioML file at two SNRs into one HTML page.");
+    Options options;
+    app.add_option("file", options.file, "HDF5 file in RadioML's layout")->required();
+    app.add_option("--out", options.out, "HTML file to write")->capture_default_str();
+    app.add_option("--snr", options.snrs, "two SNRs in dB, separated by a comma")
+        ->delimiter(',')
+        ->expected(1, 4)
+        ->capture_default_str();
+    if (fmp::parse_command_line(app, argc, argv)) make_gallery(options);
+  });
 }
