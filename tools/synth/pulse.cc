@@ -12,6 +12,9 @@ namespace {
 
 constexpr int kGrid = 128;  // table entries per symbol: linear interpolation is good to 1e-4
 
+// Hamming's window, from 0.08 at `position` 0 over 1 at 1/2 to 0.08 at 1.
+double hamming(double position) { return 0.54 - 0.46 * cos_sin_turns(position).cos; }
+
 }  // namespace
 
 double root_raised_cosine(double t, double rolloff) {
@@ -31,7 +34,8 @@ FilterPair::FilterPair(double rolloff, int span) : rolloff_(rolloff), span_(span
   const int points = span * kGrid;  // of one filter, but for its last one
   std::vector<double> filter(static_cast<size_t>(points) + 1);
   for (int n = 0; n <= points; ++n)
-    filter[static_cast<size_t>(n)] = root_raised_cosine((n - points / 2.0) / kGrid, rolloff);
+    filter[static_cast<size_t>(n)] = root_raised_cosine((n - points / 2.0) / kGrid, rolloff) *
+                                     hamming(static_cast<double>(n) / points);
   table_.resize(2 * static_cast<size_t>(points) + 1);
   for (int n = 0; n <= 2 * points; ++n) {
     double sum = 0;

@@ -10,8 +10,9 @@ namespace fmp::synth {
 double root_raised_cosine(double t, double rolloff);
 
 // What two root-raised-cosine filters make, the transmitter's and the receiver's, each `span`
-// symbols long; scaled to 1 at the centre. With long filters it is the raised cosine, 0 at every
-// other symbol; short ones leave a few percent there.
+// symbols long under a Hamming window; scaled to 1 at the centre. With long filters it is the
+// raised cosine, 0 at every other symbol; short ones pass less of the roll-off, so that the pulse
+// is a little wider and leaves a few percent at its neighbours.
 class FilterPair {
  public:
   FilterPair(double rolloff, int span);

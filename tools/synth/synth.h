@@ -20,13 +20,14 @@ inline constexpr int kFrameValues = 2 * kFrameLength;  // floats, I and Q interl
 // identified as RadioML 2018.01A's.
 struct Config {
   int sps = 8;              // samples per symbol, 2..64
-  double alpha_min = 0.42;  // roll-off, uniform between the two, of transmit and receive filter
-  double alpha_max = 0.42;
-  int span = 4;  // length of each of these filters in symbols, 2..16
+  double alpha_min = 0.35;  // roll-off, uniform between the two, of transmit and receive filter
+  double alpha_max = 0.35;
+  int span = 8;  // length of each of these filters in symbols, 2..16
   // Decibels of signal over noise per decibel of the label. The real set's labels count in powers
   // what are amplitudes: its noise amplitude is 10^(-SNR/10), so that a step of 2 dB is one of 4.
   double snr_slope = 2;
-  double noise_offset_db = -2;  // noise power over what the label then says; fits the real set best
+  double noise_offset_db =
+      -0.8;  // noise power over what the label then says; fits the real set best
   ChannelConfig channel;
 };
 
