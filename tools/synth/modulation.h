@@ -21,7 +21,7 @@ struct Signal {
 struct Shape {
   int sps = 8;         // samples per symbol; analog classes scale their bandwidth by it
   double rolloff = 0;  // of the two root-raised-cosine filters
-  int span = 4;        // length of each of them, in symbols
+  int span = 8;        // length of each of them, in symbols
   double timing = 0;   // where the first symbol's centre lies, in samples, [0, sps)
 };
 

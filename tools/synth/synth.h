@@ -26,8 +26,8 @@ struct Config {
   // Decibels of signal over noise per decibel of the label. The real set's labels count in powers
   // what are amplitudes: its noise amplitude is 10^(-SNR/10), so that a step of 2 dB is one of 4.
   double snr_slope = 2;
-  double noise_offset_db =
-      -0.8;  // noise power over what the label then says; fits the real set best
+  // Noise power over what the label then says; fits the real set best.
+  double noise_offset_db = -0.8;
   ChannelConfig channel;
 };
 
