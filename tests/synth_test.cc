@@ -6,19 +6,26 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <complex>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <numbers>
 #include <numeric>
+#include <string>
 #include <thread>
 // liquid.h takes std::complex for its complex numbers where <complex> came before it.
 #include <liquid/liquid.h>
 
 #include "framework/error.h"
 #include "tools/synth/audio.h"
+#include "tools/synth/channel.h"
 #include "tools/synth/linear.h"
 #include "tools/synth/pulse.h"
+#include "tools/synth/rng.h"
 
 namespace fmp::synth {
 namespace {
@@ -278,6 +285,66 @@ TEST(SynthChannelTest, CarrierOffsetIsNormal) {
   EXPECT_NEAR(beyond, 0.05, 0.02);
 }
 
+// A tone of `frequency` cycles per sample through the channel.
+Signal received_tone(const ChannelConfig& config, double frequency, uint64_t index) {
+  Signal in(kFrameLength + 2 * kMargin), out(kFrameLength);
+  for (int n = 0; n < in.length(); ++n) {
+    const double angle = 2 * std::numbers::pi * frequency * n;
+    in.i[static_cast<size_t>(n)] = static_cast<float>(std::cos(angle));
+    in.q[static_cast<size_t>(n)] = static_cast<float>(std::sin(angle));
+  }
+  Rng rng({kSeed, index, 0, 0, Purpose::kChannel});
+  propagate(config, rng, in, out);
+  return out;
+}
+
+Complex sample(const Signal& signal, int n) {
+  return {static_cast<double>(signal.i[static_cast<size_t>(n)]),
+          static_cast<double>(signal.q[static_cast<size_t>(n)])};
+}
+
+TEST(SynthChannelTest, ClockOffsetStretchesAToneByItsDeviation) {
+  ChannelConfig config;
+  config.cfo = 0;
+  config.sro = 1e-3;
+  constexpr double kTone = 0.05;
+  constexpr int kFrames = 2000;
+  double mean = 0, square = 0;
+  for (uint64_t index = 0; index < kFrames; ++index) {
+    const Signal out = received_tone(config, kTone, index);
+    double turns = 0;
+    for (int n = 1; n < kFrameLength; ++n) {
+      turns += std::arg(sample(out, n) * std::conj(sample(out, n - 1))) / (2 * std::numbers::pi);
+    }
+    const double offset = turns / (kFrameLength - 1) / kTone - 1;
+    mean += offset / kFrames;
+    square += offset * offset / kFrames;
+  }
+  EXPECT_NEAR(mean, 0, 1e-4);
+  EXPECT_NEAR(std::sqrt(square), 1e-3, 6e-5);
+}
+
+// Moments of the power of a path that does not change within a frame: mean 1 and, K being the
+// direct path's power over that of the scattered ones, E p^2 = 1 + (1 + 2 K) / (1 + K)^2. Eight
+// waves instead of infinitely many take an eighth off the scattered part's variance.
+TEST(SynthChannelTest, FadingHasTheMomentsOfItsDistribution) {
+  for (const auto& [fading, k] : {std::pair(Fading::kRayleigh, 0.0), {Fading::kRician, 4.0}}) {
+    ChannelConfig config;
+    config.cfo = config.sro = config.doppler = config.delay_spread = 0;
+    config.fading = fading;
+    config.rician_k_db = 10 * std::log10(4.0);
+    constexpr int kFrames = 8000;
+    double mean = 0, square = 0;
+    for (uint64_t index = 0; index < kFrames; ++index) {
+      const double power = std::norm(sample(received_tone(config, 0, index), kFrameLength / 2));
+      mean += power / kFrames;
+      square += power * power / kFrames;
+    }
+    EXPECT_NEAR(mean, 1, 0.04) << "K " << k;
+    EXPECT_NEAR(square, 1 + (1 + 2 * k - 1.0 / 8) / ((1 + k) * (1 + k)), 0.15) << "K " << k;
+  }
+}
+
 TEST(SynthAnalogTest, FmHasConstantEnvelopeAndItsDeviation) {
   const auto samples = sent("FM", 1 << 18);
   double square = 0;
@@ -365,6 +432,30 @@ TEST(SynthDeterminismTest, SetsShareTheirFirstFrames) {
   EXPECT_EQ(few.values, many.values);
   EXPECT_EQ(few.labels, many.labels);
   EXPECT_EQ(few.snr_db, (std::vector<int16_t>{10}));
+}
+
+TEST(SynthDeterminismTest, FilesAreTheSameForAnyNumberOfThreads) {
+  const std::filesystem::path dir = ::testing::TempDir();
+  const auto file = [&](int threads, const char* compression) {
+    const std::filesystem::path path =
+        dir / ("fmp_synth_threads_" + std::to_string(threads) + compression + ".h5");
+    const std::string command =
+        std::string(FMP_BINARY_DIR) + "/tools/radioml_synth --out '" + path.string() +
+        "' --frames-per-block 40 --snr 0:10:10 --classes BPSK,FM --quiet" + " --compress " +
+        compression + " --threads " + std::to_string(threads);
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;  // NOLINT(concurrency-mt-unsafe)
+    std::ifstream stream(path, std::ios::binary);
+    std::string bytes(std::istreambuf_iterator<char>(stream), {});
+    std::filesystem::remove(path);
+    return bytes;
+  };
+  for (const char* compression : {"0", "4"}) {
+    const std::string one = file(1, compression);
+    // Times that a file notes count whole seconds.
+    std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+    EXPECT_GT(one.size(), 1000U);
+    EXPECT_TRUE(one == file(3, compression)) << "compression " << compression;
+  }
 }
 
 TEST(SynthOptionsTest, BadValuesNameTheirFlag) {
