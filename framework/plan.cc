@@ -15,13 +15,6 @@ constexpr int kRepetitions = 3;
 // Positions to time per thread: enough work to be measured (some milliseconds), whatever the layer.
 constexpr int64_t kTimedPositions = 2048;
 
-LayerPlan empty_plan(const Layer& layer, const ops::CompiledWeights& weights) {
-  LayerPlan plan;
-  plan.layer = layer.name;
-  plan.density = static_cast<double>(weights.nonzeros()) / static_cast<double>(layer.weight.size());
-  return plan;
-}
-
 ops::CompiledWeights compile(const Layer& layer, const ops::PassPlan& plan) {
   ops::CompiledWeights weights;
   weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask, plan, true);
@@ -112,19 +105,33 @@ class LayerTimer {
 
 }  // namespace
 
+ops::PassPlan pass_plan(std::span<const LayerPlan> plan, const Layer& layer) {
+  const auto found = std::ranges::find(plan, layer.name, &LayerPlan::layer);
+  if (found == plan.end()) return {};
+  return {found->sparse_forward, found->sparse_backward_data, found->sparse_backward_weight};
+}
+
+LayerPlan dense_plan(const Layer& layer) {
+  LayerPlan plan;
+  plan.layer = layer.name;
+  plan.density =
+      static_cast<double>(compile(layer, {}).nonzeros()) / static_cast<double>(layer.weight.size());
+  return plan;
+}
+
 LayerPlan plan_by_density(const Layer& layer, double threshold) {
-  LayerPlan plan = empty_plan(layer, compile(layer, {}));
+  LayerPlan plan = dense_plan(layer);
   plan.sparse_forward = plan.sparse_backward_data = plan.sparse_backward_weight =
       plan.density < threshold;
   return plan;
 }
 
-LayerPlan plan_by_timing(const Layer& layer, int batch, int threads) {
+LayerPlan plan_by_cpu_timing(const Layer& layer, int batch, int threads) {
   const int64_t wanted = std::max<int64_t>(1, kTimedPositions / layer.length) * threads * kLanes;
   LayerTimer timer(layer, std::min<int64_t>(batch, wanted), threads);
   const ops::Profile dense = timer.time({false, false, false});
   const ops::Profile sparse = timer.time({true, true, true});
-  LayerPlan plan = empty_plan(layer, compile(layer, {}));
+  LayerPlan plan = dense_plan(layer);
   plan.sparse_forward = sparse.conv_forward < dense.conv_forward;
   if (!ops::prefers_dense_backward(shape_of(layer), layer.weight.mask)) {
     plan.sparse_backward_data = sparse.conv_backward_data < dense.conv_backward_data;

@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <span>
+
+#include "framework/engine.h"
 #include "framework/network.h"
-#include "framework/trainer.h"
 #include "kernels/ops.h"
 
 namespace fmp {
 
-// Dense or sparse for each pass of a layer. Both give the same bits, so this decides speed alone.
+// Dense or sparse for each pass of a layer. On the CPU both give the same bits, so this decides
+// speed alone; on a device the gradients' last bits depend on it, the forward pass does not.
 
-inline ops::PassPlan pass_plan(const LayerPlan& plan) {
-  return {plan.sparse_forward, plan.sparse_backward_data, plan.sparse_backward_weight};
-}
+// The layer's entry in a plan of a whole network; dense if there is none.
+ops::PassPlan pass_plan(std::span<const LayerPlan> plan, const Layer& layer);
+
+// A dense plan with the layer's name and density.
+LayerPlan dense_plan(const Layer& layer);
 
 // Sparse for every pass where the layer's density is below the threshold.
 LayerPlan plan_by_density(const Layer& layer, double threshold);
 
 // Runs forward and backward on random frames with the layer's weights, dense and sparse, and takes
 // the faster kernel for each pass. batch: frames of a step; a fraction of them is enough to time.
-LayerPlan plan_by_timing(const Layer& layer, int batch, int threads);
+LayerPlan plan_by_cpu_timing(const Layer& layer, int batch, int threads);
 
 }  // namespace fmp

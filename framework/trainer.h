@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "framework/dataset.h"
+#include "framework/engine.h"
 #include "framework/network.h"
 #include "kernels/ops.h"
 
@@ -18,7 +19,7 @@ struct TrainerOptions {
   int batch = 1024;
   double learning_rate = 1e-3;
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // Adam's, as PyTorch's defaults
-  int threads = 0;                                    // 0 = all cores
+  int threads = 0;                                    // of the CPU; 0 = all cores
   // Below this share of nonzero weights a layer's pass runs on the sparse kernel; unset = measured
   // after each prune ("auto").
   std::optional<double> sparse_threshold;
@@ -55,20 +56,13 @@ struct Evaluation {
   }
 };
 
-// How a layer's three passes run, as it was decided.
-struct LayerPlan {
-  std::string layer;
-  double density = 0;  // nonzero weight codes / weights
-  bool sparse_forward = false, sparse_backward_data = false, sparse_backward_weight = false;
-};
-
-// Trains and evaluates a Network. Results depend on the network, the data, the options and the
-// seed, never on the number of threads. The network is the caller's: it may be replaced, pruned,
-// compacted between calls.
+// Trains and evaluates a Network on an engine. Results depend on the network, the data, the
+// options, the seed and the kind of engine, never on the number of threads. The network is the
+// caller's: it may be replaced, pruned, compacted between calls.
 class Trainer {
  public:
-  explicit Trainer(const TrainerOptions& options);
-  ~Trainer();
+  explicit Trainer(const TrainerOptions& options);  // on the CPU
+  Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine);
 
   // One pass over `frames` in the order of shuffled(frames, seed, epoch), one Adam step a batch.
   // Throws DivergedError when the loss is no longer finite.
@@ -98,12 +92,18 @@ class Trainer {
   void set_plan(std::vector<LayerPlan> plan);
   const std::vector<LayerPlan>& current_plan() const;
 
-  // Adds what the kernels spend their time on to `profile` from now on; null = stop.
-  void set_profile(ops::Profile* profile);
+  // Adds what the kernels spend their time on to `profile` from now on; null = stop. CPU only.
+  void set_profile(ops::Profile* profile) { engine_->set_profile(profile); }
+  const Engine& engine() const { return *engine_; }
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  // engine.train() with divergence told from other errors.
+  void train(Network& network, double learning_rate, const BatchSource& batches,
+             const ResultSink& results);
+
+  TrainerOptions options_;
+  std::unique_ptr<Engine> engine_;
+  std::vector<LayerPlan> plan_;
 };
 
 }  // namespace fmp
