@@ -173,6 +173,10 @@ void Console::summary(const nlohmann::json& s, const std::string& directory) {
                    rounds.at("epochs").get<int64_t>(),
                    format_duration(timing.at("seconds").get<double>()),
                    format_duration(timing.at("training_seconds").get<double>())));
+  if (const auto device = timing.find("peak_device_memory_mb");
+      device != timing.end() && !device->is_null()) {
+    line(fmt::format("  device memory: at most {:.0f} MB", device->get<double>()));
+  }
   line(fmt::format("  results: {0}/report.html, {0}/summary.json, {0}/rounds.csv", directory));
 }
 

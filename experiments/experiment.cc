@@ -100,11 +100,12 @@ std::vector<int> hidden_channels(const Network& network) {
 
 }  // namespace
 
-FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& console)
+FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& console,
+                             std::unique_ptr<Engine> engine)
     : options_(options),
       data_(std::move(data)),
       console_(console),
-      trainer_(trainer_options(options)),
+      trainer_(trainer_options(options), std::move(engine)),
       current_(initial_network(options, *data_.dataset)) {
   for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weight.size());

@@ -14,6 +14,7 @@
 #include "experiments/fmp_controller.h"
 #include "experiments/options.h"
 #include "framework/checkpoint.h"
+#include "framework/engine.h"
 #include "framework/network.h"
 #include "framework/pruning.h"
 #include "framework/trainer.h"
@@ -31,7 +32,8 @@ struct FinalEvaluation {
 class FmpExperiment final : public FmpTask {
  public:
   // `console` must outlive the experiment.
-  FmpExperiment(const Options& options, LoadedData data, Console& console);
+  FmpExperiment(const Options& options, LoadedData data, Console& console,
+                std::unique_ptr<Engine> engine);
 
   // FmpTask.
   PruneOutcome prune(const std::string& method, double p, int round) override;
@@ -53,6 +55,7 @@ class FmpExperiment final : public FmpTask {
   // Puts back what networks() gave, with the plan of the round that is open (null: none is).
   void restore(std::map<std::string, Network> networks, const nlohmann::json& plan);
 
+  const Engine& engine() const { return trainer_.engine(); }
   const Dataset& dataset() const { return *data_.dataset; }
   const Split& split() const { return data_.split; }
   const Network& current() const { return current_; }

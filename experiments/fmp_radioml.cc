@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <memory>
 #include <set>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 
 #include "experiments/console.h"
 #include "experiments/data_source.h"
+#include "experiments/engine_choice.h"
 #include "experiments/experiment.h"
 #include "experiments/fmp_controller.h"
 #include "experiments/interrupt.h"
@@ -37,8 +39,8 @@ constexpr int kExitInterrupted = 130;  // as a shell reports SIGINT
 // One invocation of a run, which may be the continuation of earlier ones.
 class Run {
  public:
-  Run(const Options& options, RunDirectory directory)
-      : options_(options), directory_(std::move(directory)) {}
+  Run(const Options& options, std::unique_ptr<Engine> engine, RunDirectory directory)
+      : options_(options), engine_(std::move(engine)), directory_(std::move(directory)) {}
 
   int execute();
 
@@ -53,6 +55,7 @@ class Run {
   double seconds() const;
 
   const Options& options_;
+  std::unique_ptr<Engine> engine_;  // until the experiment has it
   RunDirectory directory_;
   Console console_;
   ControllerState state_;
@@ -66,7 +69,7 @@ int Run::execute() {
   LoadedData data = load();
   const std::string storage = data.storage;
   fingerprint_ = fingerprint(*data.dataset);
-  FmpExperiment experiment(options_, std::move(data), console_);
+  FmpExperiment experiment(options_, std::move(data), console_, std::move(engine_));
   FmpController controller(options_, experiment.structured(), experiment, events(experiment));
   show_options(experiment, storage);
   restore(experiment);
@@ -111,6 +114,7 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
   console_.line(fmt::format(
       "training  up to {} epochs a round, patience {}, batch {}, learning rate {}, seed {}",
       options_.epochs, options_.patience, options_.batch, options_.learning_rate, options_.seed));
+  console_.line(fmt::format("device    {}", experiment.engine().description()));
   console_.line(fmt::format("results   {}", directory_.path().string()));
   console_.line("");
 }
@@ -232,11 +236,12 @@ RunDirectory open_directory(const Options& options) {
 }
 
 int run(const std::vector<std::string>& arguments) {
-  const std::optional<Options> options = parse_options(arguments);
+  std::optional<Options> options = parse_options(arguments);
   if (!options) return 0;
   for (const std::string& method : options->p_methods) make_pruning_method(method);  // or throws
+  std::unique_ptr<Engine> engine = choose_engine(*options);
   try {
-    return Run(*options, open_directory(*options)).execute();
+    return Run(*options, std::move(engine), open_directory(*options)).execute();
   } catch (const InterruptedError&) {
     fmt::print(stderr, "interrupted; continue with: fmp_radioml --resume {}\n", options->out);
     return kExitInterrupted;

@@ -20,8 +20,9 @@
 namespace fmp {
 namespace {
 
-// Flags that may be given with --resume: they change how fast a run is and where its data lies,
-// never its results.
+// Flags that may be given with --resume: they change how fast a run is and where its data lies, not
+// what it is. Results stay the same bits but for the gradients' rounding where a device is
+// involved.
 constexpr std::string_view kResumeFlags[] = {"data",         "threads",    "device",
                                              "memory-limit", "time-limit", "sparse-threshold"};
 // Flags that describe the network.
@@ -213,7 +214,7 @@ void add_machine_flags(CLI::App& app, Options& o) {
   FlagGroup group(app, "Machine");
   group.value("--threads", o.threads, "N",
               "Threads, 0 = all cores; the results do not depend on it");
-  group.text("--device", "NAME", "cpu, cuda, or auto = the fastest that is there [auto]",
+  group.text("--device", "NAME", "cpu, cuda, or auto = cuda if there is a device [auto]",
              [&o](const std::string& text) {
                o.device = parse_choice<DeviceChoice>(text, "device",
                                                      {{"auto", DeviceChoice::kAuto},
@@ -388,8 +389,6 @@ void validate_machine(const Options& o) {
   require(!o.sparse_threshold || (*o.sparse_threshold >= 0 && *o.sparse_threshold <= 1),
           "sparse-threshold", "auto or a density in [0, 1]", o.sparse_threshold.value_or(0));
   require(o.time_limit >= 0, "time-limit", "a time of at least 0", o.time_limit);
-  if (o.device == DeviceChoice::kCuda)
-    usage("--device cuda: this program was built without CUDA; use --device cpu");
 }
 
 }  // namespace

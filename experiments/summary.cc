@@ -27,10 +27,12 @@ std::string cpu_name() {
   return "unknown";
 }
 
-nlohmann::json host(const Options& options, const std::string& started) {
+nlohmann::json host(const Options& options, const FmpExperiment& experiment,
+                    const std::string& started) {
   utsname system{};
   uname(&system);
   return {{"cpu", cpu_name()},
+          {"device", experiment.engine().description()},
           {"threads", options.threads > 0 ? options.threads : omp_get_max_threads()},
           {"cores", std::thread::hardware_concurrency()},
           {"os", fmt::format("{} {}", system.sysname, system.release)},
@@ -105,7 +107,8 @@ std::string message(const ControllerState& state, const std::optional<RoundRecor
                      result->round);
 }
 
-nlohmann::json timing_json(const ControllerState& state, const RunTiming& timing) {
+nlohmann::json timing_json(const ControllerState& state, const FmpExperiment& experiment,
+                           const RunTiming& timing) {
   double training = 0, evaluation = 0;
   const auto add = [&](const RoundRecord& round) {
     for (const EpochRecord& epoch : round.history) {
@@ -115,11 +118,15 @@ nlohmann::json timing_json(const ControllerState& state, const RunTiming& timing
   };
   for (const RoundRecord& round : state.rounds) add(round);
   if (state.open) add(*state.open);
+  const std::optional<size_t> device_bytes = experiment.engine().peak_device_bytes();
   return {{"seconds", timing.seconds},
           {"training_seconds", training},
           {"evaluation_seconds", evaluation},
           {"sessions", timing.sessions},
-          {"peak_memory_mb", peak_memory_mb()}};
+          {"peak_memory_mb", peak_memory_mb()},
+          {"peak_device_memory_mb", device_bytes
+                                        ? nlohmann::json(static_cast<double>(*device_bytes) / 1e6)
+                                        : nlohmann::json(nullptr)}};
 }
 
 nlohmann::json snr_json(const Evaluation& evaluation) {
@@ -185,8 +192,8 @@ nlohmann::json summarize(const Options& options, const ControllerState& state,
           {"compression",
            {{"true", result ? result->network.at("true_compression") : nlohmann::json(nullptr)},
             {"eq5", state.eq5_compression}}},
-          {"timing", timing_json(state, timing)},
-          {"host", host(options, timing.started)}};
+          {"timing", timing_json(state, experiment, timing)},
+          {"host", host(options, experiment, timing.started)}};
 }
 
 nlohmann::json summarize_network(const RoundRecord& round, const FinalEvaluation& evaluation,

@@ -597,16 +597,63 @@ TEST_F(CudaOpTest, AdamFollowsTheCpuBitByBit) {
   }
   const Buffer<float> device_value = upload(value), device_m = upload(m), device_v = upload(v);
   const Buffer<uint8_t> device_mask = upload(mask);
+  const Buffer<unsigned> not_finite = upload(std::vector<unsigned>{0});
   for (int step = 1; step <= 5; ++step) {
     for (float& g : gradient) g = random.uniform(-1.0F, 1.0F);
     ops::adam_step(options, step, gradient, mask, value, m, v);
     const Buffer<float> device_gradient = upload(gradient);
-    cuda::adam_step(options, step, kCount, device_gradient.data(), device_mask.data(),
-                    device_value.data(), device_m.data(), device_v.data(), kStream);
+    const Buffer<cuda::AdamFactors> factors =
+        upload(std::vector<cuda::AdamFactors>{cuda::adam_factors(options, step)});
+    cuda::adam_step(factors.data(), kCount, device_gradient.data(), device_mask.data(),
+                    device_value.data(), device_m.data(), device_v.data(), not_finite.data(),
+                    kStream);
   }
+  EXPECT_EQ(not_finite.to_host(kStream)[0], 0U);
   EXPECT_EQ(device_value.to_host(kStream), value);
   EXPECT_EQ(device_m.to_host(kStream), m);
   EXPECT_EQ(device_v.to_host(kStream), v);
+}
+
+TEST_F(CudaOpTest, AdamTellsOfValuesThatAreNotFinite) {
+  const Buffer<cuda::AdamFactors> factors =
+      upload(std::vector<cuda::AdamFactors>{cuda::adam_factors({}, 1)});
+  const std::vector<uint8_t> mask = {1, 0, 1};
+  for (const size_t bad : {0, 1, 2}) {
+    for (const float g :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e30F}) {
+      Floats gradient(3, 0.5F);
+      gradient[bad] = g;
+      const Buffer<float> device_gradient = upload(gradient), value = upload(Floats(3, 1.0F)),
+                          m = upload(Floats(3)), v = upload(Floats(3));
+      const Buffer<uint8_t> device_mask = upload(mask);
+      const Buffer<unsigned> not_finite = upload(std::vector<unsigned>{0});
+      cuda::adam_step(factors.data(), 3, device_gradient.data(), device_mask.data(), value.data(),
+                      m.data(), v.data(), not_finite.data(), kStream);
+      const bool expected = mask[bad] != 0 && std::isnan(value.to_host(kStream)[bad]);
+      EXPECT_EQ(not_finite.to_host(kStream)[0], expected ? 1U : 0U) << bad << " " << g;
+      if (std::isnan(g)) {
+        EXPECT_EQ(expected, mask[bad] != 0);
+      }
+    }
+  }
+}
+
+TEST_F(CudaOpTest, ReleasedMemoryIsUsedAgain) {
+  const cuda::MemoryFigures before = cuda::memory_figures();
+  {
+    const cuda::MemoryCache cache;
+    const void* first = Buffer<float>(1000).data();  // released at once
+    EXPECT_EQ(cuda::memory_figures().now, before.now);
+    EXPECT_EQ(cuda::memory_figures().held, before.held + 4000);
+    const Buffer<float> smaller(950), other(1000);
+    EXPECT_EQ(smaller.data(), first);
+    EXPECT_NE(other.data(), first);
+    EXPECT_EQ(cuda::memory_figures().held, before.held + 8000);
+    const Buffer<float> much_smaller(100);
+    EXPECT_EQ(cuda::memory_figures().held, before.held + 8400);
+  }
+  EXPECT_EQ(cuda::memory_figures().held, before.held);
+  EXPECT_GE(cuda::memory_figures().held_peak, before.held + 8400);
 }
 
 TEST_F(CudaOpTest, NonFiniteWeightsAreRefused) {
@@ -674,7 +721,7 @@ TEST_F(CudaOpTest, OutOfMemorySaysWhatWasAskedAndWhatIsFree) {
   } catch (const std::runtime_error& error) {
     const std::string message = error.what();
     EXPECT_NE(message.find("1073741824 MiB with "), std::string::npos) << message;
-    EXPECT_NE(message.find(" free; a smaller batch needs less"), std::string::npos) << message;
+    EXPECT_NE(message.find(" free; a smaller --batch needs less"), std::string::npos) << message;
   }
 }
 

@@ -171,7 +171,6 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--seed=-1"}, {"--seed", "-1"}},
       {{"--threads=-1"}, {"--threads", "-1"}},
       {{"--device=gpu"}, {"--device", "auto or cpu or cuda", "gpu"}},
-      {{"--device=cuda"}, {"--device cuda", "built without CUDA"}},
       {{"--sparse-threshold=2"}, {"--sparse-threshold", "2"}},
       {{"--time-limit=1d"}, {"--time-limit", "15m", "1d"}},
       {{"--memory-limit=lots"}, {"--memory-limit", "512M", "lots"}},

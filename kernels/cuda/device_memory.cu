@@ -12,10 +12,38 @@
 namespace fmp::cuda {
 namespace {
 
+// Blocks of the device: in use by their address, waiting ones by their size.
 struct Allocations {
   std::mutex mutex;
-  std::map<void*, size_t> bytes;
+  std::map<void*, size_t> in_use;
+  std::multimap<size_t, void*> waiting;
+  int caches = 0;  // MemoryCache objects that live
   MemoryFigures figures;
+
+  // Takes a block that waits unless most of it would lie idle; null if there is none.
+  void* reuse(size_t bytes) {
+    constexpr size_t kMaxWaste = 8;  // one part in eight
+    const auto fits = waiting.lower_bound(bytes);
+    if (fits == waiting.end() || fits->first - bytes > bytes / kMaxWaste) return nullptr;
+    const auto [size, memory] = *fits;
+    waiting.erase(fits);
+    use(memory, size);
+    return memory;
+  }
+  void use(void* memory, size_t bytes) {
+    in_use.emplace(memory, bytes);
+    figures.now += bytes;
+    figures.peak = std::max(figures.peak, figures.now);
+  }
+  // Gives what waits back to the device. After a fault nothing can be freed, and who made it has
+  // been told.
+  void trim() noexcept {
+    for (const auto& [bytes, memory] : waiting) {
+      static_cast<void>(cudaFree(memory));
+      figures.held -= bytes;
+    }
+    waiting.clear();
+  }
 };
 
 Allocations& allocations() {
@@ -40,35 +68,53 @@ bool device_available(const char** why) {
 }
 
 void* allocate(size_t bytes) {
+  Allocations& all = allocations();
+  const std::lock_guard lock(all.mutex);
+  if (void* waiting = all.reuse(bytes)) return waiting;
   void* memory = nullptr;
-  const cudaError_t status = cudaMalloc(&memory, bytes);
+  cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation && !all.waiting.empty()) {
+    cudaGetLastError();
+    all.trim();
+    status = cudaMalloc(&memory, bytes);
+  }
   if (status == cudaErrorMemoryAllocation) {
     size_t free = 0, total = 0;
     cudaGetLastError();
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     const std::string call = "cudaMalloc of " + mebibytes(bytes) + " with " + mebibytes(free) +
-                             " of " + mebibytes(total) + " free; a smaller batch needs less";
+                             " of " + mebibytes(total) + " free; a smaller --batch needs less";
     check(status, call.c_str());
   }
   check(status, "cudaMalloc");
-  Allocations& all = allocations();
-  const std::lock_guard lock(all.mutex);
-  all.bytes.emplace(memory, bytes);
-  all.figures.now += bytes;
-  all.figures.peak = std::max(all.figures.peak, all.figures.now);
+  all.figures.held += bytes;
+  all.figures.held_peak = std::max(all.figures.held_peak, all.figures.held);
+  all.use(memory, bytes);
   return memory;
 }
 
 void release(void* memory) noexcept {
   if (memory == nullptr) return;
-  // After a fault nothing can be freed, and who made it has been told.
-  static_cast<void>(cudaFree(memory));
   Allocations& all = allocations();
   const std::lock_guard lock(all.mutex);
-  const auto it = all.bytes.find(memory);
-  if (it == all.bytes.end()) return;
-  all.figures.now -= it->second;
-  all.bytes.erase(it);
+  const auto it = all.in_use.find(memory);
+  if (it == all.in_use.end()) return;
+  const size_t bytes = it->second;
+  all.in_use.erase(it);
+  all.figures.now -= bytes;
+  all.waiting.emplace(bytes, memory);
+  if (all.caches == 0) all.trim();
+}
+
+MemoryCache::MemoryCache() {
+  Allocations& all = allocations();
+  const std::lock_guard lock(all.mutex);
+  ++all.caches;
+}
+MemoryCache::~MemoryCache() {
+  Allocations& all = allocations();
+  const std::lock_guard lock(all.mutex);
+  if (--all.caches == 0) all.trim();
 }
 
 void copy_to_device(void* to, const void* from, size_t bytes, Stream stream) {
@@ -78,6 +124,10 @@ void copy_to_device(void* to, const void* from, size_t bytes, Stream stream) {
 void copy_to_host(void* to, const void* from, size_t bytes, Stream stream) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(stream)),
         "copy to the host");
+}
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(stream)),
+        "copy on the device");
 }
 void set_bytes(void* memory, int value, size_t bytes, Stream stream) {
   check(cudaMemsetAsync(memory, value, bytes, native(stream)), "cudaMemsetAsync");

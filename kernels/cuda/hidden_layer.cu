@@ -267,6 +267,12 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
+__global__ void __launch_bounds__(kBlockThreads)
+    follow(const Scalars* s, bool first, float* threshold) {
+  const float momentum = static_cast<float>(kThresholdMomentum);
+  *threshold = first ? s->threshold : (1 - momentum) * *threshold + momentum * s->threshold;
+}
+
 // --- Activation --------------------------------------------------------------------------------
 
 __device__ __forceinline__ float pooled_maximum(const Activation& a, const float* y, int row,
@@ -545,6 +551,11 @@ void hidden_forward_train(const ops::LayerShape& layer, const ConvShape& /*shape
   state.collected = collect && a.max_code > 0;
   if (state.collected) find_percentile(a, state, stream);
   activate(a, parameters, state, out, out_data, stream);
+}
+
+void follow_threshold(const HiddenState& state, bool first, float* threshold, Stream stream) {
+  launch(Where("follow", native(stream)), Shape{dim3(1), dim3(1)}, follow,
+         static_cast<const Scalars*>(state.scalars.data()), first, threshold);
 }
 
 void hidden_forward_eval(const ops::LayerShape& layer, const ConvShape& /*shape*/, const Input& x,

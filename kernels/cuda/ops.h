@@ -252,6 +252,10 @@ void hidden_forward_eval(const ops::LayerShape& layer, const ConvShape& shape, c
                          const float* running_mean, const float* running_var, HiddenState& state,
                          const Tile& out, void* out_data, Stream stream);
 
+// After a step that collected: the threshold, which is the running mean of the batches'
+// percentiles, or the first one of them.
+void follow_threshold(const HiddenState& state, bool first, float* threshold, Stream stream);
+
 struct HiddenGradients {
   float* weight;        // [O][T][C], of the fake-quantized weights
   float *gamma, *beta;  // [O]
@@ -281,6 +285,7 @@ void output_backward(const ops::LayerShape& layer, const Input& x, Weights& weig
 struct LossResult {
   double loss_sum;
   unsigned correct;
+  unsigned not_finite;  // 1: the Adam step of the batch made a value that is not finite
 };
 // logits: [classes][lane]; dlogits likewise, null = not wanted; predicted: [N], null = not wanted.
 // partial: memory of loss_partials(frames) results; the first is the batch's.
@@ -288,7 +293,13 @@ size_t loss_partials(int64_t frames);
 void softmax_cross_entropy(int64_t frames, int classes, const float* logits, const uint8_t* labels,
                            float* dlogits, uint8_t* predicted, LossResult* partial, Stream stream);
 
-void adam_step(const ops::AdamOptions& options, int64_t step, size_t count, const float* grad,
-               const uint8_t* mask, float* value, float* moment1, float* moment2, Stream stream);
+// What Adam's step number and options come to. On the device, so that a captured step serves all.
+struct AdamFactors {
+  float step_size, root_correction, beta1, beta2, rest1, rest2, epsilon;
+};
+AdamFactors adam_factors(const ops::AdamOptions& options, int64_t step);
+// mask: null = all. not_finite: becomes 1 when a value is not finite any more; may be null.
+void adam_step(const AdamFactors* factors, size_t count, const float* grad, const uint8_t* mask,
+               float* value, float* moment1, float* moment2, unsigned* not_finite, Stream stream);
 
 }  // namespace fmp::cuda

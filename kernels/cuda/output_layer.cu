@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
   const double loss_sum = block_sum(loss);
   const unsigned correct_sum = block_sum(correct);
-  if (thread_x() == 0) partial[blockIdx.x] = {loss_sum, correct_sum};
+  if (thread_x() == 0) partial[blockIdx.x] = {loss_sum, correct_sum, 0};
 }
 
 __global__ void __launch_bounds__(kBlockThreads) add_losses(int blocks, LossResult* partial) {

@@ -1,20 +1,34 @@
 // SPDX-License-Identifier: MIT
 // The runtime library: streams run at once, copies check which side each address is on, and after a
-// fault every call fails until cudaDeviceReset(), as on a device.
+// fault every call fails until cudaDeviceReset(), as on a device. A stream that captures records
+// its work instead, and refuses what CUDA refuses then.
 #include <chrono>
 #include <cstring>
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tests/simt/cuda_runtime.h"
 #include "tests/simt/internal.h"
 #include "tests/simt/library.h"
 
-struct SimtStream {};
+using Work = std::function<cudaError_t()>;
+
+struct SimtStream {
+  bool captures = false;
+  std::vector<Work> captured;
+};
 struct SimtEvent {
   std::chrono::steady_clock::time_point time;
-  bool recorded = false;
+  bool recorded = false, timed = true;
+};
+struct SimtGraph {
+  std::vector<Work> work;
+};
+struct SimtGraphExec {
+  std::vector<Work> work;
 };
 
 namespace {
@@ -24,7 +38,12 @@ cudaError_t last_error = cudaSuccess;
 std::string detail;  // of the last refusal
 std::set<cudaStream_t> streams;
 std::set<cudaEvent_t> events;
+std::set<cudaGraph_t> graphs;
+std::set<cudaGraphExec_t> executables;
+std::map<void*, size_t> pinned;  // page-locked memory and its size
 std::map<const void*, size_t> shared_limits;
+cudaStream_t capturing = nullptr;  // one at a time
+bool capture_broken = false;       // something was refused since it began
 
 cudaError_t refuse(cudaError_t error, const std::string& why) {
   detail = why;
@@ -37,6 +56,23 @@ cudaError_t check_stream(cudaStream_t stream) {
     return refuse(cudaErrorInvalidResourceHandle, "no such stream");
   }
   return cudaSuccess;
+}
+
+// Calls that CUDA forbids while a stream captures.
+cudaError_t check_no_capture(const char* call) {
+  if (broken) return cudaErrorLaunchFailure;
+  if (capturing == nullptr) return cudaSuccess;
+  capture_broken = true;
+  return refuse(cudaErrorStreamCaptureUnsupported,
+                std::string(call) + " while a stream is captured into a graph");
+}
+
+bool is_pinned(const void* address, size_t bytes) {
+  auto it = pinned.upper_bound(const_cast<void*>(address));
+  if (it == pinned.begin()) return false;
+  --it;
+  const auto* begin = static_cast<const std::byte*>(it->first);
+  return static_cast<const std::byte*>(address) + bytes <= begin + it->second;
 }
 
 cudaError_t check_event(cudaEvent_t event) {
@@ -81,6 +117,10 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNotReady";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
   }
   return "unknown error";
 }
@@ -104,11 +144,18 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   return device == 0 ? cudaSuccess : refuse(cudaErrorInvalidValue, "there is one device, 0");
 }
-cudaError_t cudaDeviceSynchronize() { return broken ? cudaErrorLaunchFailure : cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return check_no_capture("cudaDeviceSynchronize"); }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device != 0) return refuse(cudaErrorInvalidValue, "there is one device, 0");
+  *properties = {"host runtime of the tests"};
+  return cudaSuccess;
+}
 
 cudaError_t cudaDeviceReset() {
   broken = false;
   last_error = cudaSuccess;
+  if (capturing != nullptr) capturing->captures = false;
+  capturing = nullptr;
   simt::release_everything();
   return cudaSuccess;
 }
@@ -116,11 +163,11 @@ cudaError_t cudaDeviceReset() {
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *free = simt::free_bytes();
   *total = simt::total_bytes();
-  return cudaDeviceSynchronize();
+  return broken ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  if (broken) return cudaErrorLaunchFailure;
+  if (const cudaError_t error = check_no_capture("cudaMalloc"); error != cudaSuccess) return error;
   *memory = bytes == 0 ? nullptr : simt::allocate(bytes);
   if (bytes != 0 && *memory == nullptr) {
     return refuse(cudaErrorMemoryAllocation, "out of memory");
@@ -129,10 +176,28 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 }
 
 cudaError_t cudaFree(void* memory) {
-  if (broken) return cudaErrorLaunchFailure;
+  if (const cudaError_t error = check_no_capture("cudaFree"); error != cudaSuccess) return error;
   if (memory != nullptr && !simt::release(memory)) {
     return refuse(cudaErrorInvalidValue, "cudaFree of an address that cudaMalloc did not return");
   }
+  return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned /*flags*/) {
+  if (const cudaError_t error = check_no_capture("cudaHostAlloc"); error != cudaSuccess)
+    return error;
+  *memory = ::operator new(bytes);
+  pinned.emplace(*memory, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  if (const cudaError_t error = check_no_capture("cudaFreeHost"); error != cudaSuccess)
+    return error;
+  if (memory != nullptr && pinned.erase(memory) == 0) {
+    return refuse(cudaErrorInvalidValue,
+                  "cudaFreeHost of an address that cudaHostAlloc did not return");
+  }
+  ::operator delete(memory);
   return cudaSuccess;
 }
 
@@ -145,15 +210,22 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   cudaError_t error = check_side("destination of a copy", to, bytes, to_device);
   if (error == cudaSuccess) error = check_side("source of a copy", from, bytes, from_device);
   if (error != cudaSuccess) return error;
-  simt::protect_device_memory(true);
-  std::memmove(to, from, bytes);
-  simt::protect_device_memory(false);
-  if (to_device && from_device) {
-    simt::copy_initialised(to, from, bytes);
-  } else if (to_device) {
-    simt::mark_initialised(to, bytes);
+  const bool of_host = !to_device || !from_device;
+  if (stream != nullptr && stream->captures && of_host &&
+      !is_pinned(to_device ? from : to, bytes)) {
+    return check_no_capture("a copy from or to memory that is not page-locked");
   }
-  return cudaSuccess;
+  return simt::enqueue(stream, [=] {
+    simt::protect_device_memory(true);
+    std::memmove(to, from, bytes);
+    simt::protect_device_memory(false);
+    if (to_device && from_device) {
+      simt::copy_initialised(to, from, bytes);
+    } else if (to_device) {
+      simt::mark_initialised(to, bytes);
+    }
+    return cudaSuccess;
+  });
 }
 
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
@@ -163,11 +235,13 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
       error != cudaSuccess) {
     return error;
   }
-  simt::protect_device_memory(true);
-  std::memset(memory, value, bytes);
-  simt::protect_device_memory(false);
-  simt::mark_initialised(memory, bytes);
-  return cudaSuccess;
+  return simt::enqueue(stream, [=] {
+    simt::protect_device_memory(true);
+    std::memset(memory, value, bytes);
+    simt::protect_device_memory(false);
+    simt::mark_initialised(memory, bytes);
+    return cudaSuccess;
+  });
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
@@ -181,11 +255,23 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return check_stream(stream); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const cudaError_t error = check_stream(stream);
+  return error != cudaSuccess ? error : check_no_capture("cudaStreamSynchronize");
+}
+// Streams run at once, so that whatever the event stands for is done.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/) {
+  const cudaError_t error = check_stream(stream);
+  return error != cudaSuccess ? error : check_event(event);
+}
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  return cudaEventCreateWithFlags(event, cudaEventDefault);
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   if (broken) return cudaErrorLaunchFailure;
   *event = new SimtEvent;
+  (*event)->timed = flags != cudaEventDisableTiming;
   events.insert(*event);
   return cudaSuccess;
 }
@@ -201,21 +287,97 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->recorded = true;
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return check_event(event); }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const cudaError_t error = check_event(event);
+  return error != cudaSuccess ? error : check_no_capture("cudaEventSynchronize");
+}
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
   for (const cudaEvent_t event : {start, stop}) {
     if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
     if (!event->recorded) {
       return refuse(cudaErrorInvalidResourceHandle, "an event that was not recorded");
     }
+    if (!event->timed) {
+      return refuse(cudaErrorInvalidResourceHandle, "an event without time stamps");
+    }
   }
   *milliseconds = std::chrono::duration<float, std::milli>(stop->time - start->time).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode /*mode*/) {
+  if (const cudaError_t error = check_no_capture("cudaStreamBeginCapture"); error != cudaSuccess)
+    return error;
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  if (stream == nullptr) {
+    return refuse(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
+  }
+  capturing = stream;
+  capture_broken = false;
+  stream->captures = true;
+  stream->captured.clear();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  if (stream == nullptr || !stream->captures) {
+    return refuse(cudaErrorInvalidValue, "the end of a capture that did not begin");
+  }
+  capturing = nullptr;
+  stream->captures = false;
+  *graph = nullptr;
+  if (capture_broken) {
+    stream->captured.clear();
+    return refuse(cudaErrorStreamCaptureInvalidated, "a call that a capture does not allow");
+  }
+  *graph = new SimtGraph{std::move(stream->captured)};
+  graphs.insert(*graph);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  if (graphs.erase(graph) == 0) return refuse(cudaErrorInvalidValue, "no such graph");
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                 unsigned long long /*flags*/) {
+  if (!graphs.contains(graph)) return refuse(cudaErrorInvalidValue, "no such graph");
+  *exec = new SimtGraphExec{graph->work};
+  executables.insert(*exec);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  if (executables.erase(exec) == 0) return refuse(cudaErrorInvalidValue, "no such graph");
+  delete exec;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (!executables.contains(exec)) return refuse(cudaErrorInvalidValue, "no such graph");
+  for (const Work& work : exec->work) {
+    if (const cudaError_t error = simt::enqueue(stream, work); error != cudaSuccess) return error;
+  }
   return cudaSuccess;
 }
 
 namespace simt {
 
 bool stream_exists(cudaStream_t stream) { return stream == nullptr || streams.contains(stream); }
+
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  if (stream == nullptr || !stream->captures) {
+    // The default stream waits for all others, which a capture cannot record.
+    if (stream == nullptr && capturing != nullptr) return check_no_capture("the default stream");
+    return work();
+  }
+  stream->captured.push_back(std::move(work));
+  return cudaSuccess;
+}
 
 cudaError_t set_function_attribute(const void* function, cudaFuncAttribute /*attribute*/,
                                    int value) {

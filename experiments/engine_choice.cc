@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+#include "experiments/engine_choice.h"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+#include "framework/cuda/cuda_engine.h"
+#include "framework/error.h"
+
+namespace fmp {
+namespace {
+
+// A timeline shows more without graphs: tools/profile sets this to "off".
+constexpr const char* kGraphVariable = "FMP_CUDA_GRAPH";
+
+CudaEngineOptions engine_options() {
+  CudaEngineOptions options;
+  const char* graph = std::getenv(kGraphVariable);  // NOLINT(concurrency-mt-unsafe): one thread yet
+  options.graphs = graph == nullptr || std::string_view(graph) != "off";
+  return options;
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> choose_engine(Options& options) {
+  if (options.device != DeviceChoice::kCpu) {
+    std::string why;
+    if (cuda_available(why)) {
+      options.device = DeviceChoice::kCuda;
+      return make_cuda_engine(engine_options());
+    }
+    if (options.device == DeviceChoice::kCuda)
+      throw UsageError(fmt::format("--device cuda: {}; use --device cpu", why));
+  }
+  options.device = DeviceChoice::kCpu;
+  return make_cpu_engine(options.threads);
+}
+
+}  // namespace fmp

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: MIT
+// The main job on the CUDA engine: epochs, evaluation and whole FMP runs of a tiny network against
+// the CPU's, checkpoints in between, and what the engine promises of itself: graphs, cached memory
+// and named ranges change nothing in the results.
+#include "framework/cuda/cuda_engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "experiments/experiment.h"
+#include "experiments/fmp_controller.h"
+#include "framework/checkpoint.h"
+#include "framework/error.h"
+#include "framework/random.h"
+#include "framework/trainer.h"
+#ifdef FMP_SIMT
+#include "tests/simt/nvtx3/nvToolsExt.h"
+#include "tests/simt/simt.h"
+#endif
+
+namespace fmp {
+namespace {
+
+constexpr int kLength = 16, kClasses = 3, kBits = 4;
+constexpr int kBatch = 40;  // not a multiple of a warp
+constexpr uint64_t kSeed = 7;
+
+// Frames of a level and a slope that tell the classes apart, with noise.
+class TinyDataset final : public Dataset {
+ public:
+  explicit TinyDataset(int64_t size) {
+    Random random(kSeed, "frames");
+    for (int64_t n = 0; n < size; ++n) {
+      const auto label = static_cast<uint8_t>(n % kClasses);
+      labels_.push_back(label);
+      snr_db_.push_back(static_cast<int16_t>(n % 2 * 10));
+      const float amplitude = n % 2 == 0 ? 0.4F : 1.0F;
+      for (int t = 0; t < kLength; ++t) {
+        const float turn = 6.2831853F * static_cast<float>(t * (label + 1)) / kLength;
+        for (const float clean : {std::cos(turn), std::sin(turn)}) {
+          const float value = amplitude * clean + random.uniform_float() - 0.5F;
+          codes_.push_back(static_cast<int8_t>(std::clamp(std::lround(value * 4), -8L, 7L)));
+        }
+      }
+    }
+  }
+  int64_t size() const override { return static_cast<int64_t>(labels_.size()); }
+  int length() const override { return kLength; }
+  const std::vector<std::string>& class_names() const override { return names_; }
+  uint8_t label(int64_t frame) const override { return labels_[static_cast<size_t>(frame)]; }
+  int16_t snr_db(int64_t frame) const override { return snr_db_[static_cast<size_t>(frame)]; }
+  void read(std::span<const int64_t> frames, FrameBatch& batch) const override {
+    batch = {};
+    batch.count = static_cast<int64_t>(frames.size());
+    for (const int64_t frame : frames) {
+      const auto begin = codes_.begin() + frame * 2 * kLength;
+      batch.codes.insert(batch.codes.end(), begin, begin + 2 * kLength);
+      batch.labels.push_back(label(frame));
+      batch.snr_db.push_back(snr_db(frame));
+    }
+  }
+
+ private:
+  std::vector<int8_t> codes_;
+  std::vector<uint8_t> labels_;
+  std::vector<int16_t> snr_db_;
+  std::vector<std::string> names_{"A", "B", "C"};
+};
+
+std::vector<int64_t> range_of(int64_t begin, int64_t end) {
+  std::vector<int64_t> frames;
+  for (int64_t i = begin; i < end; ++i) frames.push_back(i);
+  return frames;
+}
+
+NetworkConfig tiny_config() {
+  NetworkConfig config;
+  config.length = kLength;
+  config.classes = kClasses;
+  config.filters = {6, 5};
+  config.dense = {9};
+  config.input_bits = kBits;
+  config.weight_bits = config.act_bits = {kBits};
+  return config;
+}
+
+TrainerOptions trainer_options() {
+  TrainerOptions options;
+  options.batch = kBatch;
+  options.threads = 1;
+  options.threshold_statistic_steps = 3;
+  options.sparse_threshold = 0.5;
+  return options;
+}
+
+std::vector<float> values_of(const Network& network) {
+  std::vector<float> values;
+  const auto add = [&](const Tensor& tensor) {
+    values.insert(values.end(), tensor.floats().begin(), tensor.floats().end());
+  };
+  for (const Layer& layer : network.layers()) {
+    for (const Parameter* p : layer.parameters()) {
+      add(p->value);
+      add(p->moment1);
+      add(p->moment2);
+    }
+    if (layer.kind == Layer::Kind::kOutput) continue;
+    add(layer.running_mean);
+    add(layer.running_var);
+  }
+  return values;
+}
+
+class CudaEngineTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string why;
+    if (!cuda_available(why)) GTEST_SKIP() << why;
+  }
+
+  // Two epochs, the last batch of each smaller than the others.
+  static Network train(Trainer& trainer, std::vector<EpochResult>* results = nullptr) {
+    const TinyDataset data(200);
+    Network network(tiny_config(), kSeed);
+    for (uint64_t epoch = 1; epoch <= 2; ++epoch) {
+      const EpochResult result =
+          trainer.train_epoch(network, data, range_of(0, 193), kSeed, epoch, 1e-2);
+      if (results != nullptr) results->push_back(result);
+    }
+    return network;
+  }
+  static Network train(const CudaEngineOptions& options) {
+    Trainer trainer(trainer_options(), make_cuda_engine(options));
+    return train(trainer);
+  }
+};
+
+TEST_F(CudaEngineTest, EpochsAreThoseOfTheCpu) {
+  Trainer cpu(trainer_options()), cuda(trainer_options(), make_cuda_engine());
+  std::vector<EpochResult> expected, actual;
+  const Network on_cpu = train(cpu, &expected), on_device = train(cuda, &actual);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(actual[i].frames, expected[i].frames);
+    EXPECT_NEAR(actual[i].loss, expected[i].loss, 1e-4 * expected[i].loss);
+    EXPECT_NEAR(actual[i].accuracy, expected[i].accuracy, 1e-9);
+  }
+  EXPECT_LT(actual[1].loss, actual[0].loss) << "it learns";
+  EXPECT_EQ(on_device.steps, on_cpu.steps);
+  const std::vector<float> a = values_of(on_device), b = values_of(on_cpu);
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_NEAR(a[i], b[i], 1e-4F * std::max(1.0F, std::fabs(b[i]))) << i;
+  }
+}
+
+TEST_F(CudaEngineTest, GraphsAndCachedMemoryChangeNothing) {
+  const std::vector<float> reference = values_of(train({.cache_memory = false, .graphs = false}));
+  EXPECT_EQ(values_of(train({.cache_memory = false, .graphs = true})), reference);
+  EXPECT_EQ(values_of(train({.cache_memory = true, .graphs = true})), reference);
+  EXPECT_EQ(values_of(train({.cache_memory = true, .graphs = true})), reference) << "run to run";
+}
+
+TEST_F(CudaEngineTest, EvaluatesAsTheCpuDoes) {
+  Trainer cpu(trainer_options()), cuda(trainer_options(), make_cuda_engine());
+  const Network network = train(cpu);
+  const TinyDataset data(210);
+  const Evaluation expected = cpu.evaluate(network, data, range_of(3, 204));
+  const Evaluation actual = cuda.evaluate(network, data, range_of(3, 204));
+  EXPECT_EQ(actual.frames, expected.frames);
+  EXPECT_EQ(actual.correct, expected.correct);
+  EXPECT_EQ(actual.confusion, expected.confusion);
+  EXPECT_NEAR(actual.loss, expected.loss, 1e-6 * expected.loss);
+  ASSERT_EQ(actual.by_snr.size(), 2U);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(actual.by_snr[i].snr_db, expected.by_snr[i].snr_db);
+    EXPECT_EQ(actual.by_snr[i].frames, expected.by_snr[i].frames);
+    EXPECT_EQ(actual.by_snr[i].correct, expected.by_snr[i].correct);
+  }
+}
+
+TEST_F(CudaEngineTest, TheTimedPlanNamesEveryLayer) {
+  TrainerOptions options = trainer_options();
+  Trainer cpu(options);
+  options.sparse_threshold.reset();
+  Trainer cuda(options, make_cuda_engine());
+  Network network(tiny_config(), kSeed);
+  Random random(kSeed, "mask");
+  for (Layer& layer : network.layers()) {
+    for (uint8_t& alive : layer.weight.mask) alive = random.below(4) == 0 ? 1 : 0;
+  }
+  network.apply_masks();
+  const std::vector<LayerPlan>& expected = cpu.plan(network);
+  const std::vector<LayerPlan>& actual = cuda.plan(network);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(actual[i].layer, expected[i].layer);
+    EXPECT_EQ(actual[i].density, expected[i].density);
+  }
+}
+
+TEST_F(CudaEngineTest, DivergenceIsTold) {
+  const TinyDataset data(200);
+  Trainer cuda(trainer_options(), make_cuda_engine());
+  Network network(tiny_config(), kSeed);
+  network.layers()[1].gamma.value.floats()[2] = std::numeric_limits<float>::infinity();
+  EXPECT_THROW(cuda.train_epoch(network, data, range_of(0, 120), kSeed, 1, 1e-2), DivergedError);
+  network = Network(tiny_config(), kSeed);
+  network.layers()[1].weight.value.floats()[2] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THROW(cuda.train_epoch(network, data, range_of(0, 120), kSeed, 1, 1e-2), DivergedError);
+  // A step so large that weights overflow: the loss before it is finite, the weights are not.
+  network = Network(tiny_config(), kSeed);
+  EXPECT_THROW(cuda.train_epoch(network, data, range_of(0, 40), kSeed, 1, 1e39), DivergedError);
+}
+
+TEST_F(CudaEngineTest, AnExceptionOfTheCallersLeavesTheEngineUsable) {
+  const TinyDataset data(200);
+  Trainer cuda(trainer_options(), make_cuda_engine());
+  Network network(tiny_config(), kSeed);
+  struct Stop {};
+  EXPECT_THROW(cuda.train_epoch(network, data, range_of(0, 193), kSeed, 1, 1e-2,
+                                [](const Progress&) { throw Stop(); }),
+               Stop);
+  EXPECT_EQ(values_of(train(cuda)), values_of(train(CudaEngineOptions{})));
+}
+
+TEST_F(CudaEngineTest, PeakMemoryIsThatOfTheLargestBatch) {
+  Trainer cuda(trainer_options(), make_cuda_engine());
+  train(cuda);
+  const size_t before = cuda.engine().peak_device_bytes().value();
+  EXPECT_GT(before, 0U);
+  train(cuda);
+  EXPECT_EQ(cuda.engine().peak_device_bytes().value(), before) << "memory is used again";
+}
+
+#ifdef FMP_SIMT
+TEST_F(CudaEngineTest, RangesAreNamedAfterLayerPassAndPlan) {
+  const TinyDataset data(200);
+  Network network(tiny_config(), kSeed);
+  Random random(kSeed, "mask");
+  for (uint8_t& alive : network.layers()[1].weight.mask) alive = random.below(4) == 0 ? 1 : 0;
+  network.apply_masks();
+  const auto contains = [](const std::vector<std::string>& names, const std::string& name) {
+    return std::ranges::find(names, name) != names.end();
+  };
+  simt::take_ranges();
+  for (const bool graphs : {false, true}) {
+    Trainer cuda(trainer_options(), make_cuda_engine({.graphs = graphs}));
+    cuda.plan(network);
+    cuda.train_epoch(network, data, range_of(0, 160), kSeed, 1, 1e-3);
+    const std::vector<std::string> names = simt::take_ranges();  // all of them were closed
+    EXPECT_TRUE(contains(names, "conv1 forward dense"));
+    EXPECT_TRUE(contains(names, "conv2 forward sparse"));
+    EXPECT_TRUE(contains(names, "conv2 backward data sparse weight sparse"));
+    EXPECT_TRUE(contains(names, "output backward data dense weight dense"));
+    EXPECT_TRUE(contains(names, "adam"));
+    // Four steps: with graphs one as it is and one that is captured.
+    EXPECT_EQ(std::ranges::count(names, "conv1 forward dense"), graphs ? 2 : 4);
+    EXPECT_EQ(std::ranges::count(names, "train step (graph)"), graphs ? 3 : 0);
+  }
+}
+#endif
+
+// --- Whole runs ----------------------------------------------------------------------------------
+
+Options run_options() {
+  Options options;
+  options.data = "tiny";
+  options.bits = kBits;
+  options.filters = {6, 5};
+  options.dense = {9};
+  options.accuracy = {0.97, true};
+  options.p_methods = {"structured-l1", "unstructured-l1"};
+  options.p = 0.3;
+  options.p_threshold = {0.12};
+  options.epochs = 3;
+  options.patience = 2;
+  options.learning_rate = 1e-2;
+  options.batch = kBatch;
+  options.seed = kSeed;
+  options.threads = 1;
+  options.sparse_threshold = 0.5;
+  return options;
+}
+
+LoadedData tiny_data() {
+  LoadedData data;
+  data.dataset = std::make_unique<TinyDataset>(420);
+  data.split = {range_of(0, 200), range_of(200, 320), range_of(320, 420)};
+  return data;
+}
+
+struct RunResult {
+  ControllerState state;
+  std::vector<std::vector<uint8_t>> masks;  // of every layer of the best network, round by round
+  std::optional<Network> best;
+  FinalEvaluation evaluation;
+};
+
+// A run to its end. interrupted: saved after every epoch, and gone on with from the file by another
+// engine.
+RunResult run(const std::function<std::unique_ptr<Engine>()>& make_engine, bool interrupted) {
+  const Options options = run_options();
+  const std::string file = testing::TempDir() + "fmp_cuda_engine_test.fmp";
+  std::FILE* nowhere = std::fopen("/dev/null", "w");
+  RunResult result;
+  {
+    Console console(nowhere);
+    auto experiment = std::make_unique<FmpExperiment>(options, tiny_data(), console, make_engine());
+    ControllerEvents events;
+    events.round_done = [&](const RoundRecord& round) {
+      if (round.is_baseline()) experiment->remember_baseline();
+      for (const Layer& layer : experiment->current().layers())
+        result.masks.push_back(layer.weight.mask);
+    };
+    events.stop = [&] { return interrupted; };
+    while (!result.state.finished()) {
+      FmpController(options, experiment->structured(), *experiment, events).run(result.state);
+      if (!interrupted || result.state.finished()) continue;
+      save_checkpoint(file, {experiment->networks(), to_json(result.state)});
+      Checkpoint checkpoint = load_checkpoint(file);
+      result.state = controller_state_from_json(checkpoint.state);
+      experiment = std::make_unique<FmpExperiment>(options, tiny_data(), console, make_engine());
+      experiment->restore(std::move(checkpoint.networks),
+                          result.state.open ? result.state.open->plan : nlohmann::json(nullptr));
+    }
+    result.best = *experiment->best();
+    result.evaluation = experiment->evaluate(*experiment->best(), "result");
+  }
+  std::remove(file.c_str());
+  std::fclose(nowhere);
+  return result;
+}
+
+RunResult run_on_cuda(bool interrupted) {
+  return run([] { return make_cuda_engine(); }, interrupted);
+}
+
+// What was decided and what came of it.
+nlohmann::json decisions(const RunResult& result) {
+  nlohmann::json rounds = nlohmann::json::array();
+  for (const RoundRecord& round : result.state.rounds) {
+    nlohmann::json epochs = nlohmann::json::array();
+    for (const EpochRecord& epoch : round.history)
+      epochs.push_back(epoch.validation_accuracy.value());
+    rounds.push_back({round.method, round.p, to_string(round.outcome), round.weights_removed,
+                      round.channels, round.network.at("nonzeros"), round.plan, epochs});
+  }
+  return rounds;
+}
+
+class CudaRunTest : public CudaEngineTest {};
+
+// Sums of floats run in another order on a device, so that weights agree to some digits only, and
+// a code next to a rounding boundary may become its neighbour. The run is short (some 60 steps) so
+// that this stays rare; what is compared is discrete: masks, channels, outcomes and the number of
+// frames that are right after each epoch.
+TEST_F(CudaRunTest, MasksAndAccuraciesAreThoseOfTheCpu) {
+  const RunResult expected = run([] { return make_cpu_engine(1); }, false);
+  const RunResult actual = run_on_cuda(false);
+  int accepted = 0, rejected = 0, sparse = 0;
+  for (const RoundRecord& round : expected.state.rounds) {
+    ++(round.accepted() ? accepted : rejected);
+    for (const nlohmann::json& layer : round.plan) sparse += layer.at("forward") == "sparse";
+  }
+  EXPECT_GE(accepted, 3) << decisions(expected).dump(1);
+  EXPECT_GE(rejected, 1) << decisions(expected).dump(1);
+  EXPECT_GE(sparse, 3) << decisions(expected).dump(1);
+  EXPECT_EQ(decisions(actual).dump(1), decisions(expected).dump(1));
+  EXPECT_EQ(actual.masks, expected.masks);
+  EXPECT_EQ(actual.evaluation.test.correct, expected.evaluation.test.correct);
+  EXPECT_EQ(actual.evaluation.test.confusion, expected.evaluation.test.confusion);
+}
+
+TEST_F(CudaRunTest, GoesOnFromAnyEpochAsIfItHadNeverStopped) {
+  const RunResult whole = run_on_cuda(false), pieces = run_on_cuda(true);
+  EXPECT_EQ(decisions(pieces).dump(1), decisions(whole).dump(1));
+  EXPECT_EQ(values_of(*pieces.best), values_of(*whole.best));
+  EXPECT_EQ(pieces.masks, whole.masks);
+}
+
+}  // namespace
+}  // namespace fmp
