@@ -156,6 +156,7 @@ class ResumeTest : public testing::Test {
     return {"--data=" + (root_ / "data.h5").string(),
             "--out=" + (root_ / out).string(),
             "--threads=" + std::to_string(threads),
+            "--device=cpu",
             "--bits=4",
             "--filters=8,8,8,8,8",
             "--dense=16",
@@ -320,6 +321,19 @@ TEST_F(ResumeTest, WrongFlagsExitWith2AndOneLine) {
   EXPECT_EQ(run({"--data=x", "--out=" + (root_ / "x").string(), "--p-methods=no-such"}, "method"),
             2);
   EXPECT_NE(log("method").find("unstructured-l1"), std::string::npos) << log("method");
+}
+
+TEST_F(ResumeTest, CudaWithoutADeviceExitsWith2AndOneLine) {
+  ::setenv("CUDA_VISIBLE_DEVICES", "", 1);  // NOLINT(concurrency-mt-unsafe): one thread
+  Arguments arguments = flags("cuda", 1);
+  std::erase(arguments, "--device=cpu");
+  arguments.push_back("--device=cuda");
+  EXPECT_EQ(run(arguments, "cuda"), 2);
+  EXPECT_TRUE(log("cuda").starts_with("error: --device cuda: ")) << log("cuda");
+  EXPECT_NE(log("cuda").find("--device cpu"), std::string::npos) << log("cuda");
+  EXPECT_EQ(std::ranges::count(log("cuda"), '\n'), 1) << log("cuda");
+  EXPECT_FALSE(fs::exists(root_ / "cuda")) << "nothing was begun";
+  ::unsetenv("CUDA_VISIBLE_DEVICES");  // NOLINT(concurrency-mt-unsafe): likewise
 }
 
 TEST_F(ResumeTest, MissingDataExitsWith1AndLeavesTheDirectoryUsable) {

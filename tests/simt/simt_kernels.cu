@@ -119,8 +119,9 @@ fmp::cuda::Shape one_block(unsigned threads, size_t shared_bytes = 0) {
 #define SIMT_LAUNCH(shape, kernel, ...) \
   fmp::cuda::launch({#kernel, nullptr}, shape, kernel __VA_OPT__(, ) __VA_ARGS__)
 
-void run_scale_add(const float* a, float* b, int n) {
-  SIMT_LAUNCH((fmp::cuda::Shape{dim3(3), dim3(100)}), scale_add, a, b, n);
+void run_scale_add(const float* a, float* b, int n, cudaStream_t stream) {
+  fmp::cuda::launch(fmp::cuda::Where("scale_add", stream), fmp::cuda::Shape{dim3(3), dim3(100)},
+                    scale_add, a, b, n);
 }
 void run_block_sums(const int* values, int* sums, int n, unsigned blocks, unsigned threads) {
   SIMT_LAUNCH((fmp::cuda::Shape{dim3(blocks), dim3(threads)}), block_sums, values, sums, n);

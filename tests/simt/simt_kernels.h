@@ -2,9 +2,11 @@
 // Launches the kernels of simt_kernels.cu; all pointers are the device's.
 #pragma once
 
+#include <cuda_runtime.h>
+
 namespace simt_test {
 
-void run_scale_add(const float* a, float* b, int n);
+void run_scale_add(const float* a, float* b, int n, cudaStream_t stream = nullptr);
 void run_block_sums(const int* values, int* sums, int n, unsigned blocks, unsigned threads);
 void run_reverse(int* values, unsigned n);
 void run_vote(const int* values, unsigned* ballots, unsigned* count, int* dots);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cuda/error.h"
+#include "tests/simt/nvtx3/nvToolsExt.h"
 #include "tests/simt/simt_kernels.h"
 
 namespace {
@@ -244,7 +245,131 @@ TEST_F(SimtTest, StreamsAndEventsMustExist) {
   EXPECT_EQ(cudaStreamSynchronize(stream), cudaErrorInvalidResourceHandle);
 }
 
+TEST_F(SimtTest, EventsWithoutTimeStampsTellNoTime) {
+  cudaEvent_t event = nullptr;
+  ASSERT_EQ(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+  EXPECT_EQ(cudaEventRecord(event, nullptr), cudaSuccess);
+  EXPECT_EQ(cudaStreamWaitEvent(nullptr, event, 0), cudaSuccess);
+  float milliseconds = 0;
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, event, event), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+  EXPECT_EQ(cudaStreamWaitEvent(nullptr, event, 0), cudaErrorInvalidResourceHandle);
+}
+
+class SimtGraphTest : public SimtTest {
+ protected:
+  SimtGraphTest() {
+    EXPECT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
+  }
+  ~SimtGraphTest() override { EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess); }
+
+  void begin() {
+    ASSERT_EQ(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  }
+  // Of a capture in which something was refused.
+  void expect_invalidated() {
+    cudaGraph_t graph = nullptr;
+    EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaErrorStreamCaptureInvalidated);
+    EXPECT_EQ(graph, nullptr);
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess) << "the stream can be used again";
+  }
+  cudaStream_t stream_ = nullptr;
+};
+
+TEST_F(SimtGraphTest, RecordsAndReplays) {
+  const std::vector<float> ones(100, 1.0F);
+  float *a = upload(ones), *b = upload(ones);
+  void* host = nullptr;
+  ASSERT_EQ(cudaHostAlloc(&host, 400, cudaHostAllocDefault), cudaSuccess);
+  auto* result = static_cast<float*>(host);
+  result[7] = 0;
+  begin();
+  simt_test::run_scale_add(a, b, 100, stream_);
+  EXPECT_EQ(cudaMemsetAsync(a, 0, 40, stream_), cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(result, b, 400, cudaMemcpyDeviceToHost, stream_), cudaSuccess);
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
+  EXPECT_EQ(download(b, 100), ones) << "nothing has run yet";
+  EXPECT_EQ(result[7], 0.0F);
+  cudaGraphExec_t exec = nullptr;
+  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+  EXPECT_EQ(cudaGraphLaunch(exec, stream_), cudaSuccess);
+  EXPECT_EQ(result[7], 3.0F);
+  EXPECT_EQ(cudaGraphLaunch(exec, stream_), cudaSuccess);
+  EXPECT_EQ(result[7], 3.0F) << "the first ten were set to 0";
+  EXPECT_EQ(result[70], 5.0F);
+  EXPECT_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+  EXPECT_EQ(cudaGraphLaunch(exec, stream_), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFreeHost(host), cudaSuccess);
+  EXPECT_EQ(cudaFreeHost(host), cudaErrorInvalidValue);
+}
+
+TEST_F(SimtGraphTest, CapturesAllowNeitherAllocationNorWaiting) {
+  int* memory = upload(std::vector<int>(8));
+  void* more = nullptr;
+  std::vector<int> host(8);
+  cudaEvent_t event = nullptr;
+  ASSERT_EQ(cudaEventCreate(&event), cudaSuccess);
+  const std::vector<std::function<cudaError_t()>> forbidden = {
+      [&] { return cudaMalloc(&more, 4); },
+      [&] { return cudaFree(memory); },
+      [&] { return cudaHostAlloc(&more, 4, cudaHostAllocDefault); },
+      [&] { return cudaStreamSynchronize(stream_); },
+      [&] { return cudaEventSynchronize(event); },
+      [&] { return cudaDeviceSynchronize(); },
+      [&] { return cudaMemsetAsync(memory, 0, 4, nullptr); },
+      [&] { return cudaMemcpyAsync(host.data(), memory, 4, cudaMemcpyDeviceToHost, stream_); }};
+  for (size_t i = 0; i < forbidden.size(); ++i) {
+    SCOPED_TRACE(i);
+    begin();
+    EXPECT_EQ(forbidden[i](), cudaErrorStreamCaptureUnsupported);
+    EXPECT_NE(std::string(cudaGetErrorString(cudaErrorStreamCaptureUnsupported)).find("capture"),
+              std::string::npos);
+    expect_invalidated();
+  }
+  EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
+}
+
+TEST_F(SimtGraphTest, FaultsInAGraphAreReported) {
+  const std::vector<float> ones(100, 1.0F);
+  float *a = upload(ones), *b = upload(ones);
+  begin();
+  simt_test::run_scale_add(a, b, 100, stream_);
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(stream_, &graph), cudaSuccess);
+  cudaGraphExec_t exec = nullptr;
+  ASSERT_EQ(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+  ASSERT_EQ(cudaFree(b), cudaSuccess);
+  EXPECT_EQ(cudaGraphLaunch(exec, stream_), cudaErrorLaunchFailure);
+  EXPECT_NE(
+      std::string(cudaGetErrorString(cudaErrorLaunchFailure)).find("outside every allocation"),
+      std::string::npos);
+  EXPECT_EQ(cudaGraphExecDestroy(exec), cudaSuccess);
+  EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+}
+
+TEST_F(SimtGraphTest, TheDefaultStreamIsNotCaptured) {
+  EXPECT_EQ(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeThreadLocal),
+            cudaErrorStreamCaptureUnsupported);
+  cudaGraph_t graph = nullptr;
+  EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaErrorInvalidValue);
+}
+
 using SimtDeathTest = SimtTest;
+
+TEST_F(SimtDeathTest, RangesAreClosedInTheOrderOfOpening) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  simt::take_ranges();
+  EXPECT_EQ(nvtxRangePushA("a"), 0);
+  EXPECT_EQ(nvtxRangePushA("b"), 1);
+  EXPECT_EQ(simt::open_ranges(), (std::vector<std::string>{"a", "b"}));
+  EXPECT_DEATH(simt::take_ranges(), "'b' was not popped");
+  EXPECT_EQ(nvtxRangePop(), 1);
+  EXPECT_EQ(nvtxRangePop(), 0);
+  EXPECT_EQ(simt::take_ranges(), (std::vector<std::string>{"a", "b"}));
+  EXPECT_DEATH(nvtxRangePop(), "not pushed");
+}
 
 TEST_F(SimtDeathTest, DeviceMemoryIsNotTheHosts) {
   testing::FLAGS_gtest_death_test_style = "threadsafe";
