@@ -130,11 +130,11 @@ void Console::epoch(const RoundRecord& r, int epochs) {
 }
 
 void Console::plan(const RoundRecord& r) {
-  const auto sparse = std::count_if(r.plan.begin(), r.plan.end(), [](const nlohmann::json& layer) {
-    return layer.at("forward") == "sparse" || layer.at("backward_data") == "sparse" ||
-           layer.at("backward_weight") == "sparse";
+  const auto others = std::count_if(r.plan.begin(), r.plan.end(), [](const nlohmann::json& layer) {
+    return layer.at("forward") != "dense" || layer.at("backward_data") != "dense" ||
+           layer.at("backward_weight") != "dense";
   });
-  if (sparse > 0) line("       plan " + plan_to_text(r.plan));
+  if (others > 0) line("       plan " + plan_to_text(r.plan));
 }
 
 void Console::summary(const nlohmann::json& s, const std::string& directory) {

@@ -41,16 +41,22 @@ const char* to_string(Layer::Kind kind) {
 }
 
 nlohmann::json plan_to_json(const std::vector<LayerPlan>& plan) {
-  const auto name = [](bool sparse) { return sparse ? "sparse" : "dense"; };
   nlohmann::json result = nlohmann::json::array();
   for (const LayerPlan& layer : plan) {
     result.push_back({{"layer", layer.layer},
                       {"density", layer.density},
-                      {"forward", name(layer.sparse_forward)},
-                      {"backward_data", name(layer.sparse_backward_data)},
-                      {"backward_weight", name(layer.sparse_backward_weight)}});
+                      {"forward", ops::kernel_name(layer.forward)},
+                      {"backward_data", ops::kernel_name(layer.backward_data)},
+                      {"backward_weight", ops::kernel_name(layer.backward_weight)}});
   }
   return result;
+}
+
+ops::Kernel kernel_of(const nlohmann::json& name) {
+  using ops::Kernel;
+  for (const Kernel k : {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse})
+    if (name == ops::kernel_name(k)) return k;
+  fail("the checkpoint's plan names an unknown kernel {}", name.dump());
 }
 
 std::vector<LayerPlan> plan_from_json(const nlohmann::json& json) {
@@ -59,9 +65,9 @@ std::vector<LayerPlan> plan_from_json(const nlohmann::json& json) {
     LayerPlan layer;
     layer.layer = entry.at("layer");
     layer.density = entry.at("density");
-    layer.sparse_forward = entry.at("forward") == "sparse";
-    layer.sparse_backward_data = entry.at("backward_data") == "sparse";
-    layer.sparse_backward_weight = entry.at("backward_weight") == "sparse";
+    layer.forward = kernel_of(entry.at("forward"));
+    layer.backward_data = kernel_of(entry.at("backward_data"));
+    layer.backward_weight = kernel_of(entry.at("backward_weight"));
     plan.push_back(std::move(layer));
   }
   return plan;

@@ -189,13 +189,17 @@ nlohmann::json round_to_json(const RoundRecord& r, CriterionSplit split) {
         {"plan", r.plan}}}};
 }
 
+// d, s: this program's dense and sparse kernels; D, S: cuBLAS and cuSPARSE.
 std::string plan_to_text(const nlohmann::json& plan) {
+  const auto letter = [](const std::string& kernel) {
+    return kernel == "cublas" ? 'D' : kernel == "cusparse" ? 'S' : kernel.front();
+  };
   std::string text;
   for (const nlohmann::json& layer : plan) {
     if (!text.empty()) text += ' ';
     text += layer.at("layer").get<std::string>() + '=';
     for (const char* pass : {"forward", "backward_data", "backward_weight"})
-      text += layer.at(pass).get<std::string>().front();
+      text += letter(layer.at(pass).get<std::string>());
   }
   return text;
 }

@@ -72,7 +72,7 @@ class CpuEngine final : public Engine {
   std::span<LayerWorkspace> prepare(const Network& network, std::span<const LayerPlan> plan) {
     workspaces_.resize(network.layers().size());
     for (size_t i = 0; i < workspaces_.size(); ++i) {
-      workspaces_[i].plan = pass_plan(plan, network.layers()[i]);
+      workspaces_[i].plan = pass_plan(plan_of(plan, network.layers()[i]));
     }
     return workspaces_;
   }

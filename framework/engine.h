@@ -20,7 +20,8 @@ namespace fmp {
 struct LayerPlan {
   std::string layer;
   double density = 0;  // nonzero weight codes / weights
-  bool sparse_forward = false, sparse_backward_data = false, sparse_backward_weight = false;
+  ops::Kernel forward = ops::Kernel::kDense, backward_data = ops::Kernel::kDense,
+              backward_weight = ops::Kernel::kDense;
 };
 
 // What a batch gave. The spans are valid until the callback that got them returns.

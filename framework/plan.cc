@@ -15,6 +15,8 @@ constexpr int kRepetitions = 3;
 // Positions to time per thread: enough work to be measured (some milliseconds), whatever the layer.
 constexpr int64_t kTimedPositions = 2048;
 
+ops::Kernel kernel(bool sparse) { return sparse ? ops::Kernel::kSparse : ops::Kernel::kDense; }
+
 ops::CompiledWeights compile(const Layer& layer, const ops::PassPlan& plan) {
   ops::CompiledWeights weights;
   weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask, plan, true);
@@ -105,10 +107,16 @@ class LayerTimer {
 
 }  // namespace
 
-ops::PassPlan pass_plan(std::span<const LayerPlan> plan, const Layer& layer) {
+LayerPlan plan_of(std::span<const LayerPlan> plan, const Layer& layer) {
   const auto found = std::ranges::find(plan, layer.name, &LayerPlan::layer);
-  if (found == plan.end()) return {};
-  return {found->sparse_forward, found->sparse_backward_data, found->sparse_backward_weight};
+  return found == plan.end() ? LayerPlan{.layer = layer.name} : *found;
+}
+
+ops::PassPlan pass_plan(const LayerPlan& plan) {
+  const auto sparse = [](ops::Kernel kernel) {
+    return kernel == ops::Kernel::kSparse || kernel == ops::Kernel::kCusparse;
+  };
+  return {sparse(plan.forward), sparse(plan.backward_data), sparse(plan.backward_weight)};
 }
 
 LayerPlan dense_plan(const Layer& layer) {
@@ -121,8 +129,7 @@ LayerPlan dense_plan(const Layer& layer) {
 
 LayerPlan plan_by_density(const Layer& layer, double threshold) {
   LayerPlan plan = dense_plan(layer);
-  plan.sparse_forward = plan.sparse_backward_data = plan.sparse_backward_weight =
-      plan.density < threshold;
+  plan.forward = plan.backward_data = plan.backward_weight = kernel(plan.density < threshold);
   return plan;
 }
 
@@ -132,10 +139,10 @@ LayerPlan plan_by_cpu_timing(const Layer& layer, int batch, int threads) {
   const ops::Profile dense = timer.time({false, false, false});
   const ops::Profile sparse = timer.time({true, true, true});
   LayerPlan plan = dense_plan(layer);
-  plan.sparse_forward = sparse.conv_forward < dense.conv_forward;
+  plan.forward = kernel(sparse.conv_forward < dense.conv_forward);
   if (!ops::prefers_dense_backward(shape_of(layer), layer.weight.mask)) {
-    plan.sparse_backward_data = sparse.conv_backward_data < dense.conv_backward_data;
-    plan.sparse_backward_weight = sparse.conv_backward_weight < dense.conv_backward_weight;
+    plan.backward_data = kernel(sparse.conv_backward_data < dense.conv_backward_data);
+    plan.backward_weight = kernel(sparse.conv_backward_weight < dense.conv_backward_weight);
   }
   return plan;
 }

@@ -13,7 +13,10 @@ namespace fmp {
 // speed alone; on a device the gradients' last bits depend on it, the forward pass does not.
 
 // The layer's entry in a plan of a whole network; dense if there is none.
-ops::PassPlan pass_plan(std::span<const LayerPlan> plan, const Layer& layer);
+LayerPlan plan_of(std::span<const LayerPlan> plan, const Layer& layer);
+
+// As the CPU runs it, which has no libraries.
+ops::PassPlan pass_plan(const LayerPlan& plan);
 
 // A dense plan with the layer's name and density.
 LayerPlan dense_plan(const Layer& layer);

@@ -48,7 +48,28 @@ struct LayerShape {
   int64_t fan_in() const { return static_cast<int64_t>(taps) * in_channels; }
 };
 
-// Which kernel runs each pass of a layer.
+// What may run a pass of a layer: a backend's own kernels, or on a device a library's. All give the
+// same integers in the forward pass; on a device, sums of floats differ in their last bits.
+enum class Kernel : uint8_t {
+  kDense,
+  kSparse,    // surviving weights only
+  kCublas,    // a batched product over positions with overlapping matrices, dense
+  kCusparse,  // SpMM tap by tap, and SDDMM for the weights' gradient: surviving weights only
+};
+constexpr const char* kernel_name(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kSparse:
+      return "sparse";
+    case Kernel::kCublas:
+      return "cublas";
+    case Kernel::kCusparse:
+      return "cusparse";
+    default:
+      return "dense";
+  }
+}
+
+// Which kernel of the CPU's runs each pass of a layer.
 struct PassPlan {
   bool sparse_forward = false, sparse_backward_data = false, sparse_backward_weight = false;
   bool operator==(const PassPlan&) const = default;

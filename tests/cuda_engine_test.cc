@@ -240,6 +240,28 @@ TEST_F(CudaEngineTest, PeakMemoryIsThatOfTheLargestBatch) {
   EXPECT_EQ(cuda.engine().peak_device_bytes().value(), before) << "memory is used again";
 }
 
+// Graphs hold the libraries' work, too.
+TEST_F(CudaEngineTest, GraphsChangeNothingForKernelsOfLibraries) {
+  using ops::Kernel;
+  const TinyDataset data(200);
+  for (const Kernel kernel : {Kernel::kCublas, Kernel::kCusparse}) {
+    SCOPED_TRACE(ops::kernel_name(kernel));
+    std::vector<std::vector<float>> results;
+    for (const bool graphs : {false, true}) {
+      Trainer cuda(trainer_options(), make_cuda_engine({.graphs = graphs}));
+      Network network(tiny_config(), kSeed);
+      network.steps = 10;  // no statistics, so that all steps are alike
+      std::vector<LayerPlan> plan;
+      for (const Layer& layer : network.layers())
+        plan.push_back({layer.name, 1, kernel, kernel, kernel});
+      cuda.set_plan(plan);
+      cuda.train_epoch(network, data, range_of(0, 160), kSeed, 1, 1e-2);
+      results.push_back(values_of(network));
+    }
+    EXPECT_EQ(results[0], results[1]);
+  }
+}
+
 #ifdef FMP_SIMT
 TEST_F(CudaEngineTest, RangesAreNamedAfterLayerPassAndPlan) {
   const TinyDataset data(200);

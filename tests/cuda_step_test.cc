@@ -85,6 +85,7 @@ void expect_close(const Network& actual, const Network& expected) {
 
 struct Case {
   std::string name;
+  ops::Kernel kernel;
   bool pruned, is_float;
 };
 
@@ -114,15 +115,14 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   options.batch = static_cast<int>(kFrames);
   options.threads = 1;
   options.threshold_statistic_steps = kStatisticSteps;
-  options.sparse_threshold = 0.5;  // the pruned network runs sparse, the whole one dense
   Trainer cpu(options);
   // Without the cache, tests/simt sees accesses to memory that was released.
   Trainer cuda(options, make_cuda_engine({.cache_memory = false}));
-  for (Trainer* trainer : {&cpu, &cuda}) {
-    for (const LayerPlan& plan : trainer->plan(network)) {
-      EXPECT_EQ(plan.sparse_forward, GetParam().pruned) << plan.layer;
-    }
-  }
+  std::vector<LayerPlan> plan;
+  const ops::Kernel kernel = GetParam().kernel;
+  for (const Layer& layer : network.layers())
+    plan.push_back({layer.name, 1, kernel, kernel, kernel});
+  for (Trainer* trainer : {&cpu, &cuda}) trainer->set_plan(plan);
   Network device_network = network;
   for (int step = 0; step < kSteps; ++step) {
     SCOPED_TRACE("step " + std::to_string(step));
@@ -144,10 +144,13 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest,
-                         testing::Values(Case{"Dense", false, false},
-                                         Case{"PrunedSparse", true, false},
-                                         Case{"Float", false, true}),
-                         [](const auto& parameter) { return parameter.param.name; });
+                         testing::Values(Case{"Dense", ops::Kernel::kDense, false, false},
+                                         Case{"PrunedSparse", ops::Kernel::kSparse, true, false},
+                                         Case{"Float", ops::Kernel::kDense, false, true},
+                                         Case{"Cublas", ops::Kernel::kCublas, false, false},
+                                         Case{"FloatCublas", ops::Kernel::kCublas, false, true},
+                                         Case{"Cusparse", ops::Kernel::kCusparse, true, false}),
+                         [](const auto& parameter) { return std::string(parameter.param.name); });
 
 }  // namespace
 }  // namespace fmp

@@ -170,14 +170,13 @@ Json shares(const ops::Profile& p) {
 }
 
 Json plan_json(const std::vector<LayerPlan>& plan) {
-  const auto kernel = [](bool sparse) { return sparse ? "sparse" : "dense"; };
   Json result = Json::array();
   for (const LayerPlan& p : plan) {
     result.push_back({{"layer", p.layer},
                       {"density", std::round(10000 * p.density) / 10000},
-                      {"forward", kernel(p.sparse_forward)},
-                      {"backward_data", kernel(p.sparse_backward_data)},
-                      {"backward_weight", kernel(p.sparse_backward_weight)}});
+                      {"forward", ops::kernel_name(p.forward)},
+                      {"backward_data", ops::kernel_name(p.backward_data)},
+                      {"backward_weight", ops::kernel_name(p.backward_weight)}});
   }
   return result;
 }

@@ -129,7 +129,7 @@ class CudaEngine final : public Engine {
 
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
              const BatchSource& batches, const ResultSink& results) override {
-    DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, compute());
+    DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_);
     CapturedStep captured(options_.graphs);
     int64_t steps = network.steps, optimizer_steps = network.optimizer_steps;
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
@@ -147,7 +147,7 @@ class CudaEngine final : public Engine {
 
   void evaluate(const Network& network, std::span<const LayerPlan> plan, const BatchSource& batches,
                 const ResultSink& results) override {
-    DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, compute());
+    DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
       flight.send(batch, nullptr, device, copy(), compute());
       device.evaluate();
@@ -157,7 +157,7 @@ class CudaEngine final : public Engine {
 
   std::vector<float> logits(const Network& network, std::span<const LayerPlan> plan,
                             const FrameBatch& batch) override {
-    DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, compute());
+    DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
     std::vector<float> result;
     const FrameBatch* next = &batch;
     run([&] { return std::exchange(next, nullptr); }, [](const BatchResult&) {},
@@ -171,7 +171,7 @@ class CudaEngine final : public Engine {
   }
 
   LayerPlan plan_by_timing(const Layer& layer, int batch) override {
-    return plan_by_device_timing(layer, batch, compute());
+    return plan_by_device_timing(layer, batch, libraries_);
   }
 
   std::optional<size_t> peak_device_bytes() const override {
@@ -215,6 +215,7 @@ class CudaEngine final : public Engine {
   CudaEngineOptions options_;
   std::optional<cuda::MemoryCache> cache_;  // first, as it outlives all memory
   cuda::OwnedStream compute_, copy_;
+  cuda::Libraries libraries_{compute_};
   std::array<BatchInFlight, kInFlight> batches_;
 };
 

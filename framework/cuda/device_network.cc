@@ -49,8 +49,6 @@ void scatter(const DeviceBuffer<float>& block, Network& network, Tensor Paramete
   }
 }
 
-const char* name_of(bool sparse) { return sparse ? "sparse" : "dense"; }
-
 }  // namespace
 
 ParameterBlock::ParameterBlock(const Network& network, bool training, Stream stream) {
@@ -106,20 +104,22 @@ void ParameterBlock::store(Network& network, Stream stream) const {
 // A layer with the memory of its passes, and what its work is called on a timeline.
 struct DeviceNetwork::DeviceLayer {
   DeviceLayer(const Layer& layer, const cuda::Tile& input, int output_pad,
-              const ops::PassPlan& pass_plan, const ParameterBlock& parameters, bool training,
-              Stream stream)
+              const LayerPlan& layer_plan, const ParameterBlock& parameters, bool training,
+              cuda::Libraries& libraries)
       : hidden(layer.kind != Layer::Kind::kOutput),
         quantized(layer.act_bits != kFloatBits),
         shape(shape_of(layer)),
         conv(cuda::conv_shape(shape, input)),
-        plan(pass_plan),
+        plan(layer_plan.forward, layer_plan.backward_data, layer_plan.backward_weight),
         out{0, layer.length / layer.pool, layer.out_channels, output_pad},
         compile_name(layer.name + " weights"),
-        forward_name(fmt::format("{} forward {}", layer.name, name_of(plan.sparse_forward))),
+        forward_name(fmt::format("{} forward {}", layer.name, cuda::kernel_name(plan.forward))),
         backward_name(fmt::format("{} backward data {} weight {}", layer.name,
-                                  name_of(plan.sparse_backward_data),
-                                  name_of(plan.sparse_backward_weight))),
+                                  cuda::kernel_name(plan.backward_data),
+                                  cuda::kernel_name(plan.backward_weight))),
         weight(parameters.value(layer.weight)) {
+    const Stream stream = libraries.stream();
+    weights.use_libraries(&libraries);
     weights.set_mask(conv, layer.weight.mask, stream);
     if (hidden) {
       values = {parameters.value(layer.gamma), parameters.value(layer.beta),
@@ -159,7 +159,7 @@ struct DeviceNetwork::DeviceLayer {
   bool hidden, quantized;
   ops::LayerShape shape;
   cuda::ConvShape conv;
-  ops::PassPlan plan;
+  cuda::PassPlan plan;
   cuda::Tile out;
   std::string compile_name, forward_name, backward_name;
   float* weight;
@@ -176,29 +176,29 @@ struct DeviceNetwork::DeviceLayer {
 };
 
 DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
-                             Stream stream)
+                             cuda::Libraries& libraries)
     : config_(network.config()),
-      stream_(stream),
-      parameters_(network, use == Use::kTraining, stream),
+      stream_(libraries.stream()),
+      parameters_(network, use == Use::kTraining, stream_),
       input_tile_{0, config_.length, config_.input_channels, padding_of(network.layers()[0])},
       factors_(1) {
   const float scale = config_.input_bits == kFloatBits ? 1.0F : input_scale(config_.input_bits);
-  input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream);
+  input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
   const std::vector<Layer>& layers = network.layers();
   cuda::Tile tile = input_tile_;
   bool integers = config_.input_bits != kFloatBits;
   for (size_t i = 0; i < layers.size(); ++i) {
     const int output_pad = i + 1 < layers.size() ? padding_of(layers[i + 1]) : 0;
     layers_.push_back(std::make_unique<DeviceLayer>(layers[i], tile, output_pad,
-                                                    pass_plan(plan, layers[i]), parameters_,
-                                                    use == Use::kTraining, stream));
+                                                    plan_of(plan, layers[i]), parameters_,
+                                                    use == Use::kTraining, libraries));
     DeviceLayer& layer = *layers_.back();
-    layer.compile({tile, integers ? ElementType::kU8 : ElementType::kF32}, false, stream);
-    layer.weights.summary(stream);  // throws if they are not finite
+    layer.compile({tile, integers ? ElementType::kU8 : ElementType::kF32}, false, stream_);
+    layer.weights.summary(stream_);  // throws if they are not finite
     tile = layer.out;
     integers = layer.quantized;
   }
-  cuda::synchronize(stream);
+  cuda::synchronize(stream_);
 }
 
 DeviceNetwork::~DeviceNetwork() = default;

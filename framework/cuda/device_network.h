@@ -12,6 +12,7 @@
 
 #include "framework/engine.h"
 #include "framework/network.h"
+#include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
 
 namespace fmp {
@@ -39,9 +40,10 @@ class DeviceNetwork {
  public:
   enum class Use : uint8_t { kTraining, kEvaluation };
 
-  // Throws std::domain_error when a weight is not finite. The stream must outlive this.
+  // Throws std::domain_error when a weight is not finite. The libraries, on whose stream all work
+  // is put, must outlive this.
   DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
-                cuda::Stream stream);
+                cuda::Libraries& libraries);
   ~DeviceNetwork();
 
   // Takes a batch from device memory. frames: [count][length][channels] codes, or values where

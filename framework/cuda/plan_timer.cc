@@ -24,28 +24,38 @@ struct Seconds {
 
 class LayerTimer {
  public:
-  LayerTimer(const Layer& layer, int batch, cuda::Stream stream)
+  LayerTimer(const Layer& layer, int batch, cuda::Libraries& libraries)
       : layer_(layer),
-        stream_(stream),
+        libraries_(libraries),
+        stream_(libraries.stream()),
         shape_(shape_of(layer)),
         in_{batch, layer.length, layer.in_channels, padding_of(layer)},
         out_{batch, layer.length, layer.out_channels, padding_of(layer)},
         conv_(cuda::conv_shape(shape_, in_)),
         integers_(layer.input_bits != kFloatBits),
-        weight_(layer.weight.value.floats(), stream),
+        weight_(layer.weight.value.floats(), stream_),
         x_(integers_ ? in_.code_bytes() : in_.floats() * sizeof(float)),
         y_(out_.floats()),
         dx_(in_.floats()),
         grad_(weight_.size()) {
     const float one = 1.0F;
-    x_scale_ = cuda::DeviceBuffer<float>(std::span(&one, 1), stream);
-    cuda::set_bytes(x_.data(), integers_ ? kCodeByte : kFloatByte, x_.size(), stream);
-    cuda::set_bytes(y_.data(), kFloatByte, y_.size() * sizeof(float), stream);
-    cuda::synchronize(stream);
+    x_scale_ = cuda::DeviceBuffer<float>(std::span(&one, 1), stream_);
+    cuda::set_bytes(x_.data(), integers_ ? kCodeByte : kFloatByte, x_.size(), stream_);
+    cuda::set_bytes(y_.data(), kFloatByte, y_.size() * sizeof(float), stream_);
+    cuda::synchronize(stream_);
   }
 
-  Seconds time(const ops::PassPlan& plan) {
+  // Whether the kernel may run the forward pass: its integers must be exact.
+  bool allows_forward(cuda::Kernel kernel) const {
+    return !cuda::is_library(kernel) || !integers_ || cuda::exact_in_floats(shape_);
+  }
+
+  // Of one kernel in all passes, but for a forward pass that it may not run.
+  Seconds time(cuda::Kernel kernel) {
+    const cuda::PassPlan plan(allows_forward(kernel) ? kernel : cuda::Kernel::kDense, kernel,
+                              kernel);
     cuda::Weights weights;
+    weights.use_libraries(&libraries_);
     weights.set_mask(conv_, layer_.weight.mask, stream_);
     weights.compile(shape_, conv_, weight_.data(), integers_, plan, true, stream_);
     run(weights);  // allocates
@@ -76,6 +86,7 @@ class LayerTimer {
   }
 
   const Layer& layer_;
+  cuda::Libraries& libraries_;
   cuda::Stream stream_;
   ops::LayerShape shape_;
   cuda::Tile in_, out_;
@@ -90,15 +101,23 @@ class LayerTimer {
 
 }  // namespace
 
-LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Stream stream) {
+LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& libraries) {
+  using cuda::Kernel;
   const cuda::Range range("plan " + layer.name);
-  LayerTimer timer(layer, batch, stream);
-  const Seconds dense = timer.time({false, false, false});
-  const Seconds sparse = timer.time({true, true, true});
+  LayerTimer timer(layer, batch, libraries);
   LayerPlan plan = dense_plan(layer);
-  plan.sparse_forward = sparse.forward < dense.forward;
-  plan.sparse_backward_data = sparse.backward_data < dense.backward_data;
-  plan.sparse_backward_weight = sparse.backward_weight < dense.backward_weight;
+  Seconds best = timer.time(Kernel::kDense);
+  const auto choose = [](Kernel kernel, double seconds, Kernel& chosen, double& fastest) {
+    if (seconds >= fastest) return;
+    chosen = kernel;
+    fastest = seconds;
+  };
+  for (const Kernel kernel : {Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
+    const Seconds now = timer.time(kernel);
+    if (timer.allows_forward(kernel)) choose(kernel, now.forward, plan.forward, best.forward);
+    choose(kernel, now.backward_data, plan.backward_data, best.backward_data);
+    choose(kernel, now.backward_weight, plan.backward_weight, best.backward_weight);
+  }
   return plan;
 }
 

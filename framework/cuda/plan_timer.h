@@ -3,12 +3,12 @@
 
 #include "framework/engine.h"
 #include "framework/network.h"
-#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/libraries.h"
 
 namespace fmp {
 
-// Runs the three passes of a layer on the device with `batch` frames, dense and sparse, and takes
-// the faster kernel for each. Waits for the stream.
-LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Stream stream);
+// Runs the three passes of a layer on the device with `batch` frames and every kernel that there
+// is, and takes the fastest for each. Waits for the libraries' stream.
+LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& libraries);
 
 }  // namespace fmp

@@ -51,20 +51,6 @@ Shape over(size_t count) { return {dim3(blocks_for(count, kBlockThreads)), dim3(
 
 }  // namespace
 
-const char* kernel_name(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::kDense:
-      return "dense";
-    case Kernel::kSparse:
-      return "sparse";
-    case Kernel::kCublas:
-      return "cublas";
-    case Kernel::kCusparse:
-      return "cusparse";
-  }
-  return "?";
-}
-
 bool exact_in_floats(const ops::LayerShape& layer) {
   if (layer.input_bits == kFloatBits || layer.weight_bits == kFloatBits) return false;
   const int64_t largest_code = (int64_t{1} << layer.input_bits) - 1;

@@ -69,15 +69,8 @@ struct ConvShape {
 // Throws std::invalid_argument when the tile is not what the layer reads.
 ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input);
 
-// What may run a pass: this backend's own kernels or a library's. All give the same integers in the
-// forward pass; sums of floats differ in their last bits.
-enum class Kernel : uint8_t {
-  kDense,
-  kSparse,    // surviving weights only
-  kCublas,    // a batched product over positions with overlapping matrices, dense
-  kCusparse,  // SpMM tap by tap, and SDDMM for the weights' gradient: surviving weights only
-};
-const char* kernel_name(Kernel kernel);  // "dense", "sparse", "cublas", "cusparse"
+using ops::Kernel;
+using ops::kernel_name;
 constexpr bool is_library(Kernel k) { return k == Kernel::kCublas || k == Kernel::kCusparse; }
 
 // The twin of ops::PassPlan.

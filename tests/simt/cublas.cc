@@ -124,10 +124,9 @@ cublasStatus_t cublasGemmStridedBatchedEx(
     const void* b, cudaDataType b_type, int ldb, long long stride_b, const void* beta, void* c,
     cudaDataType c_type, int ldc, long long stride_c, int batches, cublasComputeType_t compute_type,
     cublasGemmAlgo_t algorithm) {
-  return answer([&] {
+  const auto multiply = [=] {
     check_handle(handle);
-    require(cudaDeviceSynchronize() == cudaSuccess, CUBLAS_STATUS_EXECUTION_FAILED,
-            "a kernel failed before");
+    require(!simt::device_failed(), CUBLAS_STATUS_EXECUTION_FAILED, "a kernel failed before");
     require(handle->has_stream, CUBLAS_STATUS_NOT_INITIALIZED, "the handle has no stream");
     require(simt::stream_exists(handle->stream), CUBLAS_STATUS_INVALID_VALUE,
             "the handle's stream is destroyed");
@@ -176,5 +175,11 @@ cublasStatus_t cublasGemmStridedBatchedEx(
       }
     }
     written.mark_written();
-  });
+  };
+  const bool captures = handles.contains(handle) && handle->has_stream &&
+                        simt::stream_exists(handle->stream) &&
+                        simt::stream_captures(handle->stream);
+  if (!captures) return answer(multiply);
+  return simt::put_on_stream(handle->stream, CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_EXECUTION_FAILED,
+                             [=] { return answer(multiply); });
 }

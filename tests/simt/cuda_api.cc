@@ -366,6 +366,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
 
 namespace simt {
 
+bool device_failed() { return broken; }
+bool stream_captures(cudaStream_t stream) { return stream != nullptr && stream->captures; }
 bool stream_exists(cudaStream_t stream) { return stream == nullptr || streams.contains(stream); }
 
 cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {

@@ -2,8 +2,10 @@
 #include "tests/simt/cusparse.h"
 
 #include <algorithm>
+#include <memory>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -103,8 +105,7 @@ void check_matrix(cusparseConstSpMatDescr_t matrix) {
 void check_call(cusparseHandle_t handle, const void* alpha, const void* beta,
                 cudaDataType compute) {
   check_handle(handle);
-  require(cudaDeviceSynchronize() == cudaSuccess, CUSPARSE_STATUS_EXECUTION_FAILED,
-          "a kernel failed before");
+  require(!simt::device_failed(), CUSPARSE_STATUS_EXECUTION_FAILED, "a kernel failed before");
   require(handle->has_stream, CUSPARSE_STATUS_NOT_INITIALIZED, "the handle has no stream");
   require_valid(simt::stream_exists(handle->stream), "the handle's stream is destroyed");
   for (const void* scalar : {alpha, beta}) {
@@ -278,6 +279,36 @@ struct Sddmm {
   }
 };
 
+// Runs a product that was checked. What a graph runs later owns copies of what it reads, as it
+// outlives descriptors and scalars.
+template <typename Product>
+void run_on_stream(const Product& product) {
+  const cudaStream_t stream = product.handle->stream;
+  if (!simt::stream_captures(stream)) {
+    product.run();
+    return;
+  }
+  struct Copies {
+    std::remove_cvref_t<decltype(*product.a)> a;
+    std::remove_cvref_t<decltype(*product.b)> b;
+    std::remove_cvref_t<decltype(*product.c)> c;
+    float alpha, beta;
+  };
+  const auto copies = std::make_shared<Copies>(Copies{*product.a, *product.b, *product.c,
+                                                      *static_cast<const float*>(product.alpha),
+                                                      *static_cast<const float*>(product.beta)});
+  Product later = product;
+  later.a = &copies->a;
+  later.b = &copies->b;
+  later.c = &copies->c;
+  later.alpha = &copies->alpha;
+  later.beta = &copies->beta;
+  const cusparseStatus_t status =
+      simt::put_on_stream(stream, CUSPARSE_STATUS_SUCCESS, CUSPARSE_STATUS_EXECUTION_FAILED,
+                          [later, copies] { return answer([&] { later.run(); }); });
+  require(status == CUSPARSE_STATUS_SUCCESS, status, "the capture does not take it");
+}
+
 }  // namespace
 
 const char* cusparseGetErrorName(cusparseStatus_t status) {
@@ -418,7 +449,7 @@ cusparseStatus_t cusparseSpMM(cusparseHandle_t handle, cusparseOperation_t op_a,
   return answer([&] {
     const Spmm spmm{handle, op_a, op_b, alpha, a, b, beta, c, compute_type, algorithm};
     check_buffer(buffer, spmm.check());
-    spmm.run();
+    run_on_stream(spmm);
   });
 }
 
@@ -440,6 +471,6 @@ cusparseStatus_t cusparseSDDMM(cusparseHandle_t handle, cusparseOperation_t op_a
   return answer([&] {
     const Sddmm sddmm{handle, op_a, op_b, alpha, a, b, beta, c, compute_type, algorithm};
     check_buffer(buffer, sddmm.check());
-    sddmm.run();
+    run_on_stream(sddmm);
   });
 }

@@ -61,6 +61,17 @@ struct Extent {
 };
 
 bool stream_exists(cudaStream_t stream);
+bool stream_captures(cudaStream_t stream);
+bool device_failed();  // a kernel did, and every call fails until cudaDeviceReset()
+
+// Runs what a call of a library puts on its stream, now or in every launch of the graph that is
+// captured; `work` must own what it needs. Returns `failure` where a capture cannot take it.
+template <typename Status, typename Work>
+Status put_on_stream(cudaStream_t stream, Status success, Status failure, const Work& work) {
+  if (!stream_captures(stream)) return work();
+  const auto captured = [=] { return work() == success ? cudaSuccess : cudaErrorLaunchFailure; };
+  return enqueue(stream, captured) == cudaSuccess ? success : failure;
+}
 bool is_initialised(const void* address, size_t bytes);
 
 }  // namespace simt
