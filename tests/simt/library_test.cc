@@ -2,6 +2,9 @@
 // The stand-ins for cuBLAS and cuSPARSE compute what the documentation says, and refuse each wrong
 // call that a device might let pass: calls that are right but for one thing.
 #include <gtest/gtest.h>
+#include <thrust/copy.h>
+#include <thrust/sort.h>
+#include <thrust/system/cuda/execution_policy.h>
 
 #include <functional>
 #include <string>
@@ -438,6 +441,81 @@ TEST_F(CusparseTest, RefusesHandlesWithoutStream) {
   EXPECT_EQ(cusparseSetStream(fresh, stream), CUSPARSE_STATUS_INVALID_VALUE);
   EXPECT_EQ(cusparseDestroy(fresh), CUSPARSE_STATUS_SUCCESS);
   EXPECT_EQ(cusparseDestroy(fresh), CUSPARSE_STATUS_NOT_INITIALIZED);
+}
+
+// --- Thrust --------------------------------------------------------------------------------------
+
+struct IsOdd {
+  bool operator()(unsigned char value) const { return value % 2 == 1; }
+};
+
+class ThrustTest : public LibraryTest {
+ protected:
+  static void expect_refusal(const std::function<void()>& call, const std::string& says) {
+    try {
+      call();
+      FAIL() << "not refused, expected: " << says;
+    } catch (const thrust::system_error& error) {
+      EXPECT_NE(std::string(error.what()).find(says), std::string::npos) << error.what();
+    }
+  }
+  static std::vector<unsigned> numbers(const unsigned* memory, size_t count) {
+    std::vector<unsigned> values(count);
+    EXPECT_EQ(cudaMemcpyAsync(values.data(), memory, count * sizeof(unsigned),
+                              cudaMemcpyDeviceToHost, nullptr),
+              cudaSuccess);
+    return values;
+  }
+  using Counter = thrust::counting_iterator<unsigned>;
+};
+
+TEST_F(ThrustTest, SortsAndKeepsTheOrderOfEqualKeys) {
+  unsigned* keys = upload(std::vector<unsigned>{3, 1, 0xffffffff, 1});
+  unsigned* values = upload(std::vector<unsigned>{0, 1, 2, 3});
+  thrust::stable_sort_by_key(thrust::cuda::par.on(nullptr), keys, keys + 4, values);
+  EXPECT_EQ(numbers(keys, 4), (std::vector<unsigned>{1, 1, 3, 0xffffffff}));
+  EXPECT_EQ(numbers(values, 4), (std::vector<unsigned>{1, 3, 0, 2}));
+}
+
+TEST_F(ThrustTest, RefusesToSortWhatIsNotThere) {
+  const auto policy = thrust::cuda::par.on(nullptr);
+  unsigned host[4] = {};
+  unsigned* keys = upload(std::vector<unsigned>{3, 1, 2, 1});
+  unsigned* never_written = uninitialised<unsigned>(4);
+  const auto sort = [&](unsigned* k, size_t count, unsigned* v) {
+    return [=] { thrust::stable_sort_by_key(policy, k, k + count, v); };
+  };
+  expect_refusal(sort(host, 4, keys), "keys: 16 bytes");
+  expect_refusal(sort(keys, 4, host), "values: 16 bytes");
+  expect_refusal(sort(keys, 5, keys), "keys: 20 bytes");
+  expect_refusal(sort(never_written, 4, keys), "keys: memory that was never written");
+  expect_refusal(sort(keys, 4, never_written), "values: memory that was never written");
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  expect_refusal(
+      [&] { thrust::stable_sort_by_key(thrust::cuda::par.on(stream), keys, keys + 4, keys); },
+      "no such stream");
+}
+
+TEST_F(ThrustTest, CopiesWhatTheStencilChooses) {
+  const auto policy = thrust::cuda::par.on(nullptr);
+  auto* stencil = upload(std::vector<unsigned char>{1, 0, 1, 1});
+  unsigned* result = uninitialised<unsigned>(3);
+  EXPECT_EQ(thrust::copy_if(policy, Counter(10), Counter(14), stencil, result, IsOdd{}),
+            result + 3);
+  EXPECT_EQ(numbers(result, 3), (std::vector<unsigned>{10, 12, 13}));
+
+  unsigned host[4] = {};
+  unsigned char on_host[4] = {};
+  auto* never_written = uninitialised<unsigned char>(4);
+  const auto copy = [&](unsigned char* s, unsigned* to) {
+    return [=] { thrust::copy_if(policy, Counter(0), Counter(4), s, to, IsOdd{}); };
+  };
+  expect_refusal(copy(on_host, result), "stencil: 4 bytes");
+  expect_refusal(copy(never_written, result), "stencil: memory that was never written");
+  expect_refusal(copy(stencil, host), "result: 12 bytes");
+  expect_refusal(copy(stencil, uninitialised<unsigned>(2)), "result: 12 bytes");
 }
 
 }  // namespace

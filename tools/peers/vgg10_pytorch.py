@@ -91,17 +91,24 @@ def prune_to(model, density):
     prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=1 - density)
 
 
+def synchronize():
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def frames_per_second(step, batch):
     times = []
     while len(times) < MIN_STEPS or sum(times) < MIN_SECONDS:
+        synchronize()
         start = time.perf_counter()
         step()
+        synchronize()
         times.append(time.perf_counter() - start)
     return batch / min(times)
 
 
-def sgemm_gflop_per_s(n=2048):
-    a, b = torch.randn(n, n), torch.randn(n, n)
+def sgemm_gflop_per_s(device, n=2048):
+    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
     products = frames_per_second(lambda: torch.mm(a, b), 1)
     return 2e-9 * n**3 * products
 
@@ -116,15 +123,18 @@ def main():
     parser.add_argument(
         "--density", type=float, default=1.0, help="share of the weights that is not pruned"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
 
     torch.manual_seed(0)
     model = float_model() if args.model == "float" else brevitas_model(args.bits)
     if args.density < 1:
         prune_to(model, args.density)
+    model.to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     criterion = nn.CrossEntropyLoss()
-    x, y = torch.randn(args.batch, 2, LENGTH), torch.randint(0, CLASSES, (args.batch,))
+    x = torch.randn(args.batch, 2, LENGTH, device=args.device)
+    y = torch.randint(0, CLASSES, (args.batch,), device=args.device)
 
     def train_step():
         optimizer.zero_grad()
@@ -146,10 +156,11 @@ def main():
                 "bits": args.bits if args.model == "brevitas" else 32,
                 "batch": args.batch,
                 "density": args.density,
+                "device": args.device,
                 "train_frames_per_s": round(train, 1),
                 "eval_frames_per_s": round(evaluation, 1),
                 "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "sgemm_gflop_per_s": round(sgemm_gflop_per_s(), 1),
+                "sgemm_gflop_per_s": round(sgemm_gflop_per_s(args.device), 1),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
