@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -88,6 +89,8 @@ struct Case {
   ops::Kernel kernel;
   bool pruned, is_float;
 };
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 class CudaStepTest : public testing::TestWithParam<Case> {
  protected:
