@@ -167,6 +167,7 @@ TEST_F(CublasTest, RefusesEachWrongCall) {
 TEST_F(CublasTest, RefusesHandlesWithoutStreamOrWorkspace) {
   cublasHandle_t fresh = nullptr;
   ASSERT_EQ(cublasCreate(&fresh), CUBLAS_STATUS_SUCCESS);
+  ASSERT_EQ(cublasDestroy(call.handle), CUBLAS_STATUS_SUCCESS);
   call.handle = fresh;
   EXPECT_EQ(call.run(), CUBLAS_STATUS_NOT_INITIALIZED);
   cudaStream_t stream = nullptr;
