@@ -12,38 +12,11 @@
 
 #include "tests/simt/cublas_v2.h"
 #include "tests/simt/cusparse.h"
+#include "tests/simt/runtime_fixture.h"
 
 namespace {
 
 using Floats = std::vector<float>;
-
-class LibraryTest : public testing::Test {
- protected:
-  LibraryTest() { cudaDeviceReset(); }
-  ~LibraryTest() override { cudaDeviceReset(); }
-
-  template <typename T>
-  static T* uninitialised(size_t count) {
-    void* memory = nullptr;
-    EXPECT_EQ(cudaMalloc(&memory, count * sizeof(T)), cudaSuccess);
-    return static_cast<T*>(memory);
-  }
-  template <typename T>
-  static T* upload(const std::vector<T>& values) {
-    T* memory = uninitialised<T>(values.size());
-    EXPECT_EQ(cudaMemcpyAsync(memory, values.data(), values.size() * sizeof(T),
-                              cudaMemcpyHostToDevice, nullptr),
-              cudaSuccess);
-    return memory;
-  }
-  static Floats download(const float* memory, size_t count) {
-    Floats values(count);
-    EXPECT_EQ(cudaMemcpyAsync(values.data(), memory, count * sizeof(float), cudaMemcpyDeviceToHost,
-                              nullptr),
-              cudaSuccess);
-    return values;
-  }
-};
 
 // A wrong call: what is changed, and what the refusal must say.
 template <typename Call>
@@ -77,7 +50,7 @@ struct Gemm {
   }
 };
 
-class CublasTest : public LibraryTest {
+class CublasTest : public RuntimeTest {
  protected:
   CublasTest() {
     EXPECT_EQ(cublasCreate(&call.handle), CUBLAS_STATUS_SUCCESS);
@@ -288,7 +261,7 @@ void expect_refusals(const Call& call, const std::vector<Wrong<Call>>& wrongs) {
   EXPECT_EQ(call.run(), CUSPARSE_STATUS_SUCCESS);
 }
 
-class CusparseTest : public LibraryTest {
+class CusparseTest : public RuntimeTest {
  protected:
   CusparseTest() {
     EXPECT_EQ(cusparseCreate(&handle), CUSPARSE_STATUS_SUCCESS);
@@ -450,7 +423,7 @@ struct IsOdd {
   bool operator()(unsigned char value) const { return value % 2 == 1; }
 };
 
-class ThrustTest : public LibraryTest {
+class ThrustTest : public RuntimeTest {
  protected:
   static void expect_refusal(const std::function<void()>& call, const std::string& says) {
     try {
@@ -460,13 +433,6 @@ class ThrustTest : public LibraryTest {
       EXPECT_NE(std::string(error.what()).find(says), std::string::npos) << error.what();
     }
   }
-  static std::vector<unsigned> numbers(const unsigned* memory, size_t count) {
-    std::vector<unsigned> values(count);
-    EXPECT_EQ(cudaMemcpyAsync(values.data(), memory, count * sizeof(unsigned),
-                              cudaMemcpyDeviceToHost, nullptr),
-              cudaSuccess);
-    return values;
-  }
   using Counter = thrust::counting_iterator<unsigned>;
 };
 
@@ -474,8 +440,8 @@ TEST_F(ThrustTest, SortsAndKeepsTheOrderOfEqualKeys) {
   unsigned* keys = upload(std::vector<unsigned>{3, 1, 0xffffffff, 1});
   unsigned* values = upload(std::vector<unsigned>{0, 1, 2, 3});
   thrust::stable_sort_by_key(thrust::cuda::par.on(nullptr), keys, keys + 4, values);
-  EXPECT_EQ(numbers(keys, 4), (std::vector<unsigned>{1, 1, 3, 0xffffffff}));
-  EXPECT_EQ(numbers(values, 4), (std::vector<unsigned>{1, 3, 0, 2}));
+  EXPECT_EQ(download(keys, 4), (std::vector<unsigned>{1, 1, 3, 0xffffffff}));
+  EXPECT_EQ(download(values, 4), (std::vector<unsigned>{1, 3, 0, 2}));
 }
 
 TEST_F(ThrustTest, RefusesToSortWhatIsNotThere) {
@@ -505,7 +471,7 @@ TEST_F(ThrustTest, CopiesWhatTheStencilChooses) {
   unsigned* result = uninitialised<unsigned>(3);
   EXPECT_EQ(thrust::copy_if(policy, Counter(10), Counter(14), stencil, result, IsOdd{}),
             result + 3);
-  EXPECT_EQ(numbers(result, 3), (std::vector<unsigned>{10, 12, 13}));
+  EXPECT_EQ(download(result, 3), (std::vector<unsigned>{10, 12, 13}));
 
   unsigned host[4] = {};
   unsigned char on_host[4] = {};

@@ -11,40 +11,15 @@
 
 #include "kernels/cuda/error.h"
 #include "tests/simt/nvtx3/nvToolsExt.h"
+#include "tests/simt/runtime_fixture.h"
 #include "tests/simt/simt_kernels.h"
 
 namespace {
 
 using fmp::cuda::CudaError;
 
-class SimtTest : public testing::Test {
+class SimtTest : public RuntimeTest {
  protected:
-  SimtTest() { cudaDeviceReset(); }
-  ~SimtTest() override { cudaDeviceReset(); }
-
-  template <typename T>
-  static T* uninitialised(size_t count) {
-    void* memory = nullptr;
-    EXPECT_EQ(cudaMalloc(&memory, count * sizeof(T)), cudaSuccess);
-    return static_cast<T*>(memory);
-  }
-  template <typename T>
-  static T* upload(const std::vector<T>& values) {
-    T* memory = uninitialised<T>(values.size());
-    EXPECT_EQ(cudaMemcpyAsync(memory, values.data(), values.size() * sizeof(T),
-                              cudaMemcpyHostToDevice, nullptr),
-              cudaSuccess);
-    return memory;
-  }
-  template <typename T>
-  static std::vector<T> download(const T* memory, size_t count) {
-    std::vector<T> values(count);
-    EXPECT_EQ(
-        cudaMemcpyAsync(values.data(), memory, count * sizeof(T), cudaMemcpyDeviceToHost, nullptr),
-        cudaSuccess);
-    return values;
-  }
-
   // Runs what must fail, and expects all of `parts` in the message.
   static void expect_fault(const std::function<void()>& run,
                            const std::vector<std::string>& parts) {
