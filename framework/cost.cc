@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "framework/onnx_export.h"
 #include "kernels/ops.h"
 
 namespace fmp {
@@ -22,7 +23,7 @@ int64_t count_nonzero(const Layer& layer) {
   return std::ranges::count_if(quantize_weights(layer).codes, is_nonzero);
 }
 
-// Every quantizer of a Network has a scale.
+// As in the file that export_onnx() writes: a quantizer has a scale.
 std::string type_name(std::string_view integer, int bits) {
   return bits == kFloatBits ? "FLOAT32" : fmt::format("SCALED{}{}", integer, bits);
 }
@@ -121,6 +122,12 @@ NetworkCost inference_cost(const Network& network) {
   NetworkCost cost;
   for (const Layer& layer : network.layers()) {
     cost.layers.push_back(layer_cost(layer, cost.layers.empty()));
+  }
+  if (export_counts_codes(network)) {
+    LayerCost& output = cost.layers.back();
+    output.input_type = fmt::format("UINT{}", output.input_bits);
+    output.weight_type = fmt::format("INT{}", output.weight_bits);
+    output.output_type = "INT32";
   }
   return cost;
 }

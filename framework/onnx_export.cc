@@ -26,7 +26,8 @@ constexpr int kBiasBits = 32;  // Brevitas' Int32Bias
 // Appends nodes to a model; values are named after the node that writes them.
 class Writer {
  public:
-  explicit Writer(const Network& network) : network_(network) {
+  explicit Writer(const Network& network)
+      : network_(network), counts_codes_(export_counts_codes(network)) {
     model_.set_ir_version(kIrVersion);
     model_.set_producer_name("fmp");
     model_.mutable_graph()->set_name("fmp");
@@ -52,9 +53,12 @@ class Writer {
         add_dense(layer);
       }
       if (layer.kind == Layer::Kind::kOutput) {
+        if (counts_codes_)
+          advance("Mul", layer.name,
+                  {add_scalar(layer.name + ".scale", scale * quantize_weights(layer).scale)});
         add_bias(layer, scale);
       } else {
-        scale = add_activation(layer);
+        scale = add_activation(layer, counts_codes_ && &layer == &network_.layers().end()[-2]);
       }
     }
     describe(*graph().add_output());
@@ -92,6 +96,10 @@ class Writer {
     for (const int64_t size : shape) tensor.add_dims(size);
     tensor.set_raw_data(values.data(), values.size_bytes());
     return name;
+  }
+
+  std::string add_scalar(const std::string& name, float value) {
+    return add_constant(name, {}, {&value, 1});
   }
 
   // Adds a node that writes `output`, without making that the current value.
@@ -134,12 +142,9 @@ class Writer {
   // `name`: what is quantized, e.g. "conv1.weight". Returns the quantized value's name.
   std::string add_quantizer(const std::string& name, const std::string& value,
                             const QuantizerSettings& settings) {
-    const auto constant = [&](const char* what, float number) {
-      return add_constant(fmt::format("{}.{}", name, what), {}, {&number, 1});
-    };
-    const std::string scale = constant("scale", settings.scale);
-    const std::string zero_point = constant("zero_point", 0);
-    const std::string bits = constant("bits", static_cast<float>(settings.bits));
+    const std::string scale = add_scalar(name + ".scale", settings.scale);
+    const std::string zero_point = add_scalar(name + ".zero_point", 0);
+    const std::string bits = add_scalar(name + ".bits", static_cast<float>(settings.bits));
     std::string output = name + ".quantized";
     onnx::NodeProto& node =
         add_node("Quant", name + ".Quant", {value, scale, zero_point, bits}, output);
@@ -156,8 +161,14 @@ class Writer {
   std::string add_weight(const Layer& layer, const Shape& shape, const std::vector<float>& values) {
     std::string name = add_constant(layer.name + ".weight", shape, values);
     if (layer.weight_bits == kFloatBits) return name;
-    return add_quantizer(name, name,
-                         {quantize_weights(layer).scale, layer.weight_bits, true, true});
+    float scale = quantize_weights(layer).scale;
+    std::string operand = name;
+    if (layer.kind == Layer::Kind::kOutput && counts_codes_) {
+      operand = name + ".in_codes";
+      add_node("Div", name + ".Div", {name, add_scalar(name + ".divisor", scale)}, operand);
+      scale = 1;
+    }
+    return add_quantizer(name, operand, {scale, layer.weight_bits, true, true});
   }
 
   void add_convolution(const Layer& layer) {
@@ -216,8 +227,8 @@ class Writer {
     advance("Add", layer.name, {bias}, true);
   }
 
-  // Batch-norm, QuantReLU and pooling. Returns the scale of what they write.
-  float add_activation(const Layer& layer) {
+  // Batch-norm, QuantReLU and pooling. as_codes: without the quantizer's scale. Returns that scale.
+  float add_activation(const Layer& layer, bool as_codes) {
     const auto parameter = [&](const char* name, const Tensor& tensor) {
       return add_constant(fmt::format("{}.{}", layer.name, name), {layer.out_channels},
                           tensor.floats());
@@ -230,13 +241,17 @@ class Writer {
     epsilon.set_name("epsilon");
     epsilon.set_type(onnx::AttributeProto::FLOAT);
     epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
-    advance("Relu", layer.name);
     float scale = 1;
     if (layer.act_bits != kFloatBits) {
       const float threshold =
           std::max(std::abs(layer.threshold.value.floats()[0]), kMinQuantizerRange);
       scale = threshold / static_cast<float>((1 << layer.act_bits) - 1);
-      value_ = add_quantizer(layer.name, value_, {scale, layer.act_bits, false, false});
+    }
+    if (as_codes) advance("Div", layer.name, {add_scalar(layer.name + ".divisor", scale)});
+    advance("Relu", layer.name);
+    if (layer.act_bits != kFloatBits) {
+      value_ =
+          add_quantizer(layer.name, value_, {as_codes ? 1 : scale, layer.act_bits, false, false});
       describe(*graph().add_value_info());
     }
     if (layer.pool > 1) {
@@ -250,12 +265,18 @@ class Writer {
   }
 
   const Network& network_;
+  bool counts_codes_;
   onnx::ModelProto model_;
   std::string value_;  // what the last node wrote
   Shape shape_;        // its shape
 };
 
 }  // namespace
+
+bool export_counts_codes(const Network& network) {
+  const std::vector<Layer>& layers = network.layers();
+  return layers.back().weight_bits != kFloatBits && layers.end()[-2].act_bits != kFloatBits;
+}
 
 void export_onnx(const Network& network, const std::filesystem::path& file) {
   write_file_atomically(file, Writer(network).write());
