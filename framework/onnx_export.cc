@@ -26,8 +26,7 @@ constexpr int kBiasBits = 32;  // Brevitas' Int32Bias
 // Appends nodes to a model; values are named after the node that writes them.
 class Writer {
  public:
-  explicit Writer(const Network& network)
-      : network_(network), counts_codes_(export_counts_codes(network)) {
+  explicit Writer(const Network& network) : network_(network) {
     model_.set_ir_version(kIrVersion);
     model_.set_producer_name("fmp");
     model_.mutable_graph()->set_name("fmp");
@@ -46,19 +45,25 @@ class Writer {
       scale = static_cast<float>(kInputRange / std::ldexp(1.0, config.input_bits - 1));
       value_ = add_quantizer("input", value_, {scale, config.input_bits, true, false});
     }
-    for (const Layer& layer : network_.layers()) {
+    const std::vector<Layer>& layers = network_.layers();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const Layer& layer = layers[i];
+      const bool on_codes = multiplies_codes(layer);
       if (layer.kind == Layer::Kind::kConv) {
         add_convolution(layer);
       } else {
         add_dense(layer);
       }
+      const float weight_scale = quantize_weights(layer).scale;
+      if (on_codes) {
+        // The input of the network keeps its scale, a power of two.
+        const float factor = i == 0 ? weight_scale : scale * weight_scale;
+        advance("Mul", layer.name, {add_scalar(layer.name + ".sum_scale", factor)});
+      }
       if (layer.kind == Layer::Kind::kOutput) {
-        if (counts_codes_)
-          advance("Mul", layer.name,
-                  {add_scalar(layer.name + ".scale", scale * quantize_weights(layer).scale)});
-        add_bias(layer, scale);
+        add_bias(layer, on_codes, scale * weight_scale);
       } else {
-        scale = add_activation(layer, counts_codes_ && &layer == &network_.layers().end()[-2]);
+        scale = add_activation(layer, multiplies_codes(layers[i + 1]));
       }
     }
     describe(*graph().add_output());
@@ -163,7 +168,7 @@ class Writer {
     if (layer.weight_bits == kFloatBits) return name;
     float scale = quantize_weights(layer).scale;
     std::string operand = name;
-    if (layer.kind == Layer::Kind::kOutput && counts_codes_) {
+    if (multiplies_codes(layer)) {
       operand = name + ".in_codes";
       add_node("Div", name + ".Div", {name, add_scalar(name + ".divisor", scale)}, operand);
       scale = 1;
@@ -217,17 +222,16 @@ class Writer {
     advance("MatMul", layer.name, {operand});
   }
 
-  void add_bias(const Layer& layer, float input_scale) {
+  // is_quantized: to multiples of `scale`.
+  void add_bias(const Layer& layer, bool is_quantized, float scale) {
     std::string bias =
         add_constant(layer.name + ".bias", {layer.out_channels}, layer.bias.value.floats());
-    if (layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits) {
-      const float scale = input_scale * quantize_weights(layer).scale;
-      bias = add_quantizer(bias, bias, {scale, kBiasBits, true, false});
-    }
+    if (is_quantized) bias = add_quantizer(bias, bias, {scale, kBiasBits, true, false});
     advance("Add", layer.name, {bias}, true);
   }
 
-  // Batch-norm, QuantReLU and pooling. as_codes: without the quantizer's scale. Returns that scale.
+  // Batch-norm, QuantReLU and pooling. as_codes: divided by the quantizer's scale. Returns that
+  // scale.
   float add_activation(const Layer& layer, bool as_codes) {
     const auto parameter = [&](const char* name, const Tensor& tensor) {
       return add_constant(fmt::format("{}.{}", layer.name, name), {layer.out_channels},
@@ -265,7 +269,6 @@ class Writer {
   }
 
   const Network& network_;
-  bool counts_codes_;
   onnx::ModelProto model_;
   std::string value_;  // what the last node wrote
   Shape shape_;        // its shape
@@ -273,9 +276,8 @@ class Writer {
 
 }  // namespace
 
-bool export_counts_codes(const Network& network) {
-  const std::vector<Layer>& layers = network.layers();
-  return layers.back().weight_bits != kFloatBits && layers.end()[-2].act_bits != kFloatBits;
+bool multiplies_codes(const Layer& layer) {
+  return layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
 }
 
 void export_onnx(const Network& network, const std::filesystem::path& file) {

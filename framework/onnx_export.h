@@ -12,16 +12,18 @@ namespace fmp {
 // the domain "qonnx.custom_op.general" for the input, the weights, the activations and the output
 // bias. Input "global_in" [1, channels, samples], output "global_out" [1, classes]. Weights are
 // float values before their quantizer, pruned ones 0. The first dense layer's inputs are in the
-// order in which ONNX flattens, channel-major. The output layer multiplies codes and scales their
-// sum (Div before its quantizers, whose scale is 1, and Mul after its MatMul): sums of scaled
-// values would depend on the order in which floats are added, and so would the winner where the
-// sums of two classes are equal. framework/onnx_import.h reads the same network back.
+// order in which ONNX flattens, channel-major. framework/onnx_import.h reads the same network back.
+//
+// Layers multiply codes: quantizers have the scale 1, with a Div before them, and a Mul brings the
+// sums of a Conv or MatMul to their scale. Such sums are exact in float, whatever their order, and
+// what follows (BatchNormalization, Div, Quant) rounds as ops::EvaluationState says, so that a
+// runtime that executes the graph node by node finds the codes and predictions of this project.
+// Only the network's input is in units of its own: its scale is a power of two.
 //
 // Replaces `file` atomically. Throws Error that names the file and the system's reason.
 void export_onnx(const Network& network, const std::filesystem::path& file);
 
-// Whether the output layer of the exported network multiplies codes: all networks whose last
-// weights and activations are quantized.
-bool export_counts_codes(const Network& network);
+// Whether an exported layer multiplies codes: its weights and its inputs are quantized.
+bool multiplies_codes(const Layer& layer);
 
 }  // namespace fmp

@@ -187,6 +187,14 @@ class Importer {
     return is_division ? 1 / scalar : scalar;
   }
 
+  // A factor of the sums of a Conv, Gemm or MatMul.
+  void read_sum_factor(FoundLayer& layer) {
+    if (!at("Mul") && !at("Div")) return;
+    const double factor = read_factor();
+    layer.factor *= factor;
+    for (float& bias : layer.bias) bias = static_cast<float>(bias * factor);
+  }
+
   WeightOperand weight_operand(size_t input) const {
     WeightOperand operand;
     if (!node_->has_input(input) || !graph_.input_of(*node_, input).constant) {
@@ -292,6 +300,8 @@ class Importer {
     take_weight(layer, std::move(operand));
     if (node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
     advance();
+    skip_transparent();
+    read_sum_factor(layer);
   }
 
   // Reorders the inputs of the first dense layer: ONNX flattens [C][L], a Network [L][C].
@@ -334,11 +344,7 @@ class Importer {
     if (is_gemm && node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
     advance();
     skip_transparent();
-    if (at("Mul") || at("Div")) {
-      const double factor = read_factor();
-      layer.factor *= factor;
-      for (float& bias : layer.bias) bias = static_cast<float>(bias * factor);
-    }
+    read_sum_factor(layer);
     if (at("Add")) {
       add_bias(layer, graph_.input_of(*node_, node_->inputs[0] == value_ ? 1 : 0));
       advance();
