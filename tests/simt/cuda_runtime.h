@@ -131,12 +131,14 @@ inline unsigned __float_as_uint(float value) {
 }
 inline float __uint_as_float(unsigned bits) { return simt::from_bits<float>(simt::to_bits(bits)); }
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-// Four products of signed bytes, added to c.
-inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 32; i += 8) {
-    c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+// Each digit of the selector picks a byte: of x from 0 on, of y from 4 on.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned picked = 0;
+  for (int i = 0; i < 4; ++i) {
+    picked |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
   }
-  return c;
+  return picked;
 }
 template <typename T>
 constexpr T min(T a, T b) {
