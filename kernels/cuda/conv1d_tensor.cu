@@ -32,6 +32,13 @@ __device__ __forceinline__ void load_frames(const T* frames, bool exists, T (&of
   of_frame[3] = v.w;
 }
 
+// Tensor cores round sums of floats towards zero, which adds up. So they add up the parts of one
+// step only, the smallest first, and steps are added with rounding to nearest.
+__device__ __forceinline__ void add_step(const float (&of_step)[4], float (&sums)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) sums[e] += of_step[e];
+}
+
 // --- Weights by windows --------------------------------------------------------------------------
 
 constexpr int kOutTiles = 4;    // of kFragmentRows outputs; of a warp
@@ -58,12 +65,16 @@ struct CodeWindow {
       for (int i = 0; i < kFrameTiles; ++i) b[i][0][half] = words[i];
     }
   }
-  static __device__ __forceinline__ void multiply(Sum (&d)[4], const uint32_t (&a)[4],
-                                                  const uint32_t (&b)[2]) {
-    if constexpr (kSigned) {
-      mma_m16n8k32_s8_s8(d, a, b);
-    } else {
-      mma_m16n8k32_s8_u8(d, a, b);
+  static __device__ __forceinline__ void add_product(Sum (&sums)[kFrameTiles][4],
+                                                     const uint32_t (&a)[4],
+                                                     const uint32_t (&b)[kFrameTiles][kParts][2]) {
+#pragma unroll
+    for (int i = 0; i < kFrameTiles; ++i) {
+      if constexpr (kSigned) {
+        mma_m16n8k32_s8_s8(sums[i], a, b[i][0]);
+      } else {
+        mma_m16n8k32_s8_u8(sums[i], a, b[i][0]);
+      }
     }
   }
 };
@@ -90,9 +101,17 @@ struct GradientWindow {
       }
     }
   }
-  static __device__ __forceinline__ void multiply(Sum (&d)[4], const uint32_t (&a)[4],
-                                                  const uint32_t (&b)[2]) {
-    mma_m16n8k16_bf16(d, a, b);
+  static __device__ __forceinline__ void add_product(Sum (&sums)[kFrameTiles][4],
+                                                     const uint32_t (&a)[4],
+                                                     const uint32_t (&b)[kFrameTiles][kParts][2]) {
+    Sum of_step[kFrameTiles][4] = {};
+#pragma unroll
+    for (int p = kParts - 1; p >= 0; --p) {
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) mma_m16n8k16_bf16(of_step[i], a, b[i][p]);
+    }
+#pragma unroll
+    for (int i = 0; i < kFrameTiles; ++i) add_step(of_step[i], sums[i]);
   }
 };
 
@@ -125,11 +144,7 @@ __global__ void __launch_bounds__(kWarpLanes* kPositions)
             weights + static_cast<size_t>((first_tile + m) * s.depth_steps + step) * kWarpLanes +
             static_cast<size_t>(thread_x()));
         const uint32_t a[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-        for (int p = 0; p < Window::kParts; ++p) {
-#pragma unroll
-          for (int i = 0; i < kFrameTiles; ++i) Window::multiply(sums[m][i], a, b[i][p]);
-        }
+        Window::add_product(sums[m], a, b);
       }
     }
   }
@@ -311,24 +326,25 @@ __global__ void __launch_bounds__(kWarpLanes* kGradientWarps)
       }
 #pragma unroll
       for (int i = 0; i < kQuad; ++i) {
-        // Tensor cores round towards zero, which adds up in long sums; what one step comes to is
-        // therefore added with rounding to nearest.
-        float of_step[kGradientTiles][4] = {};
+        uint32_t b[kHalves][2];
 #pragma unroll
         for (int h = 0; h < kHalves; ++h) {
-          const uint32_t b[2] = {code_pair<kSigned>(words[h][0], words[h][1], i),
-                                 code_pair<kSigned>(words[h][2], words[h][3], i)};
+          b[h][0] = code_pair<kSigned>(words[h][0], words[h][1], i);
+          b[h][1] = code_pair<kSigned>(words[h][2], words[h][3], i);
+        }
+        float of_step[kGradientTiles][4] = {};
 #pragma unroll
-          for (int p = 0; p < kFloatParts; ++p) {
+        for (int p = kFloatParts - 1; p >= 0; --p) {
 #pragma unroll
-            for (int m = 0; m < kGradientTiles; ++m) mma_m16n8k16_bf16(of_step[m], a[m][h][p], b);
+          for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+            for (int m = 0; m < kGradientTiles; ++m) {
+              mma_m16n8k16_bf16(of_step[m], a[m][h][p], b[h]);
+            }
           }
         }
 #pragma unroll
-        for (int m = 0; m < kGradientTiles; ++m) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) sums[m][q][i][e] += of_step[m][e];
-        }
+        for (int m = 0; m < kGradientTiles; ++m) add_step(of_step[m], sums[m][q][i]);
       }
     }
   }
