@@ -250,20 +250,19 @@ constexpr int kGradientTiles = 2, kQuadGroups = 2;
 constexpr int kGradientOutputs = kGradientTiles * kFragmentRows;
 constexpr int kGradientQuads = kQuadGroups * kFragmentColumns;
 constexpr int kGradientWarps = 6;  // of a block, at most: what 64 outputs by 3 * 64 columns take
-constexpr int kHalves = kWarpLanes / kBf16Depth;  // products over the frames of a warp
-// Two blocks for each of about 130 multiprocessors; more of them would only have more sums to add.
-constexpr int kGradientBlocks = 264;
+// Blocks on each of about 130 multiprocessors, which their registers fill. More of them in all
+// would only leave more sums to add.
+constexpr int kGradientBlocksEach = 2, kGradientBlocks = 132 * kGradientBlocksEach;
 
-// Two codes, channel i of two frames, as bf16.
+// Two codes, byte i of two words, as bf16. kSigned: bytes are codes + 128.
+constexpr uint32_t kAdd128 = 0x80808080U;  // to signed bytes, by exclusive or
 template <bool kSigned>
 __device__ __forceinline__ uint32_t code_pair(uint32_t first, uint32_t second, int i) {
-  // 2^23 + n has n in its lowest bits; signed codes become 0 .. 255 first.
-  constexpr uint32_t kBits = 0x4b000000U;
-  constexpr uint32_t kFlip = kSigned ? 0x80808080U : 0U;
+  constexpr uint32_t kBits = 0x4b000000U;  // 2^23 + n has n in its lowest bits
   constexpr float kOffset = 8388608.0F + (kSigned ? 128.0F : 0.0F);
   const auto value = [&](uint32_t word) {
-    return __uint_as_float(__byte_perm(word ^ kFlip, kBits, 0x7440U + static_cast<unsigned>(i))) -
-           kOffset;
+    const unsigned byte_and_bits = 0x7440U + static_cast<unsigned>(i);
+    return __uint_as_float(__byte_perm(word, kBits, byte_and_bits)) - kOffset;
   };
   return upper_halves(value(first), value(second));
 }
@@ -274,7 +273,7 @@ struct GradientTiles {
 
 // partial: [slice][O][T][C]
 template <bool kSigned>
-__global__ void __launch_bounds__(kWarpLanes* kGradientWarps)
+__global__ void __launch_bounds__(kWarpLanes* kGradientWarps, kGradientBlocksEach)
     weight_gradient_tensor(Codes<kSigned> x, Values dy, GradientShape s, GradientTiles t,
                            float* partial) {
   const int tile = block_x() * static_cast<int>(blockDim.y) + thread_y();
@@ -289,62 +288,53 @@ __global__ void __launch_bounds__(kWarpLanes* kGradientWarps)
   float sums[kGradientTiles][kQuadGroups][kQuad][4] = {};
   for (int step = s.slices.begin(block_y()); step < s.slices.begin(block_y() + 1); ++step) {
     const int row = step / warps_of_frames;
-    // A lane's eight frames, four of them in each product.
-    const int frame = step % warps_of_frames * kWarpLanes + member_of_lane() * kHalves * 4;
-    const float* dy_frames = dy.data + place(row + s.dy_pad, first_out + group_of_lane(), frame,
-                                             s.out_channels, s.lanes);
-    const uint32_t* x_frames =
-        x.words + place(row, first_quad + group_of_lane(), frame, x.quads, s.lanes);
-    uint32_t a[kGradientTiles][kHalves][kFloatParts][4];
+    // A product takes half of the frames, four neighbours in each lane. Not unrolled, as that
+    // spills.
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int frame =
+          step % warps_of_frames * kWarpLanes + half * kBf16Depth + member_of_lane() * 4;
+      const float* dy_frames = dy.data + place(row + s.dy_pad, first_out + group_of_lane(), frame,
+                                               s.out_channels, s.lanes);
+      const uint32_t* x_frames =
+          x.words + place(row, first_quad + group_of_lane(), frame, x.quads, s.lanes);
+      uint32_t a[kGradientTiles][kFloatParts][4];
 #pragma unroll
-    for (int m = 0; m < kGradientTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
+      for (int m = 0; m < kGradientTiles; ++m) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int out = m * kFragmentRows + r * kFragmentRows / 2;
           float v[4];
-          load_frames<float4>(dy_frames + out * s.lanes + 4 * h, out < outs, v);
+          load_frames<float4>(dy_frames + out * s.lanes, out < outs, v);
           uint32_t lower[kFloatParts], upper[kFloatParts];
           split(v[0], v[1], lower);
           split(v[2], v[3], upper);
 #pragma unroll
           for (int p = 0; p < kFloatParts; ++p) {
-            a[m][h][p][r] = lower[p];
-            a[m][h][p][2 + r] = upper[p];
+            a[m][p][r] = lower[p];
+            a[m][p][2 + r] = upper[p];
           }
         }
       }
-    }
 #pragma unroll
-    for (int q = 0; q < kQuadGroups; ++q) {
-      const int quad = q * kFragmentColumns;
-      uint32_t words[kHalves][4];
+      for (int q = 0; q < kQuadGroups; ++q) {
+        const int quad = q * kFragmentColumns;
+        uint32_t words[4];
+        load_frames<uint4>(x_frames + quad * s.lanes, quad < quads, words);
+        for (uint32_t& word : words) word ^= kSigned ? kAdd128 : 0U;
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        load_frames<uint4>(x_frames + quad * s.lanes + 4 * h, quad < quads, words[h]);
-      }
+        for (int i = 0; i < kQuad; ++i) {
+          const uint32_t b[2] = {code_pair<kSigned>(words[0], words[1], i),
+                                 code_pair<kSigned>(words[2], words[3], i)};
+          float of_step[kGradientTiles][4] = {};
 #pragma unroll
-      for (int i = 0; i < kQuad; ++i) {
-        uint32_t b[kHalves][2];
+          for (int p = kFloatParts - 1; p >= 0; --p) {
 #pragma unroll
-        for (int h = 0; h < kHalves; ++h) {
-          b[h][0] = code_pair<kSigned>(words[h][0], words[h][1], i);
-          b[h][1] = code_pair<kSigned>(words[h][2], words[h][3], i);
-        }
-        float of_step[kGradientTiles][4] = {};
-#pragma unroll
-        for (int p = kFloatParts - 1; p >= 0; --p) {
-#pragma unroll
-          for (int h = 0; h < kHalves; ++h) {
-#pragma unroll
-            for (int m = 0; m < kGradientTiles; ++m) {
-              mma_m16n8k16_bf16(of_step[m], a[m][h][p], b[h]);
-            }
+            for (int m = 0; m < kGradientTiles; ++m) mma_m16n8k16_bf16(of_step[m], a[m][p], b);
           }
-        }
 #pragma unroll
-        for (int m = 0; m < kGradientTiles; ++m) add_step(of_step[m], sums[m][q][i]);
+          for (int m = 0; m < kGradientTiles; ++m) add_step(of_step[m], sums[m][q][i]);
+        }
       }
     }
   }
