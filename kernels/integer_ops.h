@@ -5,8 +5,9 @@
 //
 // Activations are unsigned codes in tiles of kLanes frames, [pad + L + pad][quads][kLanes][4]: four
 // neighbouring channels of a frame fill 32 bits, so that one instruction multiplies and adds four
-// pairs of bytes per lane. Signed inputs are stored with an offset that makes them unsigned; the
-// thresholds contain what it adds to the sums.
+// pairs of bytes per lane. Their bytes are channels 0, 2, 1, 3: the even and the odd ones, as
+// 16-bit numbers, are then pairs of neighbours. Signed inputs are stored with an offset that makes
+// them unsigned; the thresholds contain what it adds to the sums.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +28,8 @@ namespace fmp::ops {
 inline constexpr int kQuad = 4;  // channels that lie side by side
 inline int quads(int channels) { return (channels + kQuad - 1) / kQuad; }
 inline constexpr int kQuadRow = kQuad * kLanes;  // bytes of a quad in a tile
+// The byte of a channel in its quad.
+constexpr int byte_of_channel(int channel) { return channel % kQuad % 2 * 2 + channel % kQuad / 2; }
 
 // Sums that a channel can reach.
 struct SumRange {
@@ -36,14 +39,16 @@ struct SumRange {
 // From a channel's sums to codes: code = how many of its thresholds are <= sum. As a
 // multiplication:
 //   code = ((clamp(sum, base, top) - base) * multiplier + offset) >> shift     (64 bits)
-// exact: that is the code of every reachable sum. Otherwise it is the code or one less, and a look
-// at the next threshold tells.
+// exact: that is the code of every reachable sum. Otherwise it is the code or one less, and with
+// offset + slack the code or one more: only where the two differ, next to a threshold, a look at
+// that one must tell.
 struct Requantizer {
   int32_t base = 0, top = 0;
   uint32_t multiplier = 0;
   int32_t shift = -1;  // < 0: there is no such multiplication; the thresholds are searched
-  uint64_t offset = 0;
+  uint64_t offset = 0, slack = 0;
   bool exact = false;
+  bool fits_32_bits = false;  // the same with 32 bits, and exact
 };
 
 // The multiplication for `thresholds` (ascending, within low .. high + 1) and every sum in `range`.
@@ -65,11 +70,14 @@ enum class DotProduct : uint8_t {
   kWide,    // 16-bit operands, 32-bit sums
   kNarrow,  // 8-bit operands, 16-bit sums: only where every partial sum fits
   kVnni,    // 8-bit operands, 32-bit sums in one instruction (AVX-512 VNNI)
+  kPoints,  // 16-bit operands at Winograd's points, half as many products: dense convolutions of
+            // three taps only (see IntegerLayer::points_fit)
 };
 const char* name_of(DotProduct dot);
 
-// The fastest one here. narrow_fits: see IntegerLayer.
-DotProduct best_dot_product(bool narrow_fits);
+// The fastest one here of those that can be used. narrow_fits: see IntegerLayer; points_fit: and
+// the layer is dense.
+DotProduct best_dot_product(bool narrow_fits, bool points_fit);
 
 struct IntegerShape {
   int in_channels = 0, out_channels = 0;
@@ -94,11 +102,14 @@ class IntegerLayer {
   int out_quads() const { return quads(shape_.out_channels); }
   // Whether no partial sum of kNarrow leaves 16 bits.
   bool narrow_fits() const { return narrow_fits_; }
+  // Whether kPoints can be used: three taps of a convolution with many channels, a pool that
+  // divides four, and sums that leave room for its denominator in 32 bits.
+  bool points_fit() const { return !points_.empty(); }
   // Share of the quads of weights that have a nonzero.
   double quad_density() const;
 
   // Whether to walk over nonzero quads, and how to multiply; set by the constructor to what is
-  // fastest as a rule. kNarrow only where narrow_fits().
+  // fastest as a rule. kNarrow only where narrow_fits(), kPoints only where points_fit().
   bool sparse = false;
   DotProduct dot = DotProduct::kWide;
 
@@ -110,6 +121,8 @@ class IntegerLayer {
 
  private:
   cpu::IntegerLayerView view() const;
+  void pack_points(std::span<const int8_t> codes, int64_t largest_sum);
+  void hidden_at_points(const uint8_t* x, int groups, uint8_t* out) const;
 
   IntegerShape shape_;
   int in_quads_ = 0;
@@ -117,6 +130,7 @@ class IntegerLayer {
   bool narrow_fits_ = false;
   std::vector<Requantizer> requantizers_;  // [out_quads * 4]
   std::vector<int32_t> thresholds_;        // [out_quads * 4][levels + 1]
+  std::vector<int16_t> points_;            // weights at Winograd's points
   // See cpu::IntegerLayerView.
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];
 };

@@ -159,15 +159,15 @@ TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
         ops::use_target(target);
         const Network network = random_network(config, density, 21);
         IntegerNetwork integers(network);
-        for (const ops::DotProduct dot :
-             {ops::DotProduct::kWide, ops::DotProduct::kNarrow, ops::DotProduct::kVnni}) {
+        for (const ops::DotProduct dot : {ops::DotProduct::kWide, ops::DotProduct::kNarrow,
+                                          ops::DotProduct::kVnni, ops::DotProduct::kPoints}) {
           for (const bool sparse : {false, true}) {
             for (ops::IntegerLayer& layer : integers.kernels()) {
               layer.sparse = sparse;
-              layer.dot = dot == ops::DotProduct::kNarrow && !layer.narrow_fits()
-                              ? ops::DotProduct::kWide
-                              : dot;
-              if (dot == ops::DotProduct::kVnni) layer.dot = ops::best_dot_product(false);
+              const bool fits = (dot != ops::DotProduct::kNarrow || layer.narrow_fits()) &&
+                                (dot != ops::DotProduct::kPoints || layer.points_fit());
+              layer.dot = fits ? dot : ops::DotProduct::kWide;
+              if (dot == ops::DotProduct::kVnni) layer.dot = ops::best_dot_product(false, false);
             }
             SCOPED_TRACE(testing::Message()
                          << target << ", " << ops::name_of(dot) << ", sparse " << sparse
@@ -203,7 +203,7 @@ class AnySums {
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const auto at = [&](int channel) -> uint8_t& {
         return x[channel / ops::kQuad * ops::kQuadRow + static_cast<int>(lane) * ops::kQuad +
-                 channel % ops::kQuad];
+                 ops::byte_of_channel(channel)];
       };
       int32_t rest = std::abs(sums[lane]);
       const int sign = sums[lane] < 0 ? 1 : 0;
@@ -329,6 +329,7 @@ TEST(Requantizer, EqualsItsThresholdsOnEverySumOrIsNotFound) {
   std::cout << "seed " << seed << "\n";
   Random random(seed, "requantizer");
   int found = 0;
+  int64_t in_32_bits = 0;
   for (int trial = 0; trial < 300; ++trial) {
     const int bits = 1 + static_cast<int>(random.below(8));
     const ops::SumRange range{-static_cast<int32_t>(random.below(20000)),
@@ -349,13 +350,25 @@ TEST(Requantizer, EqualsItsThresholdsOnEverySumOrIsNotFound) {
       const auto expected =
           std::upper_bound(thresholds.begin(), thresholds.end(), sum) - thresholds.begin();
       const uint64_t a = static_cast<uint64_t>(std::clamp(sum, r.base, r.top) - r.base);
-      size_t code = (a * r.multiplier + r.offset) >> r.shift;
-      if (!r.exact && code < thresholds.size() && sum >= thresholds[code]) ++code;
+      const uint64_t product = a * r.multiplier + r.offset;
+      size_t code = product >> r.shift;
+      if (r.fits_32_bits) {
+        ASSERT_TRUE(r.exact) << "trial " << trial;
+        ASSERT_LT(product, uint64_t{1} << 32) << "trial " << trial << ", sum " << sum;
+      }
+      in_32_bits += r.fits_32_bits;
+      if (!r.exact) {
+        // The kernels look at the threshold only where the slack changes the code.
+        const bool near = (product + r.slack) >> r.shift != code;
+        ASSERT_TRUE(near || static_cast<int64_t>(code) == expected) << "trial " << trial;
+        if (code < thresholds.size() && sum >= thresholds[code]) ++code;
+      }
       ASSERT_EQ(static_cast<int64_t>(code), expected) << "trial " << trial << ", sum " << sum;
     }
   }
   std::cout << found << " of 300 found\n";
   EXPECT_GT(found, 150);
+  EXPECT_GT(in_32_bits, 0);
 }
 
 TEST(LogitRounding, RoundsAsFloatsDo) {

@@ -6,6 +6,9 @@
 // A dense kernel keeps four outputs x a few positions in registers. A sparse one keeps one output x
 // several positions and walks over the quads of weights that are not all zero: at a density of 0.1
 // a third of them, each of which costs no more than a single weight would.
+//
+// Where 8-bit operands cannot be multiplied directly, a dense convolution of three taps runs at
+// Winograd's points (winograd.h): here are the transforms around the matrix products of conv1d.cc.
 #include <algorithm>
 #include <type_traits>
 
@@ -19,6 +22,7 @@
 // After foreach_target.h, as Highway wants it.
 #include "hwy/highway.h"
 #include "kernels/cpu/lanes-inl.h"
+#include "kernels/cpu/winograd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fmp::cpu::HWY_NAMESPACE {
@@ -50,17 +54,38 @@ struct Wide {
   using Weights = Pairs;
   using Sum = VI;
   static HWY_INLINE Sum zero() { return hn::Zero(kInts); }
-  static HWY_INLINE Operand load(const uint8_t* x) {
+  static HWY_INLINE VS even(const uint8_t* x) {
     const auto v = hn::BitCast(kUnsignedShorts, hn::Load(kBytes, x));
-    return {hn::BitCast(kShorts, hn::And(v, hn::Set(kUnsignedShorts, uint16_t{0xff}))),
-            hn::BitCast(kShorts, hn::ShiftRight<8>(v))};
+    return hn::BitCast(kShorts, hn::And(v, hn::Set(kUnsignedShorts, uint16_t{0xff})));
   }
+  static HWY_INLINE VS odd(const uint8_t* x) {
+    const auto v = hn::BitCast(kUnsignedShorts, hn::Load(kBytes, x));
+    return hn::BitCast(kShorts, hn::ShiftRight<8>(v));
+  }
+  static HWY_INLINE Operand load(const uint8_t* x) { return {even(x), odd(x)}; }
   static HWY_INLINE Weights set(const int32_t* quad) {
     return {hn::BitCast(kShorts, hn::Set(kInts, quad[0])),
             hn::BitCast(kShorts, hn::Set(kInts, quad[1]))};
   }
   static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
     sum = multiply_add_pairs(x.odd, w.odd, multiply_add_pairs(x.even, w.even, sum));
+  }
+  static HWY_INLINE VI finish(Sum sum) { return sum; }
+};
+
+// The same for inputs of no more than two channels: the odd bytes have no weights.
+struct WideOfTwo {
+  static constexpr int kWords = Wide::kWords;
+  using Operand = Wide::VS;
+  using Weights = Wide::VS;
+  using Sum = VI;
+  static HWY_INLINE Sum zero() { return Wide::zero(); }
+  static HWY_INLINE Operand load(const uint8_t* x) { return Wide::even(x); }
+  static HWY_INLINE Weights set(const int32_t* quad) {
+    return hn::BitCast(kShorts, hn::Set(kInts, quad[0]));
+  }
+  static HWY_INLINE void add(Operand x, Weights w, Sum& sum) {
+    sum = multiply_add_pairs(x, w, sum);
   }
   static HWY_INLINE VI finish(Sum sum) { return sum; }
 };
@@ -113,21 +138,49 @@ struct Vnni {
 #define FMP_HAS_VNNI 0
 #endif
 
-HWY_INLINE VI codes_of(VI sum, const Requantizer& r, const int32_t* thresholds, int levels) {
-  if (HWY_LIKELY(r.shift >= 0)) {
-    const VI base = hn::Set(kInts, r.base);
-    const VI inside = hn::Min(hn::Max(sum, base), hn::Set(kInts, r.top));
-    const auto a = hn::BitCast(kUnsigned, hn::Sub(inside, base));
-    const auto multiplier = hn::Set(kUnsigned, r.multiplier);
-    const auto offset = hn::Set(kLongs, r.offset);
-    const auto high = hn::BitCast(kUnsigned, hn::ShiftRight<32>(hn::BitCast(kLongs, a)));
-    const auto even = hn::ShiftRightSame(hn::Add(hn::MulEven(a, multiplier), offset), r.shift);
-    const auto odd = hn::ShiftRightSame(hn::Add(hn::MulEven(high, multiplier), offset), r.shift);
-    const VI code = hn::BitCast(kInts, hn::Or(even, hn::ShiftLeft<32>(odd)));
-    if (HWY_LIKELY(r.exact)) return code;
-    const VI next = hn::GatherIndex(kInts, thresholds, code);
-    return hn::IfThenElse(hn::Lt(sum, next), code, hn::Add(code, hn::Set(kInts, 1)));
+// Codes of N vectors of sums of one channel; see Requantizer.
+template <int N>
+HWY_INLINE void multiplied_codes(const VI (&sums)[N], const Requantizer& r,
+                                 const int32_t* thresholds, VI (&codes)[N]) {
+  const VI base = hn::Set(kInts, r.base), top = hn::Set(kInts, r.top);
+  const auto multiplier = hn::Set(kUnsigned, r.multiplier);
+  hn::Vec<decltype(kUnsigned)> steps[N];
+  HWY_UNROLL(16)
+  for (int i = 0; i < N; ++i) {
+    steps[i] = hn::BitCast(kUnsigned, hn::Sub(hn::Min(hn::Max(sums[i], base), top), base));
   }
+  if (r.fits_32_bits) {
+    const auto offset = hn::Set(kUnsigned, static_cast<uint32_t>(r.offset));
+    HWY_UNROLL(16)
+    for (int i = 0; i < N; ++i) {
+      const auto product = hn::Add(hn::Mul(steps[i], multiplier), offset);
+      codes[i] = hn::BitCast(kInts, hn::ShiftRightSame(product, r.shift));
+    }
+    return;
+  }
+  const auto offset = hn::Set(kLongs, r.offset), slack = hn::Set(kLongs, r.slack);
+  auto changed = hn::Zero(kLongs);
+  HWY_UNROLL(16)
+  for (int i = 0; i < N; ++i) {
+    const auto high = hn::BitCast(kUnsigned, hn::ShiftRight<32>(hn::BitCast(kLongs, steps[i])));
+    const auto even = hn::Add(hn::MulEven(steps[i], multiplier), offset);
+    const auto odd = hn::Add(hn::MulEven(high, multiplier), offset);
+    codes[i] = hn::BitCast(kInts, hn::Or(hn::ShiftRightSame(even, r.shift),
+                                         hn::ShiftLeft<32>(hn::ShiftRightSame(odd, r.shift))));
+    if (r.exact) continue;
+    changed = hn::Or(changed, hn::Xor(even, hn::Add(even, slack)));
+    changed = hn::Or(changed, hn::Xor(odd, hn::Add(odd, slack)));
+  }
+  changed = hn::ShiftRightSame(changed, r.shift);
+  if (HWY_LIKELY(hn::AllTrue(kLongs, hn::Eq(changed, hn::Zero(kLongs))))) return;
+  for (int i = 0; i < N; ++i) {
+    const VI next = hn::GatherIndex(kInts, thresholds, codes[i]);
+    const VI one = hn::Set(kInts, 1);
+    codes[i] = hn::IfThenElse(hn::Lt(sums[i], next), codes[i], hn::Add(codes[i], one));
+  }
+}
+
+HWY_INLINE VI searched_codes(VI sum, const int32_t* thresholds, int levels) {
   VI code = hn::Zero(kInts);
   for (int step = (levels + 1) / 2; step > 0; step /= 2) {
     const VI next = hn::Add(code, hn::Set(kInts, step));
@@ -135,6 +188,46 @@ HWY_INLINE VI codes_of(VI sum, const Requantizer& r, const int32_t* thresholds, 
     code = hn::IfThenElse(hn::Lt(sum, threshold), code, next);
   }
   return code;
+}
+
+// Codes of channel j of a quad of outputs, each put into its byte of packed.
+template <int N>
+HWY_INLINE void add_codes(const IntegerLayerView& layer, int out_quad, int j, const VI (&sums)[N],
+                          VI (&packed)[N]) {
+  const ptrdiff_t channel = static_cast<ptrdiff_t>(out_quad) * kQuad + j;
+  const Requantizer& r = layer.requantizers[channel];
+  const int32_t* thresholds = layer.thresholds + channel * (layer.levels + 1);
+  VI codes[N];
+  if (HWY_LIKELY(r.shift >= 0)) {
+    multiplied_codes(sums, r, thresholds, codes);
+  } else {
+    for (int i = 0; i < N; ++i) codes[i] = searched_codes(sums[i], thresholds, layer.levels);
+  }
+  HWY_UNROLL(16)
+  for (int i = 0; i < N; ++i) {
+    packed[i] = hn::Or(packed[i], hn::ShiftLeftSame(codes[i], 8 * ops::byte_of_channel(j)));
+  }
+}
+
+// The largest of each window of kPool vectors.
+template <int kPool, int N>
+HWY_INLINE void largest_of_windows(const VI (&sums)[N], VI (&largest)[N / kPool]) {
+  HWY_UNROLL(16)
+  for (int p = 0; p < N / kPool; ++p) {
+    largest[p] = sums[p * kPool];
+    HWY_UNROLL(16)
+    for (int k = 1; k < kPool; ++k) largest[p] = hn::Max(largest[p], sums[p * kPool + k]);
+  }
+}
+
+// A sum that leaves its loop. GCC keeps one that is used as another vector type afterwards in two
+// registers, and copies one to the other in every step, unless the use comes through here.
+template <class T>
+HWY_INLINE T out_of_loop(T sum) {
+#if HWY_ARCH_X86
+  asm("" : "+v"(sum.raw));
+#endif
+  return sum;
 }
 
 // Sums of four outputs at PB positions.
@@ -165,7 +258,7 @@ HWY_INLINE void dense_sums(const IntegerLayerView& layer, int out_quad,
   HWY_UNROLL(16)
   for (int o = 0; o < kQuad; ++o) {
     HWY_UNROLL(16)
-    for (int p = 0; p < PB; ++p) result[o][p] = D::finish(sum[o][p]);
+    for (int p = 0; p < PB; ++p) result[o][p] = D::finish(out_of_loop(sum[o][p]));
   }
 }
 
@@ -184,7 +277,7 @@ HWY_INLINE void sparse_sums(const IntegerLayerView& layer, int out, const uint8_
     for (int p = 0; p < PB; ++p) D::add(D::load(operand + p * stride), weights, sum[p]);
   }
   HWY_UNROLL(16)
-  for (int p = 0; p < PB; ++p) result[p] = D::finish(sum[p]);
+  for (int p = 0; p < PB; ++p) result[p] = D::finish(out_of_loop(sum[p]));
 }
 
 // Calls f(j, sums) for the four outputs j of a quad, sums being those at PB positions.
@@ -206,13 +299,6 @@ HWY_INLINE void for_each_output(const IntegerLayerView& layer, int out_quad, con
   }
 }
 
-HWY_INLINE VI code_in_place(const IntegerLayerView& layer, int out_quad, int j, VI sum) {
-  const ptrdiff_t channel = static_cast<ptrdiff_t>(out_quad) * kQuad + j;
-  const VI code = codes_of(sum, layer.requantizers[channel],
-                           layer.thresholds + channel * (layer.levels + 1), layer.levels);
-  return hn::ShiftLeftSame(code, 8 * j);
-}
-
 // PB positions of a quad of outputs, one vector of lanes; PB is a multiple of kPool.
 template <class D, bool kSparse, int PB, int kPool>
 HWY_INLINE void hidden_block(const IntegerLayerView& layer, int out_quad, const uint8_t* x,
@@ -222,13 +308,9 @@ HWY_INLINE void hidden_block(const IntegerLayerView& layer, int out_quad, const 
   HWY_UNROLL(16)
   for (int p = 0; p < kOut; ++p) packed[p] = hn::Zero(kInts);
   for_each_output<D, kSparse, PB>(layer, out_quad, x, [&](int j, const VI(&sums)[PB]) HWY_ATTR {
-    HWY_UNROLL(16)
-    for (int p = 0; p < kOut; ++p) {
-      VI largest = sums[p * kPool];
-      HWY_UNROLL(16)
-      for (int k = 1; k < kPool; ++k) largest = hn::Max(largest, sums[p * kPool + k]);
-      packed[p] = hn::Or(packed[p], code_in_place(layer, out_quad, j, largest));
-    }
+    VI largest[kOut];
+    largest_of_windows<kPool>(sums, largest);
+    add_codes(layer, out_quad, j, largest, packed);
   });
   const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.out_quads) * kQuadRow;
   HWY_UNROLL(16)
@@ -242,18 +324,16 @@ template <class D, bool kSparse>
 HWY_INLINE void hidden_window(const IntegerLayerView& layer, int out_quad, const uint8_t* x,
                               uint8_t* HWY_RESTRICT out) {
   const ptrdiff_t stride = static_cast<ptrdiff_t>(layer.in_quads) * kQuadRow;
-  VI largest[kQuad];
+  VI largest[kQuad][1];
   for (int k = 0; k < layer.pool; ++k) {
-    for_each_output<D, kSparse, 1>(layer, out_quad, x + k * stride,
-                                   [&](int j, const VI(&sums)[1]) HWY_ATTR {
-                                     largest[j] = k == 0 ? sums[0] : hn::Max(largest[j], sums[0]);
-                                   });
+    for_each_output<D, kSparse, 1>(
+        layer, out_quad, x + k * stride, [&](int j, const VI(&sums)[1]) HWY_ATTR {
+          largest[j][0] = k == 0 ? sums[0] : hn::Max(largest[j][0], sums[0]);
+        });
   }
-  VI packed = hn::Zero(kInts);
-  for (int j = 0; j < kQuad; ++j) {
-    packed = hn::Or(packed, code_in_place(layer, out_quad, j, largest[j]));
-  }
-  hn::Store(hn::BitCast(kBytes, packed), kBytes, out);
+  VI packed[1] = {hn::Zero(kInts)};
+  for (int j = 0; j < kQuad; ++j) add_codes(layer, out_quad, j, largest[j], packed);
+  hn::Store(hn::BitCast(kBytes, packed[0]), kBytes, out);
 }
 
 // Positions outside, outputs inside: the few rows of a step stay in the first-level cache.
@@ -331,6 +411,7 @@ void with_variant(const IntegerLayerView& layer, const F& f) {
       return with_dot(Narrow());
 #endif
     default:
+      if (layer.two_channels) return with_dot(WideOfTwo());
       return with_dot(Wide());
   }
 }
@@ -347,6 +428,76 @@ void output(const IntegerLayerView& layer, const uint8_t* x, int32_t* sums) {
   });
 }
 
+void data_at_points(const uint8_t* x, int in_quads, int groups, int16_t* points,
+                    ptrdiff_t group_stride, ptrdiff_t point_stride) {
+  const ptrdiff_t x_stride = static_cast<ptrdiff_t>(in_quads) * kQuadRow;
+  for (int g = 0; g < groups; ++g, x += winograd::kOutputs * x_stride, points += group_stride) {
+    for (int i = 0; i < in_quads * kQuadRow; i += kVectorBytes) {
+      // Pairs of channels: [quad][even, odd][kLanes][2].
+      const int lanes = i % kQuadRow, quad = i - lanes;
+      int16_t* even = points + quad + lanes / 2;
+      points_of_rows([&](int r) HWY_ATTR { return Wide::even(x + r * x_stride + i); },
+                     [&](int point, auto value)
+                         HWY_ATTR { hn::Store(value, kShorts, even + point * point_stride); });
+      int16_t* odd = even + 2 * kLanes;
+      points_of_rows([&](int r) HWY_ATTR { return Wide::odd(x + r * x_stride + i); },
+                     [&](int point, auto value)
+                         HWY_ATTR { hn::Store(value, kShorts, odd + point * point_stride); });
+    }
+  }
+}
+
+template <int kPool>
+HWY_FLATTEN void pooled_codes_of_points(const IntegerLayerView& layer, const int32_t* sums,
+                                        ptrdiff_t group_stride, ptrdiff_t point_stride, int groups,
+                                        uint8_t* HWY_RESTRICT out) {
+  constexpr int kOut = winograd::kOutputs / kPool;
+  const ptrdiff_t out_stride = static_cast<ptrdiff_t>(layer.out_quads) * kQuadRow;
+  for (int g = 0; g < groups; ++g, sums += group_stride, out += kOut * out_stride) {
+    for (int q = 0; q < layer.out_quads; ++q) {
+      for (int v = 0; v < kVectors; ++v) {
+        VI packed[kOut];
+        HWY_UNROLL(16)
+        for (int p = 0; p < kOut; ++p) packed[p] = hn::Zero(kInts);
+        HWY_UNROLL(16)
+        for (int j = 0; j < kQuad; ++j) {
+          const int32_t* at = sums + (q * kQuad + j) * kLanes + v * kWidth;
+          VI y[winograd::kOutputs];
+          outputs_of_points([&](int point)
+                                HWY_ATTR { return hn::Load(kInts, at + point * point_stride); },
+                            [&](int output, VI value) HWY_ATTR { y[output] = value; });
+          VI largest[kOut];
+          largest_of_windows<kPool>(y, largest);
+          HWY_UNROLL(16)
+          for (int p = 0; p < kOut; ++p) largest[p] = without_denominator(largest[p]);
+          add_codes(layer, q, j, largest, packed);
+        }
+        HWY_UNROLL(16)
+        for (int p = 0; p < kOut; ++p) {
+          hn::Store(hn::BitCast(kBytes, packed[p]), kBytes,
+                    out + p * out_stride + q * kQuadRow + v * kVectorBytes);
+        }
+      }
+    }
+  }
+}
+
+void codes_of_points(const IntegerLayerView& layer, const int32_t* sums, ptrdiff_t group_stride,
+                     ptrdiff_t point_stride, int groups, uint8_t* out) {
+  const auto with_pool = [&](auto pool) {
+    pooled_codes_of_points<decltype(pool)::value>(layer, sums, group_stride, point_stride, groups,
+                                                  out);
+  };
+  switch (layer.pool) {
+    case 1:
+      return with_pool(std::integral_constant<int, 1>());
+    case 2:
+      return with_pool(std::integral_constant<int, 2>());
+    default:
+      return with_pool(std::integral_constant<int, 4>());
+  }
+}
+
 bool has_vnni() {
 #if FMP_HAS_VNNI
   return __builtin_cpu_supports("avx512vnni") != 0;
@@ -358,7 +509,8 @@ bool has_vnni() {
 }  // namespace
 
 void fill_integer(Simd& table) {
-  table.integer = {FMP_HAS_NARROW == 1, has_vnni(), hidden, output};
+  table.integer = {FMP_HAS_NARROW == 1, has_vnni(),     hidden, output,
+                   data_at_points,      codes_of_points};
 }
 
 #undef FMP_HAS_NARROW

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -12,7 +13,10 @@
 #include <stdexcept>
 
 #include "kernels/cpu/integer_simd.h"
+#include "kernels/cpu/packing.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/weights.h"
+#include "kernels/cpu/winograd.h"
 
 namespace fmp::ops {
 namespace {
@@ -25,6 +29,12 @@ constexpr int kMaxShift = 53;
 // Share of quads with a nonzero below which walking over them is faster than multiplying all: a
 // dense step loads an operand once for four outputs, a sparse one loads it for each.
 constexpr double kSparseBelow = 0.7;
+// The same where the dense kernel is Winograd's algorithm.
+constexpr double kSparseBelowPoints = 0.35;
+// Channels on each side from which that pays.
+constexpr int kManyChannels = 8;
+// Groups of four rows whose data and sums stay in the second-level cache.
+constexpr int kChunkGroups = 4;
 
 // The offset with which `multiplier` and `shift` give the codes first .. last at the sums where the
 // thresholds are or, if there is none, the largest that gives none too early. steps: thresholds
@@ -45,13 +55,14 @@ bool find_offset(std::span<const int64_t> steps, int64_t first, Requantizer& r) 
     return true;
   }
   r.offset = static_cast<uint64_t>(std::max<int64_t>(high, 0));
+  r.slack = static_cast<uint64_t>(low - high);
   return high >= 0 && low - high < one;
 }
 
-// As many bits of the slope as the multiplier holds; false if it fits badly.
-bool set_slope(double slope, int64_t largest_step, Requantizer& r) {
+// As many bits of the slope as the multiplier holds, and no larger shift; false if it fits badly.
+bool set_slope(double slope, int64_t largest_step, int max_shift, Requantizer& r) {
   if (!(slope > 0) || !std::isfinite(slope)) return false;
-  r.shift = std::min(kMaxShift, kMultiplierBits - 1 - std::ilogb(slope));
+  r.shift = std::min(max_shift, kMultiplierBits - 1 - std::ilogb(slope));
   if (r.shift < 0 || slope * static_cast<double>(largest_step) > 257.0) return false;
   r.multiplier = static_cast<uint32_t>(std::ldexp(slope, r.shift));
   return true;
@@ -74,7 +85,7 @@ Requantizer fit_requantizer(std::span<const int32_t> thresholds, const SumRange&
     r.base = r.top = range.low;
     r.offset = static_cast<uint64_t>(first);
     r.shift = 0;
-    r.exact = true;
+    r.exact = r.fits_32_bits = true;
     return r;
   }
   r.base = *begin - 1;
@@ -85,14 +96,19 @@ Requantizer fit_requantizer(std::span<const int32_t> thresholds, const SumRange&
   // The function's own slope, then that of the line through its ends, and their neighbours.
   const double secant = static_cast<double>(end - begin) / static_cast<double>(steps.back());
   std::optional<Requantizer> nearly;
-  for (const double candidate : {slope, secant}) {
-    if (!set_slope(candidate, steps.back(), r)) continue;
-    for (const int nudge : {0, 1, -1}) {
-      Requantizer nudged = r;
-      nudged.multiplier += static_cast<uint32_t>(nudge);
-      if (!find_offset(steps, first, nudged)) continue;
-      if (nudged.exact) return nudged;
-      if (!nearly) nearly = nudged;
+  // Every product is below (the last code + 1) << shift.
+  const int last_bits = std::bit_width(static_cast<uint64_t>(first + (end - begin)));
+  for (const int max_shift : {32 - last_bits, kMaxShift}) {
+    for (const double candidate : {slope, secant}) {
+      if (!set_slope(candidate, steps.back(), max_shift, r)) continue;
+      for (const int nudge : {0, 1, -1}) {
+        Requantizer nudged = r;
+        nudged.multiplier += static_cast<uint32_t>(nudge);
+        if (!find_offset(steps, first, nudged)) continue;
+        nudged.fits_32_bits = nudged.exact && nudged.shift + last_bits <= 32;
+        if (nudged.exact) return nudged;
+        if (max_shift == kMaxShift && !nearly) nearly = nudged;
+      }
     }
   }
   r.shift = -1;
@@ -119,15 +135,18 @@ const char* name_of(DotProduct dot) {
       return "vnni";
     case DotProduct::kNarrow:
       return "16-bit";
+    case DotProduct::kPoints:
+      return "winograd";
     default:
       return "32-bit";
   }
 }
 
-DotProduct best_dot_product(bool narrow_fits) {
+DotProduct best_dot_product(bool narrow_fits, bool points_fit) {
   const cpu::IntegerSimd& simd = cpu::simd().integer;
   if (simd.has_vnni) return DotProduct::kVnni;
-  return narrow_fits && simd.has_narrow ? DotProduct::kNarrow : DotProduct::kWide;
+  if (narrow_fits && simd.has_narrow) return DotProduct::kNarrow;
+  return points_fit ? DotProduct::kPoints : DotProduct::kWide;
 }
 
 IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> codes,
@@ -155,7 +174,7 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
   dense_[0].assign(outputs * row_quads, 0);
   dense_[1].assign(outputs * row_quads * 2, 0);
   row_begin_.assign(1, 0);
-  narrow_fits_ = true;
+  int64_t largest_sum = 0;
   const int8_t* code = codes.data();
   std::vector<int8_t> row;
   for (size_t o = 0; o < outputs; ++o) {
@@ -165,12 +184,11 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
       for (int i = 0; i < shape.in_channels; ++i, ++code) {
         const int position = i / position_channels, channel = i % position_channels;
         const int quad = t * in_quads_ + position * quads(position_channels) + channel / kQuad;
-        row[static_cast<size_t>(quad * kQuad + channel % kQuad)] = *code;
+        row[static_cast<size_t>(quad * kQuad + byte_of_channel(channel))] = *code;
         (*code > 0 ? positive : negative) += std::abs(static_cast<int>(*code));
       }
     }
-    narrow_fits_ = narrow_fits_ && std::max(positive, negative) * largest_input <=
-                                       std::numeric_limits<int16_t>::max();
+    largest_sum = std::max(largest_sum, std::max(positive, negative) * largest_input);
     for (size_t i = 0; i < row_quads; ++i) {
       const int8_t* w = row.data() + i * kQuad;
       int32_t quad = 0;
@@ -186,8 +204,30 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
     }
     row_begin_.push_back(static_cast<int32_t>(offset_.size()));
   }
-  sparse = quad_density() < kSparseBelow;
-  dot = best_dot_product(narrow_fits_);
+  narrow_fits_ = largest_sum <= std::numeric_limits<int16_t>::max();
+  pack_points(codes, largest_sum);
+  dot = best_dot_product(narrow_fits_, points_fit());
+  sparse = quad_density() < (dot == DotProduct::kPoints ? kSparseBelowPoints : kSparseBelow);
+  if (sparse) dot = best_dot_product(narrow_fits_, false);
+}
+
+// Leaves points_ empty where they cannot be used.
+void IntegerLayer::pack_points(std::span<const int8_t> codes, int64_t largest_sum) {
+  namespace winograd = cpu::winograd;
+  const bool fits =
+      shape_.taps == winograd::kTaps && shape_.in_positions == 1 &&
+      (shape_.pool == 1 || shape_.pool == 2 || shape_.pool == 4) &&
+      std::min(shape_.in_channels, shape_.out_channels) >= kManyChannels &&
+      largest_sum * winograd::kWeightDenominator <= std::numeric_limits<int32_t>::max();
+  if (!fits) return;
+  const auto value = [&](int o, int t, int c) {
+    if (o >= shape_.out_channels || c >= shape_.in_channels) return 0;
+    return static_cast<int>(
+        codes[static_cast<size_t>((o * shape_.taps + t) * shape_.in_channels + c)]);
+  };
+  cpu::pack_points(value, [&](const auto& at_point) {
+    cpu::pack_pairs(out_quads() * kQuad, 1, in_quads_ * kQuad, at_point, points_);
+  });
 }
 
 double IntegerLayer::quad_density() const {
@@ -202,6 +242,7 @@ cpu::IntegerLayerView IntegerLayer::view() const {
   v.pool = shape_.pool;
   v.dot = dot;
   v.sparse = sparse;
+  v.two_channels = shape_.in_channels <= 2;
   v.row_begin = row_begin_.data();
   v.offset = offset_.data();
   for (size_t i = 0; i < 2; ++i) {
@@ -215,7 +256,42 @@ cpu::IntegerLayerView IntegerLayer::view() const {
 }
 
 void IntegerLayer::hidden(const uint8_t* x, int rows, uint8_t* out) const {
+  if (dot == DotProduct::kPoints && !sparse) {
+    const int groups = rows / cpu::winograd::kOutputs, done = groups * cpu::winograd::kOutputs;
+    hidden_at_points(x, groups, out);
+    x += static_cast<ptrdiff_t>(done) * in_quads_ * kQuadRow;
+    out += static_cast<ptrdiff_t>(done / shape_.pool) * out_quads() * kQuadRow;
+    rows -= done;
+  }
   cpu::simd().integer.hidden(view(), x, rows, out);
+}
+
+void IntegerLayer::hidden_at_points(const uint8_t* x, int groups, uint8_t* out) const {
+  namespace winograd = cpu::winograd;
+  static thread_local AlignedBuffer<int16_t> data_buffer;
+  static thread_local AlignedBuffer<int32_t> sum_buffer;
+  const cpu::Simd& simd = cpu::simd();
+  const int in_channels = in_quads_ * kQuad, out_channels = out_quads() * kQuad;
+  const ptrdiff_t x_stride = cpu::pair_stride(in_channels), x_points = kChunkGroups * x_stride;
+  const ptrdiff_t sum_stride = cpu::operand_stride(out_channels);
+  const ptrdiff_t sum_points = kChunkGroups * sum_stride;
+  int16_t* data = data_buffer.reserve(static_cast<size_t>(winograd::kPoints * x_points));
+  int32_t* sums = sum_buffer.reserve(static_cast<size_t>(winograd::kPoints * sum_points));
+  const size_t matrix = points_.size() / winograd::kPoints;
+  for (int begin = 0; begin < groups; begin += kChunkGroups) {
+    const int count = std::min(kChunkGroups, groups - begin);
+    const ptrdiff_t row = static_cast<ptrdiff_t>(begin) * winograd::kOutputs;
+    simd.integer.data_at_points(x + row * in_quads_ * kQuadRow, in_quads_, count, data, x_stride,
+                                x_points);
+    for (int p = 0; p < winograd::kPoints; ++p) {
+      const cpu::DensePairWeights weights{out_channels, 1, in_channels,
+                                          points_.data() + static_cast<size_t>(p) * matrix};
+      simd.conv1d_dense_pairs_wrapping(data + p * x_points, x_stride, count, weights,
+                                       sums + p * sum_points, sum_stride);
+    }
+    simd.integer.codes_of_points(view(), sums, sum_stride, sum_points, count,
+                                 out + row / shape_.pool * out_quads() * kQuadRow);
+  }
 }
 
 void IntegerLayer::output(const uint8_t* x, int32_t* sums) const {
@@ -230,7 +306,7 @@ void pack_quads(const int8_t* frames, int count, int length, int channels, int o
     uint8_t* to = out + lane * kQuad;
     for (int l = 0; l < length; ++l, to += row) {
       for (int c = 0; c < channels; ++c) {
-        to[c / kQuad * kQuadRow + c % kQuad] = static_cast<uint8_t>(*frames++ + offset);
+        to[c / kQuad * kQuadRow + byte_of_channel(c)] = static_cast<uint8_t>(*frames++ + offset);
       }
     }
   }

@@ -10,6 +10,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "kernels/cpu/packing.h"
+
 namespace fmp::ops {
 namespace {
 
@@ -56,8 +58,7 @@ bool exact_in_float(const CompiledWeights::Compiled& w) {
   return true;
 }
 
-// Weights of a convolution from any storage: value(o, t, c).
-// Appended to `packed`.
+// See packing.h; in the order of cpu::DenseWeights.
 template <typename T, typename Value>
 void pack_dense(int out, int taps, int channels, const Value& value, std::vector<T>& packed) {
   for (int block = 0; block < out; block += cpu::kOutBlock) {
@@ -65,22 +66,6 @@ void pack_dense(int out, int taps, int channels, const Value& value, std::vector
     for (int t = 0; t < taps; ++t) {
       for (int c = 0; c < channels; ++c) {
         for (int o = block; o < end; ++o) packed.push_back(static_cast<T>(value(o, t, c)));
-      }
-    }
-  }
-}
-
-template <typename Value>
-void pack_pairs(int out, int taps, int channels, const Value& value, std::vector<int16_t>& packed) {
-  for (int block = 0; block < out; block += cpu::kOutBlock) {
-    const int end = std::min(out, block + cpu::kOutBlock);
-    for (int t = 0; t < taps; ++t) {
-      for (int c = 0; c < channels; c += 2) {
-        for (int o = block; o < end; ++o) {
-          packed.push_back(static_cast<int16_t>(value(o, t, c)));
-          packed.push_back(c + 1 < channels ? static_cast<int16_t>(value(o, t, c + 1))
-                                            : int16_t{0});
-        }
       }
     }
   }
@@ -157,17 +142,6 @@ LiveWeights live_weights(const LayerShape& shape, std::span<const uint8_t> mask)
   return {count(emitted), count(read), alive};
 }
 
-// `value` (o, t, c) at each of Winograd's points in turn: pack(point, value_at_point).
-template <typename Value, typename Pack>
-void pack_points(const Value& value, const Pack& pack) {
-  for (size_t point = 0; point < cpu::winograd::kPoints; ++point) {
-    pack([&](int o, int /*tap*/, int c) {
-      return cpu::winograd::weights_at_points(value(o, 0, c), value(o, 1, c),
-                                              value(o, 2, c))[point];
-    });
-  }
-}
-
 bool same_geometry(const LayerShape& a, const LayerShape& b) {
   return a.in_channels == b.in_channels && a.out_channels == b.out_channels && a.taps == b.taps;
 }
@@ -224,11 +198,11 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
   if (w.plan.sparse_forward) {
     pack_sparse(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_sparse);
   } else if (w.forward_algorithm == DenseAlgorithm::kWinograd) {
-    pack_points(code, [&](const auto& at_point) {
-      pack_pairs(shape.out_channels, 1, shape.in_channels, at_point, w.forward_pairs);
+    cpu::pack_points(code, [&](const auto& at_point) {
+      cpu::pack_pairs(shape.out_channels, 1, shape.in_channels, at_point, w.forward_pairs);
     });
   } else if (integers) {
-    pack_pairs(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_pairs);
+    cpu::pack_pairs(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_pairs);
   } else {
     pack_dense(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_dense);
   }
@@ -245,7 +219,7 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
     const auto part = [&](int c, int t, int o) {
       return transposed(c, t, o) / cpu::winograd::kWeightDenominator;
     };
-    pack_points(part, [&](const auto& at_point) {
+    cpu::pack_points(part, [&](const auto& at_point) {
       pack_dense(shape.in_channels, 1, shape.out_channels, at_point, w.backward_dense);
     });
   } else {
