@@ -105,10 +105,11 @@ class WeightMasker {
 // arithmetic so that the code is the same even next to a rounding boundary.
 float constant_output(const Layer& layer, int channel) {
   const auto c = static_cast<size_t>(channel);
-  const double mean = layer.running_mean.floats()[c];
-  const double deviation = std::sqrt(layer.running_var.floats()[c] + kBatchNormEpsilon);
-  const double gamma = layer.gamma.value.floats()[c], beta = layer.beta.value.floats()[c];
-  const float shift = std::max(0.0F, static_cast<float>(beta - gamma * (1 / deviation) * mean));
+  const float batch_norm =
+      ops::evaluation_affine(layer.gamma.value.floats()[c], layer.beta.value.floats()[c],
+                             layer.running_mean.floats()[c], layer.running_var.floats()[c])
+          .shift;
+  const float shift = std::max(0.0F, batch_norm);
   if (layer.act_bits == kFloatBits) return shift;
   const auto largest_code = static_cast<float>((1 << layer.act_bits) - 1);
   const float threshold = std::abs(layer.threshold.value.floats()[0]);

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "framework/onnx_export.h"
 #include "kernels/ops.h"
 
 namespace fmp {
@@ -22,9 +23,8 @@ int64_t count_nonzero(const Layer& layer) {
   return std::ranges::count_if(quantize_weights(layer).codes, is_nonzero);
 }
 
-// Every quantizer of a Network has a scale.
 std::string type_name(std::string_view integer, int bits) {
-  return bits == kFloatBits ? "FLOAT32" : fmt::format("SCALED{}{}", integer, bits);
+  return bits == kFloatBits ? "FLOAT32" : fmt::format("{}{}", integer, bits);
 }
 
 LayerCost layer_cost(const Layer& layer, bool is_first) {
@@ -37,10 +37,15 @@ LayerCost layer_cost(const Layer& layer, bool is_first) {
   cost.weight_bits = layer.weight_bits;
   cost.input_bits = layer.input_bits;
   cost.outputs = layer.positions() * layer.out_channels;
-  // What a QuantReLU writes is unsigned; the quantized input is signed.
-  cost.input_type = type_name(is_first ? "INT" : "UINT", layer.input_bits);
-  cost.weight_type = type_name("INT", layer.weight_bits);
-  cost.output_type = "FLOAT32";
+  // As in the file that export_onnx() writes. What a QuantReLU writes is unsigned; the quantized
+  // input is signed and has a scale.
+  const bool on_codes = multiplies_codes(layer);
+  cost.input_type = type_name(is_first   ? "SCALEDINT"
+                              : on_codes ? "UINT"
+                                         : "SCALEDUINT",
+                              layer.input_bits);
+  cost.weight_type = type_name(on_codes ? "INT" : "SCALEDINT", layer.weight_bits);
+  cost.output_type = on_codes && !is_first ? "INT32" : "FLOAT32";
   return cost;
 }
 

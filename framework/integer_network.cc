@@ -133,10 +133,11 @@ void find_thresholds(const ops::SumRange& range, const CodeOf& code_of,
 // Batch-norm and quantizer as thresholds; returns the scale of the codes.
 float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
                      IntegerLayerData& data) {
-  const ops::HiddenState state = ops::evaluation_state(
+  const ops::EvaluationState state = ops::evaluation_state(
       shape_of(layer), x_scale, weight_scale,
       {layer.gamma.value.floats(), layer.beta.value.floats(), layer.threshold.value.floats()[0]},
       layer.running_mean.floats(), layer.running_var.floats());
+  const double unit = double{state.sum_scale} / double{state.act_scale};  // of a sum, in codes
   const size_t levels = static_cast<size_t>((1 << layer.act_bits) - 1);
   data.thresholds.resize(static_cast<size_t>(layer.out_channels) * levels);
   for (int o = 0; o < layer.out_channels; ++o) {
@@ -155,14 +156,14 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
     const auto code_of = [&](const int32_t* sums, uint8_t* codes) {
       std::array<int32_t, kLanes> original{};
       for (size_t i = 0; i < kLanes; ++i) original[i] = sign * sums[i];
-      ops::activation_codes(gain, shift, layer.act_bits, original.data(), codes);
+      ops::activation_codes(state, o, layer.act_bits, original.data(), codes);
     };
     const ops::SumRange range = data.range(o);
     const std::span<int32_t> thresholds =
         std::span(data.thresholds).subspan(channel * levels, levels);
     find_thresholds(range, code_of, thresholds);
     data.requantizers.push_back(
-        ops::fit_requantizer(thresholds, range, std::fabs(static_cast<double>(gain))));
+        ops::fit_requantizer(thresholds, range, std::fabs(double{gain}) * unit));
   }
   return state.act_scale;
 }

@@ -63,9 +63,7 @@ class LogitRounding {
 };
 
 // A trained network compiled to integers: byte codes, integer weights, 32-bit sums, thresholds. Its
-// predictions are those of the network that it was made from, on every frame. (The thresholds are
-// found with the instruction set in use; one without fused multiply-add rounds a few sums
-// differently, in Trainer::evaluate as here.)
+// predictions are those of the network that it was made from, on every frame.
 class IntegerNetwork {
  public:
   // Throws Error when the network is not quantized throughout, its values are not finite, or a sum

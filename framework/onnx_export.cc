@@ -45,16 +45,25 @@ class Writer {
       scale = static_cast<float>(kInputRange / std::ldexp(1.0, config.input_bits - 1));
       value_ = add_quantizer("input", value_, {scale, config.input_bits, true, false});
     }
-    for (const Layer& layer : network_.layers()) {
+    const std::vector<Layer>& layers = network_.layers();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const Layer& layer = layers[i];
+      const bool on_codes = multiplies_codes(layer);
       if (layer.kind == Layer::Kind::kConv) {
         add_convolution(layer);
       } else {
         add_dense(layer);
       }
+      const float weight_scale = quantize_weights(layer).scale;
+      if (on_codes) {
+        // The input of the network keeps its scale, a power of two.
+        const float factor = i == 0 ? weight_scale : scale * weight_scale;
+        advance("Mul", layer.name, {add_scalar(layer.name + ".sum_scale", factor)});
+      }
       if (layer.kind == Layer::Kind::kOutput) {
-        add_bias(layer, scale);
+        add_bias(layer, on_codes, scale * weight_scale);
       } else {
-        scale = add_activation(layer);
+        scale = add_activation(layer, multiplies_codes(layers[i + 1]));
       }
     }
     describe(*graph().add_output());
@@ -92,6 +101,10 @@ class Writer {
     for (const int64_t size : shape) tensor.add_dims(size);
     tensor.set_raw_data(values.data(), values.size_bytes());
     return name;
+  }
+
+  std::string add_scalar(const std::string& name, float value) {
+    return add_constant(name, {}, {&value, 1});
   }
 
   // Adds a node that writes `output`, without making that the current value.
@@ -134,12 +147,9 @@ class Writer {
   // `name`: what is quantized, e.g. "conv1.weight". Returns the quantized value's name.
   std::string add_quantizer(const std::string& name, const std::string& value,
                             const QuantizerSettings& settings) {
-    const auto constant = [&](const char* what, float number) {
-      return add_constant(fmt::format("{}.{}", name, what), {}, {&number, 1});
-    };
-    const std::string scale = constant("scale", settings.scale);
-    const std::string zero_point = constant("zero_point", 0);
-    const std::string bits = constant("bits", static_cast<float>(settings.bits));
+    const std::string scale = add_scalar(name + ".scale", settings.scale);
+    const std::string zero_point = add_scalar(name + ".zero_point", 0);
+    const std::string bits = add_scalar(name + ".bits", static_cast<float>(settings.bits));
     std::string output = name + ".quantized";
     onnx::NodeProto& node =
         add_node("Quant", name + ".Quant", {value, scale, zero_point, bits}, output);
@@ -156,8 +166,14 @@ class Writer {
   std::string add_weight(const Layer& layer, const Shape& shape, const std::vector<float>& values) {
     std::string name = add_constant(layer.name + ".weight", shape, values);
     if (layer.weight_bits == kFloatBits) return name;
-    return add_quantizer(name, name,
-                         {quantize_weights(layer).scale, layer.weight_bits, true, true});
+    float scale = quantize_weights(layer).scale;
+    std::string operand = name;
+    if (multiplies_codes(layer)) {
+      operand = name + ".in_codes";
+      add_node("Div", name + ".Div", {name, add_scalar(name + ".divisor", scale)}, operand);
+      scale = 1;
+    }
+    return add_quantizer(name, operand, {scale, layer.weight_bits, true, true});
   }
 
   void add_convolution(const Layer& layer) {
@@ -206,18 +222,17 @@ class Writer {
     advance("MatMul", layer.name, {operand});
   }
 
-  void add_bias(const Layer& layer, float input_scale) {
+  // is_quantized: to multiples of `scale`.
+  void add_bias(const Layer& layer, bool is_quantized, float scale) {
     std::string bias =
         add_constant(layer.name + ".bias", {layer.out_channels}, layer.bias.value.floats());
-    if (layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits) {
-      const float scale = input_scale * quantize_weights(layer).scale;
-      bias = add_quantizer(bias, bias, {scale, kBiasBits, true, false});
-    }
+    if (is_quantized) bias = add_quantizer(bias, bias, {scale, kBiasBits, true, false});
     advance("Add", layer.name, {bias}, true);
   }
 
-  // Batch-norm, QuantReLU and pooling. Returns the scale of what they write.
-  float add_activation(const Layer& layer) {
+  // Batch-norm, QuantReLU and pooling. as_codes: divided by the quantizer's scale. Returns that
+  // scale.
+  float add_activation(const Layer& layer, bool as_codes) {
     const auto parameter = [&](const char* name, const Tensor& tensor) {
       return add_constant(fmt::format("{}.{}", layer.name, name), {layer.out_channels},
                           tensor.floats());
@@ -230,13 +245,17 @@ class Writer {
     epsilon.set_name("epsilon");
     epsilon.set_type(onnx::AttributeProto::FLOAT);
     epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
-    advance("Relu", layer.name);
     float scale = 1;
     if (layer.act_bits != kFloatBits) {
       const float threshold =
           std::max(std::abs(layer.threshold.value.floats()[0]), kMinQuantizerRange);
       scale = threshold / static_cast<float>((1 << layer.act_bits) - 1);
-      value_ = add_quantizer(layer.name, value_, {scale, layer.act_bits, false, false});
+    }
+    if (as_codes) advance("Div", layer.name, {add_scalar(layer.name + ".divisor", scale)});
+    advance("Relu", layer.name);
+    if (layer.act_bits != kFloatBits) {
+      value_ =
+          add_quantizer(layer.name, value_, {as_codes ? 1 : scale, layer.act_bits, false, false});
       describe(*graph().add_value_info());
     }
     if (layer.pool > 1) {
@@ -256,6 +275,10 @@ class Writer {
 };
 
 }  // namespace
+
+bool multiplies_codes(const Layer& layer) {
+  return layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
+}
 
 void export_onnx(const Network& network, const std::filesystem::path& file) {
   write_file_atomically(file, Writer(network).write());

@@ -14,7 +14,16 @@ namespace fmp {
 // float values before their quantizer, pruned ones 0. The first dense layer's inputs are in the
 // order in which ONNX flattens, channel-major. framework/onnx_import.h reads the same network back.
 //
+// Layers multiply codes: quantizers have the scale 1, with a Div before them, and a Mul brings the
+// sums of a Conv or MatMul to their scale. Such sums are exact in float, whatever their order, and
+// what follows (BatchNormalization, Div, Quant) rounds as ops::EvaluationState says, so that a
+// runtime that executes the graph node by node finds the codes and predictions of this project.
+// Only the network's input is in units of its own: its scale is a power of two.
+//
 // Replaces `file` atomically. Throws Error that names the file and the system's reason.
 void export_onnx(const Network& network, const std::filesystem::path& file);
+
+// Whether an exported layer multiplies codes: its weights and its inputs are quantized.
+bool multiplies_codes(const Layer& layer);
 
 }  // namespace fmp

@@ -51,6 +51,9 @@ struct FoundLayer {
   std::vector<float> weight;  // [outputs][kernel][inputs], inputs of a dense layer position-major
   double weight_scale = 1;
   float act_scale = 1;
+  // Scalars that the file multiplies the layer's operands and sums by, all in one. Its own output
+  // is multiplied by act_factor.
+  double factor = 1, act_factor = 1;
   std::vector<float> bias;                    // [outputs]; as the file's quantizer leaves it
   std::vector<float> gamma, beta, mean, var;  // [outputs]; empty: no batch-norm
 };
@@ -61,6 +64,7 @@ struct WeightOperand {
   Shape shape;
   std::optional<Quantizer> quantizer;
   const GraphNode* quantizer_node = nullptr;
+  float divisor = 1;  // of the values, before the quantizer
 };
 
 class Importer {
@@ -119,7 +123,7 @@ class Importer {
     node_ = found->second.front();
     if (node_->inputs[0] != value) {
       // Add, Mul and MatMul are the only ones where the constant may come first.
-      if (node_->op != "Add")
+      if (node_->op != "Add" && node_->op != "Mul")
         fail_here("reads the layer before it as something else than its input");
     }
   }
@@ -165,6 +169,32 @@ class Importer {
     advance();
   }
 
+  // The constant that a node multiplies or divides by.
+  float positive_scalar(const GraphNode& node, size_t input) const {
+    const auto& constant = graph_.input_of(node, input).constant;
+    if (!constant || !constant->is_float() || constant->floats().size() != 1 ||
+        !(constant->floats()[0] > 0) || !std::isfinite(constant->floats()[0])) {
+      fail_at(graph_, node, "expected a single positive number as its factor");
+    }
+    return constant->floats()[0];
+  }
+  // Passes a Mul or Div by a scalar.
+  double read_factor() {
+    const bool is_division = at("Div");
+    const size_t input = node_->inputs[0] == value_ ? 1 : 0;
+    const double scalar = double{positive_scalar(*node_, input)};
+    advance();
+    return is_division ? 1 / scalar : scalar;
+  }
+
+  // A factor of the sums of a Conv, Gemm or MatMul.
+  void read_sum_factor(FoundLayer& layer) {
+    if (!at("Mul") && !at("Div")) return;
+    const double factor = read_factor();
+    layer.factor *= factor;
+    for (float& bias : layer.bias) bias = static_cast<float>(bias * factor);
+  }
+
   WeightOperand weight_operand(size_t input) const {
     WeightOperand operand;
     if (!node_->has_input(input) || !graph_.input_of(*node_, input).constant) {
@@ -179,6 +209,8 @@ class Importer {
       if (producer.op == "Quant" && !operand.quantizer) {
         operand.quantizer = quantizer_of(graph_, producer);
         operand.quantizer_node = &producer;
+      } else if (producer.op == "Div" && operand.quantizer) {
+        operand.divisor *= positive_scalar(producer, 1);
       } else if (producer.op == "Transpose" && value->shape.size() == 2) {
         if (integers_attribute(graph_, producer, "perm", {1, 0})[0] == 1) transposed = !transposed;
       } else if (producer.op != "Identity") {
@@ -216,7 +248,8 @@ class Importer {
       fail_at(graph_, node, "the weight quantizer is unsigned or not narrow");
     }
     layer.weight_bits = quantizer.bits;
-    const float scale = scalar_scale(node, quantizer);
+    const float scale = scalar_scale(node, quantizer) * operand.divisor;
+    layer.factor /= double{operand.divisor};
     layer.weight_scale = scale;
     const float high = quantizer.high();
     float largest = 0;
@@ -267,6 +300,8 @@ class Importer {
     take_weight(layer, std::move(operand));
     if (node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
     advance();
+    skip_transparent();
+    read_sum_factor(layer);
   }
 
   // Reorders the inputs of the first dense layer: ONNX flattens [C][L], a Network [L][C].
@@ -309,6 +344,7 @@ class Importer {
     if (is_gemm && node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
     advance();
     skip_transparent();
+    read_sum_factor(layer);
     if (at("Add")) {
       add_bias(layer, graph_.input_of(*node_, node_->inputs[0] == value_ ? 1 : 0));
       advance();
@@ -357,7 +393,7 @@ class Importer {
       fail_here("the quantizer of activations is signed or narrow, expected unsigned");
     }
     layer.act_bits = quantizer.bits;
-    layer.act_scale = scalar_scale(*node_, quantizer);
+    layer.act_scale = static_cast<float>(scalar_scale(*node_, quantizer) / layer.act_factor);
     advance();
   }
 
@@ -378,12 +414,14 @@ class Importer {
     advance();
   }
 
-  // Relu, quantizer and pooling are monotone and change places freely.
+  // Relu, quantizer and pooling are monotone and change places freely, positive factors with them.
   bool read_activation(FoundLayer& layer) {
     bool has_relu = false, has_quantizer = false, has_pool = false;
     for (;;) {
       skip_transparent();
-      if (at("Relu") && !has_relu) {
+      if (at("Mul") || at("Div")) {
+        layer.act_factor *= read_factor();
+      } else if (at("Relu") && !has_relu) {
         has_relu = true;
         advance();
       } else if (at("Quant") && !has_quantizer) {
@@ -410,10 +448,19 @@ class Importer {
     }
   }
 
+  // Factors that cancel each other are left out; others go into the weights.
+  static void take_factor(FoundLayer& layer) {
+    if (same_scale(layer.factor, 1)) return;
+    for (float& weight : layer.weight) weight = static_cast<float>(weight * layer.factor);
+    layer.weight_scale *= layer.factor;
+  }
+
   void read_layer() {
     read_flatten();
     if (node_ == nullptr) fail("{}: ends with a reshaping, expected a dense layer", graph_.file);
+    const double factor = layers_.empty() ? 1 : layers_.back().act_factor;
     FoundLayer& layer = layers_.emplace_back();
+    layer.factor = factor;
     layer_node_ = node_;
     if (at("Conv")) {
       read_convolution(layer);
@@ -422,6 +469,7 @@ class Importer {
     } else {
       fail_here("expected Conv, Gemm or MatMul here");
     }
+    take_factor(layer);
     skip_transparent();
     if (at("BatchNormalization")) read_batch_norm(layer);
     const bool has_activation = read_activation(layer);

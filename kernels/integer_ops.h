@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels/aligned_buffer.h"
+#include "kernels/ops.h"
 #include "kernels/tile.h"
 
 namespace fmp::cpu {
@@ -60,9 +61,10 @@ Requantizer fit_requantizer(std::span<const int32_t> thresholds, const SumRange&
 // The requantizer of the same function after `offset` was added to every sum.
 Requantizer shifted(const Requantizer& requantizer, int32_t offset);
 
-// The codes that hidden_forward_eval() writes for these sums: its own vector code with its own
-// rounding. gain, shift: the channel's, of evaluation_state(). sums, codes: [kLanes].
-void activation_codes(float gain, float shift, int act_bits, const int32_t* sums, uint8_t* codes);
+// The codes that hidden_forward_eval() writes for these sums of a channel: its own vector code with
+// its own rounding. sums, codes: [kLanes].
+void activation_codes(const EvaluationState& state, int channel, int act_bits, const int32_t* sums,
+                      uint8_t* codes);
 
 // How four products of bytes are summed. One that the instruction set in use lacks runs as kWide;
 // all give the same sums.

@@ -156,12 +156,26 @@ void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scal
                           bool collect, const RunningStatistics& running, HiddenState& state,
                           TileView out, int threads, Profile* profile = nullptr);
 
-// What evaluation mode does to a channel's sums, with running statistics and the threshold of
-// `parameters`: t = gain * y + shift in units of codes. Sets gain, shift, act_scale and threshold.
-HiddenState evaluation_state(const LayerShape& shape, float x_scale, float weight_scale,
-                             const HiddenParameters& parameters,
-                             std::span<const float> running_mean,
-                             std::span<const float> running_var);
+// Batch-norm with running statistics as value = gain * x + shift. Each operation is rounded to
+// float: gain = gamma * (1 / sqrt(var + eps)), shift = beta - mean * gain, as ONNX Runtime does it.
+struct EvaluationAffine {
+  float gain = 1, shift = 0;
+};
+EvaluationAffine evaluation_affine(float gamma, float beta, float mean, float var);
+
+// What evaluation mode does to a channel's sums y: value = (y * sum_scale) * gain + shift, code =
+// round_half_even(value / act_scale) within 0 .. 2^b - 1. Each operation is rounded to float by
+// itself, nothing is fused: so does a runtime that executes the exported graph node by node (see
+// framework/onnx_export.h), and its codes are these.
+struct EvaluationState {
+  float sum_scale = 1;  // x_scale * weight_scale
+  float act_scale = 1;  // of the codes; 1 without quantization
+  std::vector<float> gain, shift;
+};
+EvaluationState evaluation_state(const LayerShape& shape, float x_scale, float weight_scale,
+                                 const HiddenParameters& parameters,
+                                 std::span<const float> running_mean,
+                                 std::span<const float> running_var);
 
 // The forward pass in evaluation mode, with evaluation_state(). Returns the scale of the codes
 // written.

@@ -124,15 +124,17 @@ TEST(Cost, NormalizesByThePublishedBaseline) {
 
 TEST(Cost, HasTheKeysOfFinnBase) {
   const nlohmann::json json = to_finn_json(inference_cost(dense_network(4, 6)));
-  constexpr int64_t kFirst = 1024 * 64 * 3 * 2;
-  EXPECT_EQ(json.at("op_mac_SCALEDINT8_SCALEDINT4"), kFirst);
-  EXPECT_EQ(json.at("op_mac_SCALEDUINT6_SCALEDINT4"), 12'864'512 - kFirst);
-  EXPECT_EQ(json.at("mem_w_SCALEDINT4"), 159'104);
-  EXPECT_EQ(json.at("mem_o_FLOAT32"),
-            64 * (1024 + 512 + 256 + 128 + 64 + 32 + 16) + 128 + 128 + 24);
+  constexpr int64_t kFirst = 1024 * 64 * 3 * 2, kFirstOutputs = 1024 * 64;
+  // The input keeps its scale, the other layers multiply codes.
+  EXPECT_EQ(json.at("op_mac_SCALEDINT8_INT4"), kFirst);
+  EXPECT_EQ(json.at("op_mac_UINT6_INT4"), 12'864'512 - kFirst);
+  EXPECT_EQ(json.at("mem_w_INT4"), 159'104);
+  const int64_t outputs = 64 * (1024 + 512 + 256 + 128 + 64 + 32 + 16) + 128 + 128 + 24;
+  EXPECT_EQ(json.at("mem_o_FLOAT32"), kFirstOutputs);
+  EXPECT_EQ(json.at("mem_o_INT32"), outputs - kFirstOutputs);
   EXPECT_EQ(json.at("total_bops"), kFirst * 8 * 4 + (12'864'512 - kFirst) * 6 * 4);
   EXPECT_EQ(json.at("total_mem_w_bits"), 159'104 * 4);
-  EXPECT_EQ(json.at("total_mem_o_bits"), json.at("mem_o_FLOAT32").get<int64_t>() * 32);
+  EXPECT_EQ(json.at("total_mem_o_bits"), outputs * 32);
   EXPECT_EQ(json.at("discount_sparsity"), true);
 }
 

@@ -182,8 +182,10 @@ TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
 }
 
 // The code of a sum, written down plainly.
-int code_of(float gain, float shift, int bits, int32_t sum) {
-  const float t = std::fma(static_cast<float>(sum), gain, shift);
+int code_of(const ops::EvaluationState& state, size_t channel, int bits, int32_t sum) {
+  const float scaled = static_cast<float>(sum) * state.sum_scale;
+  const float normalized = scaled * state.gain[channel];
+  const float t = (normalized + state.shift[channel]) / state.act_scale;
   return static_cast<int>(std::nearbyint(std::clamp(t, 0.0F, static_cast<float>((1 << bits) - 1))));
 }
 
@@ -249,7 +251,7 @@ TEST(IntegerNetwork, CodesChangeExactlyWhereTheFloatNetworksDo) {
       float largest = 0;
       for (const float w : layer.weight.value.floats()) largest = std::max(largest, std::fabs(w));
       const float w_scale = largest / static_cast<float>((1 << (bits - 1)) - 1);
-      const ops::HiddenState state =
+      const ops::EvaluationState state =
           ops::evaluation_state({.act_bits = bits}, x_scale, w_scale,
                                 {layer.gamma.value.floats(), layer.beta.value.floats(),
                                  layer.threshold.value.floats()[0]},
@@ -280,7 +282,7 @@ TEST(IntegerNetwork, CodesChangeExactlyWhereTheFloatNetworksDo) {
           std::copy_n(sums.begin() + static_cast<ptrdiff_t>(at), kLanes, lanes.begin());
           const auto codes = layer_of_sums(lanes), searched = searching(lanes);
           for (size_t k = 0; k < kLanes; ++k) {
-            const int expected = code_of(state.gain[c], state.shift[c], bits, sign * lanes[k]);
+            const int expected = code_of(state, c, bits, sign * lanes[k]);
             ASSERT_EQ(int{codes[k]}, expected)
                 << layer.name << " output " << o << " sum " << lanes[k];
             ASSERT_EQ(int{searched[k]}, expected) << layer.name << " output " << o;

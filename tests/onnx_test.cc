@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -239,20 +240,69 @@ TEST(OnnxExport, TheGraphGivesTheNetworksLogitsAndCost) {
     const GraphEvaluator evaluator(load_onnx(file.path()));
     const std::vector<float> x = random_frames(config, 50, 32);
     const std::vector<float> ours = logits_of(network, x), theirs = evaluator.run(x, 2);
-    // A sum next to a rounding boundary may fall on either side in float, which moves a code by
-    // one.
-    int apart = 0;
     const auto classes = static_cast<size_t>(config.classes);
+    const bool on_codes = std::ranges::all_of(network.layers(), multiplies_codes);
+    int apart = 0;
     for (size_t i = 0; i < ours.size(); i += classes) {
       const std::vector<float> a(ours.begin() + static_cast<ptrdiff_t>(i),
                                  ours.begin() + static_cast<ptrdiff_t>(i + classes));
       const std::vector<float> b(theirs.begin() + static_cast<ptrdiff_t>(i),
                                  theirs.begin() + static_cast<ptrdiff_t>(i + classes));
-      apart += largest_difference(a, b) > 1e-4F ? 1 : 0;
+      // Float layers sum in another order, which moves a code at times.
+      apart += on_codes ? a != b : largest_difference(a, b) > 1e-4F;
     }
-    EXPECT_LE(apart, 2);
+    EXPECT_LE(apart, on_codes ? 0 : 2);
     EXPECT_EQ(to_finn_json(inference_cost(network)),
               to_finn_json(inference_cost(evaluator.graph())));
+  }
+}
+
+// qonnx's cleanup computes the codes of the weights beforehand. Their scale is then known from the
+// factor of the sums alone.
+TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
+  const NetworkConfig config = export_configs().front();
+  const Network network = trained_network(config, 41);
+  const TemporaryFile file("folded.onnx");
+  export_onnx(network, file.path());
+  onnx::ModelProto model;
+  {
+    std::ifstream stream(file.path(), std::ios::binary);
+    ASSERT_TRUE(model.ParseFromIstream(&stream));
+  }
+  const auto initializer = [&](const std::string& name) -> onnx::TensorProto* {
+    for (onnx::TensorProto& tensor : *model.mutable_graph()->mutable_initializer()) {
+      if (tensor.name() == name) return &tensor;
+    }
+    return nullptr;
+  };
+  const auto values_of = [](const onnx::TensorProto& tensor) {
+    std::vector<float> values(tensor.raw_data().size() / sizeof(float));
+    std::memcpy(values.data(), tensor.raw_data().data(), tensor.raw_data().size());
+    return values;
+  };
+  int folded = 0;
+  auto& nodes = *model.mutable_graph()->mutable_node();
+  for (int i = nodes.size() - 1; i >= 0; --i) {
+    if (nodes[i].op_type() != "Div") continue;
+    onnx::TensorProto* weight = initializer(nodes[i].input(0));
+    if (weight == nullptr) continue;
+    std::vector<float> values = values_of(*weight);
+    const float divisor = values_of(*initializer(nodes[i].input(1)))[0];
+    for (float& value : values) value /= divisor;
+    weight->set_raw_data(values.data(), values.size() * sizeof(float));
+    weight->set_name(nodes[i].output(0));
+    nodes.DeleteSubrange(i, 1);
+    ++folded;
+  }
+  ASSERT_EQ(folded, 6);
+  file.write(model.SerializeAsString());
+  const Network back = import_onnx(file.path());
+  for (size_t i = 0; i < network.layers().size(); ++i) {
+    const auto expected = network.layers()[i].weight.value.floats();
+    const auto found = back.layers()[i].weight.value.floats();
+    for (size_t k = 0; k < expected.size(); ++k) {
+      ASSERT_NEAR(found[k], expected[k], 1e-6F + 1e-6F * std::abs(expected[k]));
+    }
   }
 }
 

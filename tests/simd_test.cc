@@ -463,6 +463,49 @@ TEST(SimdTest, QuantizeAndPool) {
   }
 }
 
+// Every operation of evaluation is rounded by itself, on every instruction set.
+TEST(SimdTest, EvaluateAndPool) {
+  constexpr float kSumScale = 0.37F, kActScale = 0.11F;
+  for (const ActivationCase& size : kActivations) {
+    const ActivationData data(size);
+    const cpu::EvaluationSteps steps{kSumScale, data.gain.data(), data.shift.data(), kActScale};
+    const auto value = [&](int row, int c, int lane) {
+      const size_t channel = static_cast<size_t>(c);
+      const float scaled = data.y[data.at(row, c, lane)] * kSumScale;
+      const float product = scaled * data.gain[channel];
+      return product + data.shift[channel];
+    };
+    for_each_target([&] {
+      Aligned<uint8_t> codes(data.dp.size);
+      Aligned<float> values(data.dp.size);
+      if (size.quantized) {
+        cpu::simd().evaluate_codes(data.y.data(), data.stride(), size.rows, size.channels, steps,
+                                   data.spec(), codes.data());
+      } else {
+        cpu::simd().evaluate_values(data.y.data(), data.stride(), size.rows, size.channels, steps,
+                                    data.spec(), values.data());
+      }
+      for (int p = 0; p < size.rows / size.pool; ++p) {
+        for (int c = 0; c < size.channels; ++c) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            float largest = value(p * size.pool, c, lane);
+            for (int j = 1; j < size.pool; ++j) {
+              largest = std::max(largest, value(p * size.pool + j, c, lane));
+            }
+            const size_t at = data.at(p, c, lane);
+            if (size.quantized) {
+              const float code = std::nearbyint(largest / kActScale);
+              ASSERT_EQ(static_cast<float>(codes[at]), std::clamp(code, 0.0F, size.max_code));
+            } else {
+              ASSERT_EQ(values[at], std::max(largest, 0.0F));
+            }
+          }
+        }
+      }
+    });
+  }
+}
+
 TEST(SimdTest, ChannelSums) {
   for (const ActivationCase& size : kActivations) {
     const ActivationData data(size);

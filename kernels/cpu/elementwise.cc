@@ -123,7 +123,20 @@ struct Affine {
   HWY_INLINE V operator()(V y) const { return hn::MulAdd(y, gain, shift); }
 };
 
-HWY_INLINE V pooled_maximum(const float* y, ptrdiff_t y_stride, int pool, const Affine& affine) {
+// Every product and sum rounded by itself.
+struct EvaluationAffine {
+  V sum_scale, gain, shift;
+  HWY_INLINE EvaluationAffine(const EvaluationSteps& steps, int c)
+      : sum_scale(hn::Set(kFloats, steps.sum_scale)),
+        gain(hn::Set(kFloats, steps.gain[c])),
+        shift(hn::Set(kFloats, steps.shift[c])) {}
+  HWY_INLINE V operator()(V y) const {
+    return hn::Add(hn::Mul(hn::Mul(y, sum_scale), gain), shift);
+  }
+};
+
+template <class A>
+HWY_INLINE V pooled_maximum(const float* y, ptrdiff_t y_stride, int pool, const A& affine) {
   V largest = affine(hn::Load(kFloats, y));
   for (int j = 1; j < pool; ++j) {
     largest = hn::Max(largest, affine(hn::Load(kFloats, y + j * y_stride)));
@@ -159,17 +172,18 @@ HWY_INLINE void for_each_step(int windows, const F& f) {
   for (; w < windows; ++w) f(w, std::integral_constant<int, 1>());
 }
 
-// out[window][channel] = store(largest t of the window); T: of out.
-template <typename T, typename Store>
+// out[window][channel] = store(largest t of the window); T: of out; A: makes t, from `constants`
+// and a channel.
+template <class A, class Constants, typename T, typename Store>
 HWY_INLINE void pool_windows(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows,
-                             int channels, const ChannelAffine& channel_affine, int any_pool,
+                             int channels, const Constants& constants, int any_pool,
                              T* HWY_RESTRICT out, const Store& store) {
   const ptrdiff_t out_stride = static_cast<ptrdiff_t>(channels) * kLanes;
   with_pool(any_pool, [&](auto constant) {
     const int pool = decltype(constant)::value > 0 ? decltype(constant)::value : any_pool;
     for_each_step(rows / pool, [&](int first, auto windows) {
       for (int c = 0; c < channels; ++c) {
-        const Affine affine(channel_affine, c);
+        const A affine(constants, c);
         HWY_UNROLL(16)
         for (int w = first; w < first + decltype(windows)::value; ++w) {
           HWY_UNROLL(16)
@@ -184,19 +198,38 @@ HWY_INLINE void pool_windows(const float* HWY_RESTRICT y, ptrdiff_t y_stride, in
   });
 }
 
+HWY_INLINE void store_code(V t, V max_code, uint8_t* to) {
+  const V code = hn::Min(hn::Max(t, hn::Zero(kFloats)), max_code);
+  hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, to);
+}
+HWY_INLINE void store_positive(V t, float* to) {
+  hn::Store(hn::Max(t, hn::Zero(kFloats)), kFloats, to);
+}
+
 void quantize_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
                    const ChannelAffine& affine, const ActivationSpec& spec, uint8_t* out) {
-  const V zero = hn::Zero(kFloats), max_code = hn::Set(kFloats, spec.max_code);
-  pool_windows(y, y_stride, rows, channels, affine, spec.pool, out, [&](V t, uint8_t* to) {
-    const V code = hn::Min(hn::Max(t, zero), max_code);
-    hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, to);
-  });
+  const V max_code = hn::Set(kFloats, spec.max_code);
+  pool_windows<Affine>(y, y_stride, rows, channels, affine, spec.pool, out,
+                       [&](V t, uint8_t* to) { store_code(t, max_code, to); });
 }
 
 void relu_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
                const ChannelAffine& affine, const ActivationSpec& spec, float* out) {
-  pool_windows(y, y_stride, rows, channels, affine, spec.pool, out,
-               [&](V t, float* to) { hn::Store(hn::Max(t, hn::Zero(kFloats)), kFloats, to); });
+  pool_windows<Affine>(y, y_stride, rows, channels, affine, spec.pool, out, store_positive);
+}
+
+void evaluate_codes(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                    const EvaluationSteps& steps, const ActivationSpec& spec, uint8_t* out) {
+  const V max_code = hn::Set(kFloats, spec.max_code), scale = hn::Set(kFloats, steps.act_scale);
+  pool_windows<EvaluationAffine>(
+      y, y_stride, rows, channels, steps, spec.pool, out,
+      [&](V value, uint8_t* to) { store_code(hn::Div(value, scale), max_code, to); });
+}
+
+void evaluate_values(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                     const EvaluationSteps& steps, const ActivationSpec& spec, float* out) {
+  pool_windows<EvaluationAffine>(y, y_stride, rows, channels, steps, spec.pool, out,
+                                 store_positive);
 }
 
 // What pooling compares: the clamped code, or max(t, 0) without quantization.
@@ -390,6 +423,8 @@ void fill_elementwise(Simd& table) {
   table.channel_sums = channel_sums;
   table.quantize_pool = quantize_pool;
   table.relu_pool = relu_pool;
+  table.evaluate_codes = evaluate_codes;
+  table.evaluate_values = evaluate_values;
   table.activation_backward_sums = activation_backward_sums;
   table.add_lane_sums = add_lane_sums;
   table.activation_backward_apply = activation_backward_apply;

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/chunks.h"
@@ -95,22 +96,36 @@ class HiddenPass {
     cpu::for_each_item(items().count(), threads_, profile_, chunks_of);
   }
 
-  // Activation of a chunk to its rows of `out`.
-  void activate(const ChunkSums& sums, const cpu::ChannelAffine& affine, int64_t item, int r0,
-                int rows, const TileView& out) const {
+  // Activation of a chunk to its rows of `out`. affine: a cpu::ChannelAffine, or the
+  // cpu::EvaluationSteps.
+  template <typename AffineStep>
+  void activate(const ChunkSums& sums, const AffineStep& affine, int64_t item, int r0, int rows,
+                const TileView& out) const {
+    constexpr bool kEvaluates = std::is_same_v<AffineStep, cpu::EvaluationSteps>;
     const int out_length = shape_.length / shape_.pool, out_rows = rows / shape_.pool;
     const int64_t row = items().row(item, r0 / shape_.pool, out_length, out.shape.pad);
     const int64_t at = row * out.shape.row_elements();
     const cpu::ActivationSpec spec = activation_spec(shape_);
-    if (spec.quantized) {
-      uint8_t* codes = static_cast<uint8_t*>(out.data) + at;
-      cpu::simd().quantize_pool(sums.y, sums.stride, rows, channels(), affine, spec, codes);
-      cpu::zero_unused_lanes(items(), item, r0 / shape_.pool, out_rows, channels(), codes, stride_);
-    } else {
-      float* values = static_cast<float*>(out.data) + at;
-      cpu::simd().relu_pool(sums.y, sums.stride, rows, channels(), affine, spec, values);
-      cpu::zero_unused_lanes(items(), item, r0 / shape_.pool, out_rows, channels(), values,
+    const auto write = [&](auto* first, auto kernel) {
+      kernel(sums.y, sums.stride, rows, channels(), affine, spec, first + at);
+      cpu::zero_unused_lanes(items(), item, r0 / shape_.pool, out_rows, channels(), first + at,
                              stride_);
+    };
+    const cpu::Simd& simd = cpu::simd();
+    if (spec.quantized) {
+      uint8_t* codes = static_cast<uint8_t*>(out.data);
+      if constexpr (kEvaluates) {
+        write(codes, simd.evaluate_codes);
+      } else {
+        write(codes, simd.quantize_pool);
+      }
+    } else {
+      float* values = static_cast<float*>(out.data);
+      if constexpr (kEvaluates) {
+        write(values, simd.evaluate_values);
+      } else {
+        write(values, simd.relu_pool);
+      }
     }
   }
 
@@ -304,19 +319,26 @@ void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scal
       });
 }
 
-HiddenState evaluation_state(const LayerShape& shape, float x_scale, float weight_scale,
-                             const HiddenParameters& parameters,
-                             std::span<const float> running_mean,
-                             std::span<const float> running_var) {
-  HiddenState state;
-  resize(state, running_mean.size());
-  const double sum_scale = static_cast<double>(x_scale) * static_cast<double>(weight_scale);
+EvaluationAffine evaluation_affine(float gamma, float beta, float mean, float var) {
+  const float gain = gamma * (1.0F / std::sqrt(var + static_cast<float>(kBatchNormEpsilon)));
+  return {gain, beta - mean * gain};
+}
+
+EvaluationState evaluation_state(const LayerShape& shape, float x_scale, float weight_scale,
+                                 const HiddenParameters& parameters,
+                                 std::span<const float> running_mean,
+                                 std::span<const float> running_var) {
+  EvaluationState state;
+  state.sum_scale = x_scale * weight_scale;
   for (size_t c = 0; c < running_mean.size(); ++c) {
-    set_batch_norm(parameters, sum_scale, c, static_cast<double>(running_mean[c]),
-                   static_cast<double>(running_var[c]), state);
+    const EvaluationAffine affine =
+        evaluation_affine(parameters.gamma[c], parameters.beta[c], running_mean[c], running_var[c]);
+    state.gain.push_back(affine.gain);
+    state.shift.push_back(affine.shift);
   }
   if (shape.act_bits != kFloatBits) {
-    set_threshold(shape, std::max(std::fabs(parameters.threshold), kMinQuantizerRange), state);
+    state.act_scale =
+        std::max(std::fabs(parameters.threshold), kMinQuantizerRange) / largest_act_code(shape);
   }
   return state;
 }
@@ -326,13 +348,14 @@ float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scal
                           std::span<const float> running_mean, std::span<const float> running_var,
                           TileView out, int threads, Profile* profile) {
   const HiddenPass pass(shape, x, weights, threads, profile);
-  const HiddenState state =
+  const EvaluationState state =
       evaluation_state(shape, x_scale, weights.scale(), parameters, running_mean, running_var);
-  const cpu::ChannelAffine affine{state.gain.data(), state.shift.data()};
+  const cpu::EvaluationSteps steps{state.sum_scale, state.gain.data(), state.shift.data(),
+                                   state.act_scale};
   pass.for_each_chunk(
       [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
         const ChunkSums sums = pass.compute(item, r0, rows, scratch, timer, mine);
-        pass.activate(sums, affine, item, r0, rows, out);
+        pass.activate(sums, steps, item, r0, rows, out);
         timer.lap(mine.activation_forward);
       });
   return state.act_scale;

@@ -53,6 +53,14 @@ struct ChannelAffine {
   const float* shift = nullptr;
 };
 
+// The affine step of evaluation; see ops::EvaluationState.
+struct EvaluationSteps {
+  float sum_scale = 1;
+  const float* gain = nullptr;
+  const float* shift = nullptr;
+  float act_scale = 1;
+};
+
 // What a hidden layer's activation does after the affine step.
 struct ActivationSpec {
   int pool = 1;           // window and stride of MaxPool1d
@@ -128,6 +136,12 @@ struct Simd {
                         const ChannelAffine& affine, const ActivationSpec& spec, uint8_t* out);
   void (*relu_pool)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                     const ChannelAffine& affine, const ActivationSpec& spec, float* out);
+
+  // The same with the roundings of evaluation.
+  void (*evaluate_codes)(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                         const EvaluationSteps& steps, const ActivationSpec& spec, uint8_t* out);
+  void (*evaluate_values)(const float* y, ptrdiff_t y_stride, int rows, int channels,
+                          const EvaluationSteps& steps, const ActivationSpec& spec, float* out);
 
   // First half of the backward pass of affine + QuantReLU + pool, dp being the gradient with
   // respect to the pooled output [rows/pool][channels][kLanes]. The gradient g of a window goes to

@@ -141,14 +141,28 @@ __global__ void __launch_bounds__(kBlockThreads)
   set_batch_norm(constants, c, gamma[c], beta[c], sum_scale, mean, variance);
 }
 
+__device__ float scale_of_codes(float threshold, float max_code) { return threshold / max_code; }
+__device__ float usable_threshold(float parameter) {
+  return fmaxf(fabsf(parameter), kMinQuantizerRange);
+}
+
+// The constants of ops::EvaluationState, with its roundings. threshold: v; max_code 0: unused.
 __global__ void __launch_bounds__(kBlockThreads)
     evaluation_constants(int channels, const float* x_scale, const float* w_scale,
                          const float* gamma, const float* beta, const float* running_mean,
-                         const float* running_var, Constants constants) {
+                         const float* running_var, const float* threshold, float max_code,
+                         float* gain, float* shift, Scalars* s) {
   const int c = static_cast<int>(global_x());
+  if (c == 0) {
+    s->sum_scale = (x_scale != nullptr ? *x_scale : 1.0F) * *w_scale;
+    s->threshold = max_code > 0 ? usable_threshold(*threshold) : 1.0F;
+    s->act_scale = max_code > 0 ? scale_of_codes(s->threshold, max_code) : 1.0F;
+  }
   if (c >= channels) return;
-  set_batch_norm(constants, c, gamma[c], beta[c], scale_of_sums(x_scale, w_scale),
-                 static_cast<double>(running_mean[c]), static_cast<double>(running_var[c]));
+  const float epsilon = static_cast<float>(kBatchNormEpsilon);
+  const float inv_std = __fdiv_rn(1.0F, __fsqrt_rn(__fadd_rn(running_var[c], epsilon)));
+  gain[c] = __fmul_rn(gamma[c], inv_std);
+  shift[c] = __fsub_rn(beta[c], __fmul_rn(running_mean[c], gain[c]));
 }
 
 // --- The percentile ----------------------------------------------------------------------------
@@ -253,9 +267,8 @@ void find_percentile(const Activation& a, const HiddenState& state, Stream strea
 __global__ void __launch_bounds__(kBlockThreads)
     set_threshold(int channels, float max_code, const float* parameter, float* gain, float* shift,
                   Scalars* s) {
-  const float threshold =
-      parameter != nullptr ? fmaxf(fabsf(*parameter), kMinQuantizerRange) : s->threshold;
-  const float act_scale = threshold / max_code;
+  const float threshold = parameter != nullptr ? usable_threshold(*parameter) : s->threshold;
+  const float act_scale = scale_of_codes(threshold, max_code);
   __syncthreads();
   for (int c = thread_x(); c < channels; c += kBlockThreads) {
     gain[c] /= act_scale;
@@ -275,20 +288,46 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // --- Activation --------------------------------------------------------------------------------
 
-__device__ __forceinline__ float pooled_maximum(const Activation& a, const float* y, int row,
-                                                int channel, int lane) {
-  const float gain = a.gain[channel], shift = a.shift[channel];
+// What training does to a sum, in one rounding ...
+struct FusedAffine {
+  float gain, shift;
+  __device__ __forceinline__ FusedAffine(const Activation& a, int channel, const Scalars* /*s*/)
+      : gain(a.gain[channel]), shift(a.shift[channel]) {}
+  __device__ __forceinline__ float operator()(float y) const { return __fmaf_rn(y, gain, shift); }
+  __device__ __forceinline__ float in_codes(float t) const { return t; }
+};
+
+// ... and evaluation in several; see ops::EvaluationState.
+struct EvaluationAffine {
+  float sum_scale, gain, shift, act_scale;
+  __device__ __forceinline__ EvaluationAffine(const Activation& a, int channel, const Scalars* s)
+      : sum_scale(s->sum_scale),
+        gain(a.gain[channel]),
+        shift(a.shift[channel]),
+        act_scale(s->act_scale) {}
+  __device__ __forceinline__ float operator()(float y) const {
+    return __fadd_rn(__fmul_rn(__fmul_rn(y, sum_scale), gain), shift);
+  }
+  __device__ __forceinline__ float in_codes(float value) const {
+    return __fdiv_rn(value, act_scale);
+  }
+};
+
+template <typename Affine>
+__device__ __forceinline__ float pooled_maximum(const Activation& a, const Affine& affine,
+                                                const float* y, int row, int channel, int lane) {
   const float* at = y + a.place(row * a.pool, channel, lane);
-  float largest = __fmaf_rn(at[0], gain, shift);
+  float largest = affine(at[0]);
   for (int j = 1; j < a.pool; ++j) {
-    largest = fmaxf(largest, __fmaf_rn(at[static_cast<size_t>(j) * a.row_stride()], gain, shift));
+    largest = fmaxf(largest, affine(at[static_cast<size_t>(j) * a.row_stride()]));
   }
   return largest;
 }
 
 // Every row of `out`, padding included: block_x() is the row.
+template <typename Affine>
 __global__ void __launch_bounds__(kBlockThreads)
-    quantize_pool(Activation a, const float* y, Tile out, uint32_t* words) {
+    quantize_pool(Activation a, const Scalars* s, const float* y, Tile out, uint32_t* words) {
   const int lane = block_y() * kWarpLanes + thread_x();
   const int quad = block_z() * kChannelRows + thread_y();
   if (quad >= out.quads()) return;
@@ -296,7 +335,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   uint32_t word = 0;
   if (row >= 0 && row < out.length && lane < a.frames) {
     for (int k = 0; k < kQuad && quad * kQuad + k < a.channels; ++k) {
-      const float t = pooled_maximum(a, y, row, quad * kQuad + k, lane);
+      const int channel = quad * kQuad + k;
+      const Affine affine(a, channel, s);
+      const float t = affine.in_codes(pooled_maximum(a, affine, y, row, channel, lane));
       const float code = rintf(fminf(fmaxf(t, 0.0F), a.max_code));
       word |= static_cast<uint32_t>(code) << (8 * k);
     }
@@ -307,15 +348,17 @@ __global__ void __launch_bounds__(kBlockThreads)
         static_cast<size_t>(lane)] = word;
 }
 
+template <typename Affine>
 __global__ void __launch_bounds__(kBlockThreads)
-    relu_pool(Activation a, const float* y, Tile out, float* values) {
+    relu_pool(Activation a, const Scalars* s, const float* y, Tile out, float* values) {
   const int lane = block_y() * kWarpLanes + thread_x();
   const int channel = block_z() * kChannelRows + thread_y();
   if (channel >= a.channels) return;
   const int row = block_x() - out.pad;
   const bool used = row >= 0 && row < out.length && lane < a.frames;
+  const Affine affine(a, channel, s);
   values[a.place(block_x(), channel, lane)] =
-      used ? fmaxf(pooled_maximum(a, y, row, channel, lane), 0.0F) : 0.0F;
+      used ? fmaxf(pooled_maximum(a, affine, y, row, channel, lane), 0.0F) : 0.0F;
 }
 
 // The winner of a window, the first position with the largest value, and the part of its gradient
@@ -513,21 +556,20 @@ Shape elementwise(const Activation& a, int rows, int channels) {
           dim3(kWarpLanes, kChannelRows)};
 }
 
-// From constants in units of values to the layer's output.
-void activate(const Activation& a, const HiddenParameters& parameters, HiddenState& state,
-              const Tile& out, void* out_data, Stream stream) {
+// From sums and constants to the layer's output.
+template <typename Affine>
+void activate(const Activation& a, const HiddenState& state, const Tile& out, void* out_data,
+              Stream stream) {
   const cudaStream_t on = native(stream);
+  const Scalars* scalars = state.scalars.data();
   if (a.max_code == 0) {
-    launch(Where("relu_pool", on), elementwise(a, out.rows(), out.channels), relu_pool, a,
-           state.y.data(), out, static_cast<float*>(out_data));
-    return;
+    launch(Where("relu_pool", on), elementwise(a, out.rows(), out.channels), relu_pool<Affine>, a,
+           scalars, state.y.data(), out, static_cast<float*>(out_data));
+  } else {
+    launch(Where("quantize_pool", on), elementwise(a, out.rows(), out.quads()),
+           quantize_pool<Affine>, a, scalars, state.y.data(), out,
+           static_cast<uint32_t*>(out_data));
   }
-  launch(Where("set_threshold", on), Shape{dim3(1), dim3(kBlockThreads)}, set_threshold, a.channels,
-         a.max_code, state.collected ? nullptr : parameters.threshold,
-         state.constant(HiddenState::kGain), state.constant(HiddenState::kShift),
-         state.scalars.data());
-  launch(Where("quantize_pool", on), elementwise(a, out.rows(), out.quads()), quantize_pool, a,
-         state.y.data(), out, static_cast<uint32_t*>(out_data));
 }
 
 }  // namespace
@@ -550,7 +592,13 @@ void hidden_forward_train(const ops::LayerShape& layer, const ConvShape& /*shape
          running_var, constants_of(state));
   state.collected = collect && a.max_code > 0;
   if (state.collected) find_percentile(a, state, stream);
-  activate(a, parameters, state, out, out_data, stream);
+  if (a.max_code > 0) {
+    launch(Where("set_threshold", on), Shape{dim3(1), dim3(kBlockThreads)}, set_threshold,
+           a.channels, a.max_code, state.collected ? nullptr : parameters.threshold,
+           state.constant(HiddenState::kGain), state.constant(HiddenState::kShift),
+           state.scalars.data());
+  }
+  activate<FusedAffine>(a, state, out, out_data, stream);
 }
 
 void follow_threshold(const HiddenState& state, bool first, float* threshold, Stream stream) {
@@ -568,9 +616,11 @@ void hidden_forward_eval(const ops::LayerShape& layer, const ConvShape& /*shape*
   launch(Where("evaluation_constants", native(stream)),
          Shape{dim3(blocks_for(state.channels, kBlockThreads)), dim3(kBlockThreads)},
          evaluation_constants, a.channels, x.scale, weights.scale(), parameters.gamma,
-         parameters.beta, running_mean, running_var, constants_of(state));
+         parameters.beta, running_mean, running_var, parameters.threshold, a.max_code,
+         state.constant(HiddenState::kGain), state.constant(HiddenState::kShift),
+         state.scalars.data());
   state.collected = false;
-  activate(a, parameters, state, out, out_data, stream);
+  activate<EvaluationAffine>(a, state, out, out_data, stream);
 }
 
 void hidden_backward(const ops::LayerShape& layer, const ConvShape& shape, const Input& x,

@@ -210,6 +210,7 @@ class HiddenState {
   // All in device memory.
   struct Scalars {
     float act_scale, threshold;
+    float sum_scale;  // of evaluation
     // The element that is the percentile, if there is one: its place in the CPU's order of
     // elements, xhat there and, in the backward pass, its gradient.
     unsigned has_statistic, statistic_place;

@@ -131,6 +131,12 @@ inline unsigned __float_as_uint(float value) {
 }
 inline float __uint_as_float(unsigned bits) { return simt::from_bits<float>(simt::to_bits(bits)); }
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// Nothing is fused here: -ffp-contract=off.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float value) { return __builtin_sqrtf(value); }
 // Four products of signed bytes, added to c.
 inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 32; i += 8) {

@@ -27,7 +27,7 @@ struct Config {
   // what are amplitudes: its noise amplitude is 10^(-SNR/10), so that a step of 2 dB is one of 4.
   double snr_slope = 2;
   // Noise power over what the label then says; fits the real set best.
-  double noise_offset_db = -0.8;
+  double noise_offset_db = -1.2;
   ChannelConfig channel;
 };
 
