@@ -16,7 +16,6 @@
 
 #include "experiments/console.h"
 #include "experiments/data_source.h"
-#include "experiments/engine_choice.h"
 #include "experiments/experiment.h"
 #include "experiments/fmp_controller.h"
 #include "experiments/interrupt.h"
@@ -27,6 +26,7 @@
 #include "experiments/summary.h"
 #include "experiments/synth_source.h"
 #include "framework/cost.h"
+#include "framework/cuda/engine_choice.h"
 #include "framework/error.h"
 
 namespace fmp {
@@ -239,7 +239,7 @@ int run(const std::vector<std::string>& arguments) {
   std::optional<Options> options = parse_options(arguments);
   if (!options) return 0;
   for (const std::string& method : options->p_methods) make_pruning_method(method);  // or throws
-  std::unique_ptr<Engine> engine = choose_engine(*options);
+  std::unique_ptr<Engine> engine = choose_engine(options->device, options->threads);
   try {
     return Run(*options, std::move(engine), open_directory(*options)).execute();
   } catch (const InterruptedError&) {

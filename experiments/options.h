@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/cuda/engine_choice.h"
 #include "framework/network.h"
 
 namespace fmp {
@@ -24,7 +25,6 @@ struct AccuracyGoal {
 };
 
 enum class CriterionSplit : uint8_t { kValidation, kTest };
-enum class DeviceChoice : uint8_t { kAuto, kCpu, kCuda };
 
 const char* to_string(CriterionSplit split);
 const char* to_string(DeviceChoice device);

@@ -163,6 +163,10 @@ const Case kCases[] = {
     {"ManyChannels", {70, 66, 3, 4, 2, 8, 8, 8}, 33, kU8},
     {"ManyChannelsMasked", {66, 70, 3, 5, 1, 8, 8, 8}, 3, kU8, true},
     {"ManyFrames", {3, 4, 3, 4, 2, 8, 8, 8}, 530, kU8},
+    // A few more than the 16 outputs, 32 k or 8 quads of a fragment.
+    {"FiveTaps", {20, 34, 5, 3, 1, 8, 8, 8}, 32, kU8},
+    {"SignedChannels", {35, 18, 3, 2, 1, 8, 8, 8}, 34, kS8},
+    {"FloatInput", {6, 17, 3, 2, 2, kFloat, 8, 8}, 20, kF32},
 };
 
 class CudaOpsTest : public testing::TestWithParam<Case> {
@@ -552,6 +556,70 @@ TEST_F(CudaOpTest, FramesArePacked) {
     EXPECT_EQ(from_cuda(out_codes, dims, 3), codes);
     EXPECT_EQ(from_cuda(out_values, dims, 3), values);
   }
+}
+
+// Gradients that are multiplied by codes are exact but for the rounding of sums: their error, as a
+// part of the sum of magnitudes, is that of sums in fp32. Magnitudes span 2^20, so that a part of a
+// gradient that is missing anywhere is seen.
+TEST_F(CudaOpTest, GradientsByCodesAreAsExactAsInFp32) {
+  constexpr double kBound = 0x1p-22;
+  const ops::LayerShape layer{21, 35, 3, 11, 1, 8, 8, 8};
+  const cuda::Tile x_tile{70, layer.length, layer.in_channels, 1},
+      dy_tile{70, layer.length, layer.out_channels, 1};
+  const Dims in{70, layer.length, layer.in_channels}, out{70, layer.length, layer.out_channels};
+  Random random(kSeed, "exact");
+  std::vector<uint8_t> codes(in.count());
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(random.below(256));
+  Floats dy(out.count()), weight(static_cast<size_t>(layer.weights()));
+  for (float& g : dy) {
+    g = std::ldexp(random.uniform(-1.0F, 1.0F), static_cast<int>(random.below(20)) - 30);
+  }
+  for (float& w : weight) w = random.uniform(-0.1F, 0.1F);
+
+  const cuda::ConvShape shape = cuda::conv_shape(layer, x_tile);
+  const Buffer<float> device_weight = upload(weight), device_dy = cuda_tile(dy, out, 1),
+                      scale = upload(Floats{1.0F}),
+                      dx(cuda::Tile{70, layer.length, layer.in_channels, 0}.floats()),
+                      dw(weight.size());
+  const Buffer<uint8_t> device_codes = cuda_tile(codes, in, 1);
+  cuda::Weights weights;
+  weights.set_mask(shape, {}, kStream);
+  weights.compile(layer, shape, device_weight.data(), true, {}, true, kStream);
+  weights.backward_data(dy_tile, device_dy.data(), dx.data(), kStream);
+  weights.backward_weight({x_tile, kU8, device_codes.data(), scale.data()}, dy_tile,
+                          device_dy.data(), dw.data(), kStream);
+  const double weight_scale = static_cast<double>(weights.summary(kStream).scale);
+
+  std::vector<double> exact_dx(in.count()), size_dx(in.count()), exact_dw(weight.size()),
+      size_dw(weight.size());
+  out.for_each([&](size_t i, int64_t n, int l, int o) {
+    for (int t = 0; t < layer.taps; ++t) {
+      const int row = l + t - 1;
+      if (row < 0 || row >= layer.length) continue;
+      for (int c = 0; c < layer.in_channels; ++c) {
+        const size_t x = static_cast<size_t>((n * layer.length + row) * layer.in_channels + c);
+        const size_t w = static_cast<size_t>((o * layer.taps + t) * layer.in_channels + c);
+        const double code = std::nearbyint(static_cast<double>(weight[w]) / weight_scale);
+        const double by_weight = static_cast<double>(dy[i]) * code * weight_scale;
+        const double by_code = static_cast<double>(dy[i]) * codes[x];
+        exact_dx[x] += by_weight;
+        size_dx[x] += std::fabs(by_weight);
+        exact_dw[w] += by_code;
+        size_dw[w] += std::fabs(by_code);
+      }
+    }
+  });
+  const auto expect_exact = [&](const Floats& actual, const std::vector<double>& exact,
+                                const std::vector<double>& size, const char* what) {
+    double worst = 0;
+    for (size_t i = 0; i < exact.size(); ++i) {
+      worst = std::max(worst, std::fabs(static_cast<double>(actual[i]) - exact[i]) / size[i]);
+    }
+    EXPECT_LE(worst, kBound) << what << ": 2^" << std::log2(worst);
+    EXPECT_GT(worst, 0) << what;
+  };
+  expect_exact(from_cuda(dx, in, 0), exact_dx, size_dx, "input gradient");
+  expect_exact(dw.to_host(kStream), exact_dw, size_dw, "weight gradient");
 }
 
 TEST_F(CudaOpTest, SoftmaxCrossEntropy) {

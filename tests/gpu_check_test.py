@@ -47,6 +47,14 @@ def bench_lines():
     return "".join(lines)
 
 
+BENCH = """echo '{"train_frames_per_s": 5}'"""
+# In earnest, on a network small enough for the host: at one density, as it takes seconds.
+REAL_BENCH = f'''case "$*" in *"--density 0.5 "*)
+exec {SIMT}/fmp_bench_simt "$@" --length 128 --channels 4 --sparse-threshold 0.6 --steps 1 --warm-up 1;;
+esac
+{BENCH}'''
+
+
 class GpuCheckTest(unittest.TestCase):
     def setUp(self):
         self.directory = tempfile.TemporaryDirectory()
@@ -55,13 +63,12 @@ class GpuCheckTest(unittest.TestCase):
     def at(self, *parts):
         return os.path.join(self.directory.name, *parts)
 
-    def machine(self, device_test):
+    def machine(self, device_test, fmp_bench=BENCH):
         """A machine with a GPU, a build and a compute-sanitizer that runs what it is given."""
         script(self.at("bin", "nvidia-smi"), "echo 'Test GPU, 1.0, 1 MiB, 9.0'")
         script(self.at("bin", "compute-sanitizer"), 'shift 4; exec "$@"')
         script(self.at("build", "tools", "cuda_bench"), "cat <<'LINES'\n" + bench_lines() + "LINES")
-        script(self.at("build", "tools", "fmp_bench"),
-               'case "$*" in *--help*) echo "--device";; *) echo "{\\"train_frames_per_s\\": 5}";; esac')
+        script(self.at("build", "tools", "fmp_bench"), fmp_bench)
         script(self.at("build", "tests", "cuda_device_test"), device_test)
         return self.at("bin") + os.pathsep + os.environ["PATH"]
 
@@ -80,7 +87,7 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual(run.stdout, "")
 
     def test_measures_every_pass_and_runs_tests_and_sanitizers(self):
-        run, result = self.check(self.machine(f'exec {SIMT}/cuda_prune_test "$@"'))
+        run, result = self.check(self.machine(f'exec {SIMT}/cuda_prune_test "$@"', REAL_BENCH))
         self.assertEqual(run.returncode, 0, run.stderr)
         self.assertTrue(result["passed"])
         self.assertEqual(result["device"]["name"], "Test GPU")
@@ -91,7 +98,10 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual([e["passes"]["density"] for e in result["densities"]],
                          [1.0, 0.5, 0.2, 0.1, 0.05, 0.02])
         for entry in result["densities"]:
-            self.assertEqual(entry["steps"], {"train_frames_per_s": 5})
+            if entry["passes"]["density"] == 0.5:
+                self.check_whole_steps(entry["steps"])
+            else:
+                self.assertEqual(entry["steps"], {"train_frames_per_s": 5})
             rows = entry["passes"]["rows"]
             self.assertEqual({r["layer"] for r in rows},
                              {f"conv{i}" for i in range(1, 8)} | {"dense1", "dense2", "output"})
@@ -100,6 +110,16 @@ class GpuCheckTest(unittest.TestCase):
             self.assertEqual(forward["seconds"], min(forward["all"].values()))
             self.assertAlmostEqual(forward["of_bound"],
                                    forward["least_seconds"] / forward["seconds"])
+
+    def check_whole_steps(self, steps):
+        self.assertEqual(steps["device"], "CUDA, host runtime of the tests")
+        self.assertEqual((steps["batch"], steps["density"]), (32, 0.5))
+        for name in ("train_frames_per_s", "eval_frames_per_s", "peak_device_mb"):
+            self.assertGreater(steps[name], 0, name)
+        self.assertEqual(len(steps["plan"]), 10)
+        for layer in steps["plan"]:
+            self.assertEqual(layer["forward"], "sparse" if layer["density"] < 0.6 else "dense")
+        self.assertFalse({"target", "threads", "train_share"} & set(steps), "what is the CPU's")
 
     def test_fails_when_a_test_or_a_sanitizer_fails(self):
         path = self.machine(f'{SIMT}/cuda_prune_test "$@"; exit 1')

@@ -2,134 +2,26 @@
 // Runs the program itself on a small file: the same flags must give the same results, bit for bit,
 // for any number of threads and however often a run is killed and resumed.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <csignal>
-#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "framework/cost.h"
 #include "framework/onnx_import.h"
-#include "tools/synth/hdf5_writer.h"
+#include "tests/program_fixture.h"
 
 namespace fmp {
 namespace {
 
-namespace fs = std::filesystem;
-using Arguments = std::vector<std::string>;
-using Clock = std::chrono::steady_clock;
-
-constexpr int kClasses = 3;
-constexpr int kLength = 1024;
 constexpr int kFramesPerBlock = 40;
 constexpr const char* kProgram = FMP_BINARY_DIR "/experiments/fmp_radioml";
-
-// Noise and, weaker, a tone of its own for each class: quickly learned, yet not perfectly.
-std::vector<float> make_frame(int class_index, float amplitude, std::mt19937& engine) {
-  std::normal_distribution<float> noise(0, 0.7F);
-  std::vector<float> frame(2 * kLength);
-  const float turns = 0.05F + 0.1F * static_cast<float>(class_index);
-  for (int n = 0; n < kLength; ++n) {
-    const float angle = 6.2831853F * turns * static_cast<float>(n);
-    frame[static_cast<size_t>(2 * n)] = amplitude * std::cos(angle) + noise(engine);
-    frame[static_cast<size_t>(2 * n + 1)] = amplitude * std::sin(angle) + noise(engine);
-  }
-  return frame;
-}
-
-void write_data(const fs::path& path, unsigned seed) {
-  std::mt19937 engine(seed);
-  synth::RadioMlWriter writer(path, kClasses * 2 * kFramesPerBlock, kClasses, 0);
-  for (int class_index = 0; class_index < kClasses; ++class_index) {
-    for (const int snr_db : {0, 10}) {
-      for (int i = 0; i < kFramesPerBlock; ++i)
-        writer.append(make_frame(class_index, snr_db == 0 ? 0.1F : 0.3F, engine), class_index,
-                      snr_db);
-    }
-  }
-  writer.finish();
-}
-
-// A running fmp_radioml whose output goes to a file.
-class Process {
- public:
-  Process(const Arguments& arguments, const fs::path& log) : id_(::fork()) {
-    if (id_ != 0) return;
-    std::vector<const char*> argv = {kProgram};
-    for (const std::string& argument : arguments) argv.push_back(argument.c_str());
-    argv.push_back(nullptr);
-    if (std::freopen(log.c_str(), "a", stdout) == nullptr) ::_exit(126);
-    ::dup2(STDOUT_FILENO, STDERR_FILENO);
-    ::execv(kProgram, const_cast<char* const*>(argv.data()));
-    ::_exit(127);
-  }
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
-  ~Process() {
-    if (!ended_) finish_with(SIGKILL);
-  }
-
-  // Waits up to `patience`. True when the process has ended by then.
-  bool wait_for(Clock::duration patience) {
-    const Clock::time_point end = Clock::now() + patience;
-    while (!ended_ && Clock::now() < end) {
-      if (::waitpid(id_, &status_, WNOHANG) == id_) ended_ = true;
-      if (!ended_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    return ended_;
-  }
-  int wait() {
-    if (!ended_) ::waitpid(id_, &status_, 0);
-    ended_ = true;
-    return exit_code();
-  }
-  int finish_with(int signal) {
-    ::kill(id_, signal);
-    return wait();
-  }
-  int exit_code() const { return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1; }
-
- private:
-  pid_t id_;
-  int status_ = 0;
-  bool ended_ = false;
-};
-
-std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  EXPECT_TRUE(file) << path;
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-// Without what may differ from run to run.
-nlohmann::json reproducible(nlohmann::json json) {
-  if (json.is_object()) {
-    for (const char* key : {"timing", "host", "options", "command"}) json.erase(key);
-  }
-  if (json.is_structured()) {
-    for (nlohmann::json& value : json) value = reproducible(value);
-  }
-  return json;
-}
-
-std::vector<nlohmann::json> rounds_of(const fs::path& run) {
-  std::ifstream file(run / "rounds.jsonl");
-  std::vector<nlohmann::json> rounds;
-  for (std::string line; std::getline(file, line);) rounds.push_back(nlohmann::json::parse(line));
-  return rounds;
-}
 
 void expect_same_results(const fs::path& a, const fs::path& b) {
   EXPECT_EQ(reproducible(nlohmann::json::parse(read(a / "summary.json"))),
@@ -144,9 +36,9 @@ class ResumeTest : public testing::Test {
   static void SetUpTestSuite() {
     root_ = fs::temp_directory_path() / ("fmp_resume_" + std::to_string(::getpid()));
     fs::create_directories(root_);
-    write_data(root_ / "data.h5", 1);
+    write_data(root_ / "data.h5", kFramesPerBlock, 1);
     const Clock::time_point begin = Clock::now();
-    Process process(flags("reference", 1), root_ / "reference.log");
+    Process process(kProgram, flags("reference", 1), root_ / "reference.log");
     ASSERT_EQ(process.wait(), 0) << read(root_ / "reference.log");
     reference_time_ = Clock::now() - begin;
   }
@@ -173,7 +65,7 @@ class ResumeTest : public testing::Test {
   }
   static Arguments resume(const std::string& out) { return {"--resume=" + (root_ / out).string()}; }
   static Process start(const Arguments& arguments, const std::string& name) {
-    return Process(arguments, root_ / (name + ".log"));
+    return Process(kProgram, arguments, root_ / (name + ".log"));
   }
   static int run(const Arguments& arguments, const std::string& name) {
     return start(arguments, name).wait();
@@ -290,7 +182,7 @@ TEST_F(ResumeTest, AFinishedRunStaysAsItIs) {
 
 TEST_F(ResumeTest, OtherDataIsRefused) {
   ASSERT_EQ(run(flags("moved", 2), "moved"), 0);
-  write_data(root_ / "other.h5", 2);
+  write_data(root_ / "other.h5", kFramesPerBlock, 2);
   Arguments arguments = resume("moved");
   arguments.push_back("--data=" + (root_ / "other.h5").string());
   EXPECT_EQ(run(arguments, "moved"), 1);

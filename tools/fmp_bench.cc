@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: MIT
-// Training and evaluation speed of a network on random frames: the time of the best of a few whole
-// steps, as frames/s, with the kernels' shares and rates.
+// Training and evaluation speed of a network on random frames. On the CPU: the time of the best of
+// a few whole steps, as frames/s, with the kernels' shares and rates. On a device: passes over a
+// data set as fmp_radioml makes them, where steps overlap with the host's work and each other's
+// copies.
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 
 #include "framework/compaction.h"
+#include "framework/cuda/engine_choice.h"
 #include "framework/error.h"
 #include "framework/integer_network.h"
 #include "framework/network.h"
@@ -24,15 +30,18 @@ namespace fmp {
 namespace {
 
 using Json = nlohmann::ordered_json;
+using Clock = std::chrono::steady_clock;
 
 struct BenchOptions {
   std::string model = "vgg10";
+  int length = 1024;
+  int channels = 64;
   int bits = 8;
   int batch = 1024;
   double density = 1.0;
-  int steps = 4;
-  int warm_up = 2;
+  std::optional<int> steps, warm_up;
   int threads = 0;
+  DeviceChoice device = DeviceChoice::kAuto;
   uint64_t seed = 1;
   std::string sparse_threshold = "auto";
   std::string target = ops::target_name();
@@ -42,9 +51,18 @@ struct BenchOptions {
 
 std::optional<BenchOptions> parse(int argc, char** argv) {
   BenchOptions o;
+  const std::map<std::string, DeviceChoice> devices = {
+      {"auto", DeviceChoice::kAuto}, {"cpu", DeviceChoice::kCpu}, {"cuda", DeviceChoice::kCuda}};
+  std::string device = "auto";
   CLI::App app{"Times training and evaluation steps on random frames.", "fmp_bench"};
   app.add_option("--model", o.model, "network: vgg10")
       ->check(CLI::IsMember({"vgg10"}))
+      ->capture_default_str();
+  app.add_option("--length", o.length, "samples per frame, a multiple of 128")
+      ->check(CLI::Range(128, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--channels", o.channels, "output channels of each convolution")
+      ->check(CLI::Range(1, 65536))
       ->capture_default_str();
   app.add_option("--bits", o.bits, "weight, activation and input bits: 2..8, or 32 for float")
       ->capture_default_str();
@@ -54,11 +72,14 @@ std::optional<BenchOptions> parse(int argc, char** argv) {
   app.add_option("--density", o.density, "share of weights that are not pruned (random mask)")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  app.add_option("--steps", o.steps, "timed steps; the best one counts")
-      ->check(CLI::Range(1, 10000))
-      ->capture_default_str();
-  app.add_option("--warm-up", o.warm_up, "steps before the timed ones")
-      ->check(CLI::Range(0, 10000))
+  app.add_option("--steps", o.steps,
+                 "timed steps: 4, of which the best one counts; on a device 50, their mean")
+      ->check(CLI::Range(1, 10000));
+  app.add_option("--warm-up", o.warm_up, "steps before the timed ones: 2, on a device 5")
+      ->check(CLI::Range(0, 10000));
+  app.add_option("--device", device,
+                 "cpu, cuda, or auto = cuda if there is a device and no --target")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   app.add_option("--threads", o.threads, "threads; 0 = all cores")
       ->check(CLI::Range(0, 1024))
@@ -68,13 +89,15 @@ std::optional<BenchOptions> parse(int argc, char** argv) {
          "--sparse-threshold", o.sparse_threshold,
          "auto = time dense and sparse kernels, or the density below which to use sparse ones")
       ->capture_default_str();
-  app.add_option("--target", o.target, "instruction set")
-      ->check(CLI::IsMember(ops::target_names()))
-      ->capture_default_str();
+  const CLI::Option* target = app.add_option("--target", o.target, "instruction set of the CPU")
+                                  ->check(CLI::IsMember(ops::target_names()))
+                                  ->capture_default_str();
   app.add_flag("--compact", o.compact,
                "drop channels that compute nothing, as fmp_radioml does after each prune");
   app.add_flag("--json", o.json, "print one JSON line");
   if (!parse_command_line(app, argc, argv)) return std::nullopt;
+  o.device = devices.at(device);
+  if (target->count() > 0 && o.device == DeviceChoice::kAuto) o.device = DeviceChoice::kCpu;
   return o;
 }
 
@@ -125,22 +148,46 @@ FrameBatch random_frames(const NetworkConfig& config, int count, uint64_t seed) 
   return batch;
 }
 
-// Best wall-clock seconds of a step; then one more step with the clocks on, which slow it down.
-template <typename Step>
-double best_seconds(const BenchOptions& o, Trainer& trainer, ops::Profile& profile,
-                    const Step& step) {
-  using Clock = std::chrono::steady_clock;
-  for (int i = 0; i < o.warm_up; ++i) step();
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < o.steps; ++i) {
-    const auto start = Clock::now();
-    step();
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+// As many frames as are asked for, the same `batch` over and over.
+class RepeatedFrames final : public Dataset {
+ public:
+  RepeatedFrames(FrameBatch batch, const NetworkConfig& config, int64_t size)
+      : batch_(std::move(batch)),
+        length_(config.length),
+        names_(static_cast<size_t>(config.classes)),
+        size_(size) {}
+  int64_t size() const override { return size_; }
+  int length() const override { return length_; }
+  const std::vector<std::string>& class_names() const override { return names_; }
+  uint8_t label(int64_t frame) const override { return batch_.labels[place(frame)]; }
+  int16_t snr_db(int64_t frame) const override { return batch_.snr_db[place(frame)]; }
+  void read(std::span<const int64_t> frames, FrameBatch& batch) const override {
+    batch.count = static_cast<int64_t>(frames.size());
+    gather(batch_.codes, frames, batch.codes);
+    gather(batch_.values, frames, batch.values);
+    gather(batch_.labels, frames, batch.labels);
+    gather(batch_.snr_db, frames, batch.snr_db);
   }
-  trainer.set_profile(&profile);
-  step();
-  trainer.set_profile(nullptr);
-  return best;
+
+ private:
+  size_t place(int64_t frame) const { return static_cast<size_t>(frame % batch_.count); }
+  template <typename T>
+  void gather(const std::vector<T>& from, std::span<const int64_t> frames,
+              std::vector<T>& to) const {
+    const size_t row = from.size() / static_cast<size_t>(batch_.count);
+    to.resize(row * frames.size());
+    for (size_t i = 0; i < frames.size(); ++i)
+      std::copy_n(from.data() + place(frames[i]) * row, row, to.data() + i * row);
+  }
+
+  FrameBatch batch_;
+  int length_;
+  std::vector<std::string> names_;
+  int64_t size_;
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 // Multiply-adds of a frame's forward pass with all weights.
@@ -195,30 +242,51 @@ int64_t peak_rss_mb() {
   return (usage.ru_maxrss + 1023) / 1024;
 }
 
-Json run(const BenchOptions& o) {
-  ops::use_target(o.target);
-  NetworkConfig config;
-  config.input_bits = o.bits;
-  config.weight_bits = {o.bits};
-  config.act_bits = {o.bits};
-  config.validate();
-  Network network(config, o.seed);
-  mask_at_random(network, o.density, o.seed);
-  const double gflop = 2e-9 * dense_macs(network) * o.batch;
-  if (o.compact) compact(network);
-
+// What is timed: a network and how it is trained.
+struct Subject {
+  Network network;
   TrainerOptions options;
-  options.batch = o.batch;
-  options.threads = o.threads;
-  options.sparse_threshold = sparse_threshold(o);
-  options.threshold_statistic_steps = 1;  // time the steady state, where thresholds are learned
-  Trainer trainer(options);
-  const std::vector<LayerPlan> plan = trainer.plan(network);
-  const FrameBatch batch = random_frames(config, o.batch, o.seed);
+  std::vector<LayerPlan> plan;
+  double gflop;  // of a batch's forward pass, as if every weight were multiplied: what a dense
+                 // kernel would have to reach
+};
 
+double per_second(const BenchOptions& o, double step_seconds) {
+  return std::round(10 * o.batch / step_seconds) / 10;
+}
+double gflop_rate(const Subject& subject, double passes, double step_seconds) {
+  return std::round(10 * passes * subject.gflop / step_seconds) / 10;
+}
+void add_dense_equivalents(const Subject& subject, double train_seconds, double eval_seconds,
+                           Json& result) {
+  result["train_dense_equivalent_gflop_per_s"] = gflop_rate(subject, 3, train_seconds);
+  result["eval_dense_equivalent_gflop_per_s"] = gflop_rate(subject, 1, eval_seconds);
+}
+
+// Best wall-clock seconds of a step; then one more step with the clocks on, which slow it down.
+template <typename Step>
+double best_seconds(const BenchOptions& o, Trainer& trainer, ops::Profile& profile,
+                    const Step& step) {
+  for (int i = 0; i < o.warm_up.value_or(2); ++i) step();
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < o.steps.value_or(4); ++i) {
+    const auto start = Clock::now();
+    step();
+    best = std::min(best, seconds_since(start));
+  }
+  trainer.set_profile(&profile);
+  step();
+  trainer.set_profile(nullptr);
+  return best;
+}
+
+void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json& result) {
+  Network& network = subject.network;
+  const FrameBatch batch = random_frames(network.config(), o.batch, o.seed);
   ops::Profile training, evaluation;
-  const double train_seconds = best_seconds(
-      o, trainer, training, [&] { trainer.train_step(network, batch, options.learning_rate); });
+  const double train_seconds = best_seconds(o, trainer, training, [&] {
+    trainer.train_step(network, batch, subject.options.learning_rate);
+  });
   const double eval_seconds =
       best_seconds(o, trainer, evaluation, [&] { trainer.logits(network, batch); });
 
@@ -233,40 +301,103 @@ Json run(const BenchOptions& o) {
         best_seconds(o, trainer, unused, [&] { integers.run(batch.codes, logits, {}, o.threads); });
   }
 
-  const auto rate = [&](double passes, double seconds_all) {
-    return std::round(10 * passes * gflop / seconds_all) / 10;
-  };
-  const auto per_second = [&](double seconds) { return std::round(10 * o.batch / seconds) / 10; };
+  result["threads"] = threads_or_all_cores(o.threads);
+  result["target"] = ops::target_name();
+  result["train_frames_per_s"] = per_second(o, train_seconds);
+  result["eval_frames_per_s"] = per_second(o, eval_seconds);
+  result["peak_rss_mb"] = peak_rss_mb();
+  if (o.bits != kFloatBits) result["integer_frames_per_s"] = per_second(o, integer_seconds);
+  add_dense_equivalents(subject, train_seconds, eval_seconds, result);
+  result["gflop_per_s_and_thread"] = {
+      {"conv_forward", gflop_rate(subject, 1, training.conv_forward)},
+      {"conv_backward_data", gflop_rate(subject, 1, training.conv_backward_data)},
+      {"conv_backward_weight", gflop_rate(subject, 1, training.conv_backward_weight)},
+      {"eval_conv_forward", gflop_rate(subject, 1, evaluation.conv_forward)}};
+  result["train_share"] = shares(training);
+  result["eval_share"] = shares(evaluation);
+}
+
+// Mean seconds of a step in a pass of warm_up + steps batches, from the end of the last warm-up
+// step on: steps overlap, so that one alone says nothing.
+double mean_seconds(int batch, int warm_up, int steps,
+                    const std::function<void(const ProgressCallback&)>& pass) {
+  Clock::time_point start = Clock::now();
+  double seconds = 0;
+  pass([&](const Progress& progress) {
+    if (progress.frames_done == static_cast<int64_t>(batch) * warm_up) start = Clock::now();
+    if (progress.frames_done == progress.frames_total) seconds = seconds_since(start);
+  });
+  return seconds / steps;
+}
+
+void time_on_device(const BenchOptions& o, Subject& subject, Trainer& trainer, Json& result) {
+  // The third step is captured into a graph, and results come back two steps later.
+  const int warm_up = o.warm_up.value_or(5), steps = o.steps.value_or(50);
+  const NetworkConfig& config = subject.network.config();
+  const RepeatedFrames data(random_frames(config, o.batch, o.seed), config,
+                            static_cast<int64_t>(o.batch) * (warm_up + steps));
+  std::vector<int64_t> frames(static_cast<size_t>(data.size()));
+  std::iota(frames.begin(), frames.end(), int64_t{0});
+  const double train_seconds =
+      mean_seconds(o.batch, warm_up, steps, [&](const ProgressCallback& progress) {
+        trainer.train_epoch(subject.network, data, frames, o.seed, 1, subject.options.learning_rate,
+                            progress);
+      });
+  const double eval_seconds =
+      mean_seconds(o.batch, warm_up, steps, [&](const ProgressCallback& progress) {
+        trainer.evaluate(subject.network, data, frames, progress);
+      });
+  result["train_frames_per_s"] = per_second(o, train_seconds);
+  result["eval_frames_per_s"] = per_second(o, eval_seconds);
+  result["peak_rss_mb"] = peak_rss_mb();
+  result["peak_device_mb"] = (trainer.engine().peak_device_bytes().value() + 1048575) / 1048576;
+  add_dense_equivalents(subject, train_seconds, eval_seconds, result);
+}
+
+Subject make_subject(const BenchOptions& o) {
+  NetworkConfig config;
+  config.length = o.length;
+  config.filters.assign(config.filters.size(), o.channels);
+  config.input_bits = o.bits;
+  config.weight_bits = {o.bits};
+  config.act_bits = {o.bits};
+  config.validate();
+  Subject subject{Network(config, o.seed), {}, {}, 0};
+  mask_at_random(subject.network, o.density, o.seed);
+  subject.gflop = 2e-9 * dense_macs(subject.network) * o.batch;
+  if (o.compact) compact(subject.network);
+  subject.options.batch = o.batch;
+  subject.options.threads = o.threads;
+  subject.options.sparse_threshold = sparse_threshold(o);
+  // Time the steady state, where thresholds are learned.
+  subject.options.threshold_statistic_steps = 1;
+  return subject;
+}
+
+Json run(const BenchOptions& o) {
+  ops::use_target(o.target);
+  DeviceChoice device = o.device;
+  std::unique_ptr<Engine> engine = choose_engine(device, o.threads);
+  Subject subject = make_subject(o);
+  Trainer trainer(subject.options, std::move(engine));
+  subject.plan = trainer.plan(subject.network);
   Json result = {{"model", o.model},
                  {"bits", o.bits},
                  {"batch", o.batch},
                  {"density", o.density},
                  {"compact", o.compact},
-                 {"nonzeros", nonzeros(plan, network)},
-                 {"threads", threads_or_all_cores(o.threads)},
-                 {"target", ops::target_name()},
-                 {"train_frames_per_s", per_second(train_seconds)},
-                 {"eval_frames_per_s", per_second(eval_seconds)},
-                 {"peak_rss_mb", peak_rss_mb()}};
-  if (o.bits != kFloatBits) result["integer_frames_per_s"] = per_second(integer_seconds);
-  // As if every weight were multiplied: what a dense kernel would have to reach.
-  result["train_dense_equivalent_gflop_per_s"] = std::round(30 * gflop / train_seconds) / 10;
-  result["eval_dense_equivalent_gflop_per_s"] = std::round(10 * gflop / eval_seconds) / 10;
-  result["gflop_per_s_and_thread"] = {
-      {"conv_forward", rate(1, training.conv_forward)},
-      {"conv_backward_data", rate(1, training.conv_backward_data)},
-      {"conv_backward_weight", rate(1, training.conv_backward_weight)},
-      {"eval_conv_forward", rate(1, evaluation.conv_forward)}};
-  result["train_share"] = shares(training);
-  result["eval_share"] = shares(evaluation);
-  result["plan"] = plan_json(plan);
+                 {"nonzeros", nonzeros(subject.plan, subject.network)},
+                 {"device", trainer.engine().description()}};
+  (device == DeviceChoice::kCuda ? time_on_device : time_on_cpu)(o, subject, trainer, result);
+  result["plan"] = plan_json(subject.plan);
   return result;
 }
 
 void print(const Json& r) {
+  const bool on_cpu = r.contains("target");
   fmt::print("{} at {} bits, batch {}, density {}, {}\n", r["model"].get<std::string>(),
              r["bits"].get<int>(), r["batch"].get<int>(), r["density"].get<double>(),
-             r["target"].get<std::string>());
+             r[on_cpu ? "target" : "device"].get<std::string>());
   fmt::print("training   {:10.1f} frames/s, {:7.1f} GFLOP/s dense equivalent\n",
              r["train_frames_per_s"].get<double>(),
              r["train_dense_equivalent_gflop_per_s"].get<double>());
@@ -276,19 +407,23 @@ void print(const Json& r) {
   if (r.contains("integer_frames_per_s")) {
     fmt::print("on integers {:9.1f} frames/s\n", r["integer_frames_per_s"].get<double>());
   }
-  fmt::print("peak memory {} MB\n\nshare of the threads' time      training  evaluation\n",
-             r["peak_rss_mb"].get<int64_t>());
-  for (const auto& [name, share] : r["train_share"].items()) {
-    fmt::print("  {:28} {:8.1f}%  {:9.1f}%\n", name, 100 * share.get<double>(),
-               100 * r["eval_share"][name].get<double>());
-  }
-  fmt::print("\nGFLOP/s of a thread in the kernels, dense equivalent\n");
-  for (const auto& [name, value] : r["gflop_per_s_and_thread"].items()) {
-    fmt::print("  {:28} {:8.1f}\n", name, value.get<double>());
+  fmt::print("peak memory {} MB\n", r["peak_rss_mb"].get<int64_t>());
+  if (on_cpu) {
+    fmt::print("\nshare of the threads' time      training  evaluation\n");
+    for (const auto& [name, share] : r["train_share"].items()) {
+      fmt::print("  {:28} {:8.1f}%  {:9.1f}%\n", name, 100 * share.get<double>(),
+                 100 * r["eval_share"][name].get<double>());
+    }
+    fmt::print("\nGFLOP/s of a thread in the kernels, dense equivalent\n");
+    for (const auto& [name, value] : r["gflop_per_s_and_thread"].items()) {
+      fmt::print("  {:28} {:8.1f}\n", name, value.get<double>());
+    }
+  } else {
+    fmt::print("peak device memory {} MB\n", r["peak_device_mb"].get<int64_t>());
   }
   fmt::print("\nlayer     density  forward  backward data  backward weight\n");
   for (const Json& p : r["plan"]) {
-    fmt::print("{:8} {:8.4f}  {:7}  {:13}  {}\n", p["layer"].get<std::string>(),
+    fmt::print("{:8} {:8.4f}  {:9}{:15}{}\n", p["layer"].get<std::string>(),
                p["density"].get<double>(), p["forward"].get<std::string>(),
                p["backward_data"].get<std::string>(), p["backward_weight"].get<std::string>());
   }

@@ -6,21 +6,32 @@ peak rate; it takes at least the longer of the two. Passes run one after the oth
 takes at least their sum. What moves is what kernels/cuda reads and writes: u8 codes between layers,
 fp32 sums y, their gradients dy and dx. Launches and the host are left out.
 """
+import math
 
 # NVIDIA H100 SXM5, "NVIDIA H100 Tensor Core GPU" data sheet: memory bandwidth, fp32 outside and bf16
-# inside of tensor cores, without sparsity.
+# and int8 inside of tensor cores, without sparsity.
 BYTES_PER_S = 3.35e12
 FP32_FLOP_PER_S = 67e12
 BF16_TENSOR_FLOP_PER_S = 989e12
-# Both follow from the fp32 rate (128 lanes, 2 operations) and the "Arithmetic Instructions" and
-# "Shared Memory" sections of the CUDA C++ Programming Guide for compute capability 9.0: 32-bit
-# integer multiply-adds at 64 lanes a clock, 8 operations each as dp4a; 128 bytes a clock from L1.
-DP4A_OP_PER_S = FP32_FLOP_PER_S / (128 * 2) * 64 * 8
+INT8_TENSOR_OP_PER_S = 1979e12
+# What the mma.sync instructions of the kernels reach of that, measured: the mean of Luo et al.,
+# "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking"
+# (arXiv:2402.13499).
+MMA_SYNC_SHARE = 0.629
+# 128 bytes a clock from L1 ("Shared Memory" of the CUDA C++ Programming Guide for compute capability
+# 9.0), the clock from the fp32 rate (128 lanes, 2 operations).
 L1_BYTES_PER_S = FP32_FLOP_PER_S / (128 * 2) * 128
+# Rates by what a dense product multiplies: bytes by bytes, and floats, as three parts in bf16, by
+# codes.
+DENSE_RATES = {"int8": INT8_TENSOR_OP_PER_S * MMA_SYNC_SHARE,
+               "3 x bf16": BF16_TENSOR_FLOP_PER_S * MMA_SYNC_SHARE / 3}
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 GOAL_FRAMES_PER_S = 600_000
-MANY_BLOCKS, TILE = 512, 64  # kManyBlocks; kTile of conv1d.cu
+# Of the gradient of weights in conv1d_tensor.cu: kGradientBlocks, kGradientWarps, the outputs and
+# quads of a warp's tile; of that in conv1d.cu: kManyBlocks, weights of a block.
+GRADIENT_BLOCKS, GRADIENT_WARPS, TILE_OUTPUTS, TILE_QUADS = 264, 6, 32, 16
+MANY_BLOCKS, SPARSE_WEIGHTS = 512, 64
 WEIGHT_BYTES = 70  # per weight and step: largest, quantize, pack twice, gradient, Adam
 
 
@@ -45,50 +56,72 @@ def vgg10(classes=24):
     return layers
 
 
+def ceil_div(a, b):
+    return -(-a // b)
+
+
+def partial_sums(layer, kernel, density, batch):
+    """Bytes per frame of the sums of slices of the batch, written once and read once."""
+    if kernel == "dense":
+        tiles = (ceil_div(layer.taps * ceil_div(layer.in_channels, 4), TILE_QUADS) *
+                 ceil_div(layer.out_channels, TILE_OUTPUTS))
+        blocks, wanted, weights = ceil_div(tiles, GRADIENT_WARPS), GRADIENT_BLOCKS, layer.weights
+    else:
+        weights = layer.weights * density
+        blocks, wanted = math.ceil(weights / SPARSE_WEIGHTS), MANY_BLOCKS
+    slices = max(1, min(layer.length * batch // 32, wanted // blocks))
+    return 2 * 4 * weights * slices / batch
+
+
 def passes(layer, first, density, batch):
     """Yields (pass, kernel, bytes, seconds by arithmetic, bound, operations), all per frame.
 
-    kernel: the one with the lower bound. A sparse kernel loads 4 bytes from L1 for each product.
+    kernel: the one with the lower bound. A sparse kernel loads 4 bytes from L1 for each product. A
+    product of a float by a code counts as one, though tensor cores do it in three parts.
     """
     products = layer.weights * layer.length
-    x = -(-layer.in_channels // 4) * 4 * layer.length
+    x = ceil_div(layer.in_channels, 4) * 4 * layer.length
     y = 4 * layer.out_channels * layer.length
     pooled = layer.out_channels * layer.length // layer.pool
     dx = 4 * layer.in_channels * layer.length
     hidden = layer.name != "output"
 
-    def product(name, moved, rate):
-        dense = (2 * products / rate, "fp32" if rate == FP32_FLOP_PER_S else "dp4a", "dense", 1)
-        sparse = (4 * products * density / L1_BYTES_PER_S, "L1", "sparse", density)
-        by_memory = moved / BYTES_PER_S
-        # A sparse kernel where it is faster, not where memory hides the difference.
-        seconds, limit, kernel, share = min(dense, sparse) if density < 1 else dense
-        bound = "memory" if by_memory >= seconds else limit
-        return name, kernel, moved, seconds, bound, 2 * products * share
+    def product(name, numbers, moved):
+        """moved: bytes by kernel, dense and sparse."""
+        choices = [(max(2 * products / DENSE_RATES[numbers], moved["dense"] / BYTES_PER_S),
+                    2 * products / DENSE_RATES[numbers], numbers, "dense", 1)]
+        if density < 1:
+            by_l1 = 4 * products * density / L1_BYTES_PER_S
+            choices.append((max(by_l1, moved["sparse"] / BYTES_PER_S), by_l1, "L1", "sparse",
+                            density))
+        # The faster one, also by arithmetic alone where memory hides the difference.
+        _, seconds, limit, kernel, share = min(choices)
+        bound = "memory" if moved[kernel] / BYTES_PER_S >= seconds else limit
+        return name, kernel, moved[kernel], seconds, bound, 2 * products * share
 
-    yield product("forward", x + y, DP4A_OP_PER_S)
+    def both(moved):
+        return {"dense": moved, "sparse": moved}
+
+    yield product("forward", "int8", both(x + y))
     if hidden:
         yield "activation", "", 2 * y + pooled, 0.0, "memory", 0
         yield "activation backward", "", 2 * (y + 4 * pooled) + y, 0.0, "memory", 0
-    blocks = layer.taps * -(-layer.in_channels // TILE) * -(-layer.out_channels // TILE)
-    slices = max(1, min(layer.length * batch // 32, MANY_BLOCKS // blocks))
-    partial = 2 * 4 * layer.weights * slices / batch
-    yield product("backward weight", x + y + partial, FP32_FLOP_PER_S)
+    yield product("backward weight", "3 x bf16",
+                  {k: x + y + partial_sums(layer, k, density, batch) for k in ("dense", "sparse")})
     if not first:
-        yield product("backward data", y + dx, FP32_FLOP_PER_S)
+        yield product("backward data", "3 x bf16", both(y + dx))
     yield "update", "", WEIGHT_BYTES * layer.weights / batch, 0.0, "memory", 0
 
 
 def estimate(density, batch):
     """Rows of every layer and pass, and the frames per second that they allow."""
-    rows, training, evaluation, tensor = [], 0.0, 0.0, 0.0
+    rows, training, evaluation = [], 0.0, 0.0
     for i, layer in enumerate(vgg10()):
         for name, kernel, moved, by_arithmetic, bound, operations in passes(layer, i == 0, density,
                                                                             batch):
             by_memory = moved / BYTES_PER_S
             seconds = max(by_memory, by_arithmetic)
             training += seconds
-            tensor += max(by_memory, min(by_arithmetic, operations / BF16_TENSOR_FLOP_PER_S))
             if name == "forward":
                 evaluation += seconds
             elif name == "activation":
@@ -98,14 +131,14 @@ def estimate(density, batch):
                          "seconds_by_memory": by_memory})
     return {"density": density, "batch": batch, "rows": rows, "bytes": sum(r["bytes"] for r in rows),
             "operations": sum(r["operations"] for r in rows),
-            "training_frames_per_s": 1 / training, "evaluation_frames_per_s": 1 / evaluation,
-            "training_frames_per_s_tensor_cores": 1 / tensor}
+            "training_frames_per_s": 1 / training, "evaluation_frames_per_s": 1 / evaluation}
 
 
 def print_report(batch, densities=DENSITIES):
     estimates = [estimate(d, batch) for d in densities]
-    print(f"VGG10, 8 bits, batch {batch}: least time on an H100 (3.35 TB/s, 67 TFLOP/s fp32, "
-          f"{DP4A_OP_PER_S / 1e12:.0f} TOP/s dp4a, {L1_BYTES_PER_S / 1e12:.0f} TB/s from L1)")
+    rates = ", ".join(f"{rate / 1e12:.0f} T/s {name}" for name, rate in DENSE_RATES.items())
+    print(f"VGG10, 8 bits, batch {batch}: least time on an H100 (3.35 TB/s, on tensor cores {rates}, "
+          f"{L1_BYTES_PER_S / 1e12:.0f} TB/s from L1)")
     for e in estimates:
         print(f"\ndensity {e['density']:g}: per frame\n{'layer':8} {'pass':20} {'kernel':7} "
               f"{'KB':>8} {'MFLOP':>7} {'ns':>7}  bound by")
@@ -113,10 +146,8 @@ def print_report(batch, densities=DENSITIES):
             print(f"{r['layer']:8} {r['pass']:20} {r['kernel']:7} {r['bytes'] / 1e3:8.1f} "
                   f"{r['operations'] / 1e6:7.2f} {r['seconds'] * 1e9:7.1f}  {r['bound']}")
     print(f"\n{'density':>7} {'MB/frame':>9} {'MFLOP/frame':>12} {'training frames/s':>18} "
-          f"{'with tensor cores':>18} {'evaluation':>11}")
+          f"{'evaluation':>11}")
     for e in estimates:
         print(f"{e['density']:7g} {e['bytes'] / 1e6:9.2f} {e['operations'] / 1e6:12.1f} "
-              f"{e['training_frames_per_s']:18,.0f} {e['training_frames_per_s_tensor_cores']:18,.0f} "
-              f"{e['evaluation_frames_per_s']:11,.0f}")
-    print(f"goal: {GOAL_FRAMES_PER_S:,} training frames/s. With tensor cores: were dense products in "
-          "bf16 on them, which no kernel does yet.")
+              f"{e['training_frames_per_s']:18,.0f} {e['evaluation_frames_per_s']:11,.0f}")
+    print(f"goal: {GOAL_FRAMES_PER_S:,} training frames/s")

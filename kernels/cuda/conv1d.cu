@@ -4,13 +4,14 @@
 // a warp for 32 frames side by side, so that all reads of activations are coalesced and a weight is
 // one address for the whole warp.
 //
-//   dense:   8 outputs x 4 positions in registers; codes are multiplied four channels at once
-//            (dp4a) and exactly, values by fused multiply-adds in the order of the channels
+//   dense:   8 outputs x 4 positions in registers, by fused multiply-adds in the order of the
+//            channels
 //   sparse:  one output x 8 positions; a nonzero weight is one broadcast
 //   weights: dw[o][t][c] = sum over positions and frames of dy[l][o] * x[l + t][c], as a matrix
 //            product through shared memory (dense) or as dot products of the survivors (sparse);
 //            slices of the batch are summed apart and added up in their order
 //
+// The dense kernels here are for floats; where one operand is codes, those of conv1d_tensor.cu run.
 // What libraries do instead is in conv1d_library.cu.
 #include <algorithm>
 #include <stdexcept>
@@ -21,111 +22,54 @@
 namespace fmp::cuda {
 namespace {
 
-constexpr int kOutBlock = 8;   // outputs of a thread; weights are padded to it
 constexpr int kPositions = 4;  // of a thread
 constexpr int kWarps = 4;      // of a block: each has outputs of its own
 constexpr int kSparsePositions = 8;
-constexpr int kGroup = 8;  // surviving weights of a warp
-
-// How a thread multiplies a quad of channels at kPositions positions with kOutBlock weights.
-template <typename Reader>
-struct IntegerProduct {
-  using Sum = int;
-  using Weight = int;
-  using Operand = uint32_t;
-  Reader x;
-
-  __device__ __forceinline__ void load(int row, int quad, int lane, Operand& operand) const {
-    operand = x.word(row, quad, lane);
-  }
-  // weights: of tap and quad, from this thread's first output on.
-  __device__ __forceinline__ void add(const Weight* weights, int /*out_stride*/,
-                                      const Operand (&operands)[kPositions],
-                                      Sum (&sums)[kPositions][kOutBlock]) const {
-    const int4* vectors = reinterpret_cast<const int4*>(weights);
-    const int4 low = __ldg(vectors), high = __ldg(vectors + 1);
-    const int w[kOutBlock] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int p = 0; p < kPositions; ++p) {
-#pragma unroll
-      for (int o = 0; o < kOutBlock; ++o) sums[p][o] = Reader::dot(operands[p], w[o], sums[p][o]);
-    }
-  }
-  static __device__ __forceinline__ size_t weight_place(size_t tap_quad, int out_stride) {
-    return tap_quad * static_cast<size_t>(out_stride);
-  }
-};
-
-template <typename Reader>
-struct FloatProduct {
-  using Sum = float;
-  using Weight = float;
-  struct Operand {
-    float of[kQuad];
-  };
-  Reader x;
-
-  __device__ __forceinline__ void load(int row, int quad, int lane, Operand& operand) const {
-    x.quad(row, quad, lane, operand.of);
-  }
-  __device__ __forceinline__ void add(const Weight* weights, int out_stride,
-                                      const Operand (&operands)[kPositions],
-                                      Sum (&sums)[kPositions][kOutBlock]) const {
-#pragma unroll
-    for (int k = 0; k < kQuad; ++k) {
-      const float4* vectors = reinterpret_cast<const float4*>(weights + k * out_stride);
-      const float4 low = __ldg(vectors), high = __ldg(vectors + 1);
-      const float w[kOutBlock] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-      for (int p = 0; p < kPositions; ++p) {
-#pragma unroll
-        for (int o = 0; o < kOutBlock; ++o) {
-          sums[p][o] = __fmaf_rn(operands[p].of[k], w[o], sums[p][o]);
-        }
-      }
-    }
-  }
-  static __device__ __forceinline__ size_t weight_place(size_t tap_quad, int out_stride) {
-    return tap_quad * kQuad * static_cast<size_t>(out_stride);
-  }
-};
 
 // Shape of one dense product.
 struct Dense {
   int in_quads, out_channels, out_stride, taps, in_rows, out_length, lanes;
 };
 
-__device__ __forceinline__ size_t place(int row, int channel, int lane, int channels, int lanes) {
-  return (static_cast<size_t>(row) * static_cast<size_t>(channels) + static_cast<size_t>(channel)) *
-             static_cast<size_t>(lanes) +
-         static_cast<size_t>(lane);
-}
-
-template <typename Product>
+// weights: [tap][quad of in][4][out_stride]
+template <typename Reader>
 __global__ void __launch_bounds__(kWarpLanes* kWarps)
-    conv_dense(Product product, Dense s, const typename Product::Weight* weights, float* y) {
+    conv_dense(Reader x, Dense s, const float* weights, float* y) {
   const int lane = block_x() * kWarpLanes + thread_x();
   const int first = block_y() * kPositions;
   const int out = (block_z() * kWarps + thread_y()) * kOutBlock;
   if (out >= s.out_channels) return;
 
-  typename Product::Sum sums[kPositions][kOutBlock] = {};
-  typename Product::Operand window[kPositions];
+  float sums[kPositions][kOutBlock] = {};
+  float window[kPositions][kQuad];
   for (int quad = 0; quad < s.in_quads; ++quad) {
     // Rows past the end are read as the last one; their results are not stored.
 #pragma unroll
     for (int p = 0; p + 1 < kPositions; ++p) {
-      product.load(min(first + p, s.in_rows - 1), quad, lane, window[p + 1]);
+      x.quad(min(first + p, s.in_rows - 1), quad, lane, window[p + 1]);
     }
     for (int tap = 0; tap < s.taps; ++tap) {
 #pragma unroll
-      for (int p = 0; p + 1 < kPositions; ++p) window[p] = window[p + 1];
-      product.load(min(first + tap + kPositions - 1, s.in_rows - 1), quad, lane,
-                   window[kPositions - 1]);
-      const size_t tap_quad =
-          static_cast<size_t>(tap) * static_cast<size_t>(s.in_quads) + static_cast<size_t>(quad);
-      product.add(weights + Product::weight_place(tap_quad, s.out_stride) + out, s.out_stride,
-                  window, sums);
+      for (int p = 0; p + 1 < kPositions; ++p) {
+#pragma unroll
+        for (int k = 0; k < kQuad; ++k) window[p][k] = window[p + 1][k];
+      }
+      x.quad(min(first + tap + kPositions - 1, s.in_rows - 1), quad, lane, window[kPositions - 1]);
+      const float* of_quad =
+          weights + place(tap, quad * kQuad, out, s.in_quads * kQuad, s.out_stride);
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        const float4* vectors = reinterpret_cast<const float4*>(of_quad + k * s.out_stride);
+        const float4 low = __ldg(vectors), high = __ldg(vectors + 1);
+        const float w[kOutBlock] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int p = 0; p < kPositions; ++p) {
+#pragma unroll
+          for (int o = 0; o < kOutBlock; ++o) {
+            sums[p][o] = __fmaf_rn(window[p][k], w[o], sums[p][o]);
+          }
+        }
+      }
     }
   }
 #pragma unroll
@@ -133,21 +77,23 @@ __global__ void __launch_bounds__(kWarpLanes* kWarps)
 #pragma unroll
     for (int o = 0; o < kOutBlock; ++o) {
       if (first + p < s.out_length && out + o < s.out_channels) {
-        y[place(first + p, out + o, lane, s.out_channels, s.lanes)] =
-            static_cast<float>(sums[p][o]);
+        y[place(first + p, out + o, lane, s.out_channels, s.lanes)] = sums[p][o];
       }
     }
   }
 }
 
-template <typename Product>
-void launch_dense(const char* name, Product product, const Dense& s,
-                  const typename Product::Weight* weights, float* y, Stream stream) {
+// Outputs and taps are those of `packing`.
+template <typename Reader>
+void launch_dense(const char* name, const Reader& x, const Tile& tile, const Packing& packing,
+                  int out_length, const float* weights, float* y, Stream stream) {
+  const Dense s{packing.quads(), packing.out, packing.out_stride(), packing.taps,
+                tile.rows(),     out_length,  tile.lanes()};
   const Shape shape{dim3(static_cast<unsigned>(s.lanes / kWarpLanes),
                          blocks_for(static_cast<size_t>(s.out_length), kPositions),
                          blocks_for(static_cast<size_t>(s.out_stride), kWarps * kOutBlock)),
                     dim3(kWarpLanes, kWarps)};
-  launch(Where(name, native(stream)), shape, conv_dense<Product>, product, s, weights, y);
+  launch(Where(name, native(stream)), shape, conv_dense<Reader>, x, s, weights, y);
 }
 
 struct SparseRows {
@@ -208,22 +154,8 @@ constexpr int kTileThreads = 16;
 constexpr int kPerThread = kTile / kTileThreads;
 constexpr int kTileStride = kTile + 4;  // aligned for vectors, and fewer bank conflicts
 
-// Steps of a slice: a step is one position and one warp of frames.
-struct Slices {
-  int steps, slices;
-  __host__ __device__ int begin(int slice) const {
-    return static_cast<int>(static_cast<int64_t>(slice) * steps / slices);
-  }
-};
-
-struct GradientShape {
-  int out_channels, in_channels, taps, lanes, dy_pad;
-  Slices slices;
-};
-
-template <typename Reader>
 __global__ void __launch_bounds__(kTileThreads* kTileThreads)
-    weight_gradient_dense(Reader x, Values dy, GradientShape s, float* partial) {
+    weight_gradient_dense(Values x, Values dy, GradientShape s, float* partial) {
   __shared__ __align__(16) float of_dy[kWarpLanes][kTileStride];
   __shared__ __align__(16) float of_x[kWarpLanes][kTileStride];
   const int thread = thread_y() * kTileThreads + thread_x();
@@ -239,9 +171,7 @@ __global__ void __launch_bounds__(kTileThreads* kTileThreads)
     const int row = step / warps_of_frames, frame = step % warps_of_frames * kWarpLanes + lane;
     for (int i = warp; i < kTile; i += kTileWarps) {
       of_dy[lane][i] = out0 + i < s.out_channels ? dy.value(row + s.dy_pad, out0 + i, frame) : 0.0F;
-      of_x[lane][i] = channel0 + i < s.in_channels
-                          ? static_cast<float>(x.value(row + tap, channel0 + i, frame))
-                          : 0.0F;
+      of_x[lane][i] = channel0 + i < s.in_channels ? x.value(row + tap, channel0 + i, frame) : 0.0F;
     }
     __syncthreads();
 #pragma unroll 8
@@ -328,12 +258,6 @@ __global__ void __launch_bounds__(kBlockThreads)
   grad[places != nullptr ? places[i] : i] = static_cast<float>(sum) * factor;
 }
 
-Slices slices_for(int out_length, int lanes, size_t blocks_of_a_slice) {
-  const int steps = out_length * (lanes / kWarpLanes);
-  const int wanted = static_cast<int>(kManyBlocks / std::max<size_t>(1, blocks_of_a_slice));
-  return {steps, std::max(1, std::min(steps, wanted))};
-}
-
 }  // namespace
 
 void add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
@@ -368,38 +292,31 @@ void Weights::forward(const Input& x, float* y, Stream stream) const {
     forward_library(x, y, stream);
     return;
   }
-  const Dense s{x.tile.quads(),
-                shape_.out_channels,
-                static_cast<int>(round_up(shape_.out_channels, kOutBlock)),
-                shape_.taps,
-                x.tile.rows(),
-                shape_.out_length,
-                x.tile.lanes()};
+  if (plan_.forward == Kernel::kDense && integers_) {
+    forward_tensor(x, y, stream);
+    return;
+  }
   with_reader(x, [&](const auto& reader) {
     using Reader = std::decay_t<decltype(reader)>;
     constexpr bool kIsCodes = !std::is_same_v<Reader, Values>;
-    if (plan_.forward == Kernel::kSparse) {
-      const SparseRows rows{forward_sparse_.row_begin.data(), forward_sparse_.entry.data(),
-                            forward_sparse_.value.data()};
-      if constexpr (kIsCodes) {
-        if (integers_) {
-          launch_sparse<int>("conv_sparse_codes", reader, rows, s.out_channels, s.in_rows,
-                             s.out_length, s.lanes, y, stream);
-          return;
-        }
-      }
-      launch_sparse<float>("conv_sparse", reader, rows, s.out_channels, s.in_rows, s.out_length,
-                           s.lanes, y, stream);
+    if (plan_.forward == Kernel::kDense) {
+      launch_dense("conv_dense", reader, x.tile, packing_of(shape_, false), shape_.out_length,
+                   forward_values_.data(), y, stream);
       return;
     }
+    const SparseRows rows{forward_sparse_.row_begin.data(), forward_sparse_.entry.data(),
+                          forward_sparse_.value.data()};
+    const auto run = [&](const char* name, auto launch_of) {
+      launch_of(name, reader, rows, shape_.out_channels, x.tile.rows(), shape_.out_length,
+                x.tile.lanes(), y, stream);
+    };
     if constexpr (kIsCodes) {
       if (integers_) {
-        launch_dense("conv_dense_codes", IntegerProduct<Reader>{reader}, s, forward_quads_.data(),
-                     y, stream);
+        run("conv_sparse_codes", launch_sparse<int, Reader>);
         return;
       }
     }
-    launch_dense("conv_dense", FloatProduct<Reader>{reader}, s, forward_values_.data(), y, stream);
+    run("conv_sparse", launch_sparse<float, Reader>);
   });
 }
 
@@ -408,26 +325,19 @@ void Weights::backward_data(const Tile& dy_tile, const float* dy, float* dx, Str
     backward_data_library(dy_tile, dy, dx, stream);
     return;
   }
-  // The gradient of a dense layer's input has the input's rows as channels of a single row.
-  const int outputs = shape_.same_padding ? shape_.in_channels : shape_.taps * shape_.in_channels;
-  const int taps = shape_.same_padding ? shape_.taps : 1;
+  const Packing packing = packing_of(shape_, true);
   const Values reader = values_of(dy_tile, dy);
   if (plan_.backward_data == Kernel::kSparse) {
     const SparseRows rows{backward_sparse_.row_begin.data(), backward_sparse_.entry.data(),
                           backward_sparse_.value.data()};
-    launch_sparse<float>("conv_sparse_backward_data", reader, rows, outputs, dy_tile.rows(),
+    launch_sparse<float>("conv_sparse_backward_data", reader, rows, packing.out, dy_tile.rows(),
                          shape_.out_length, dy_tile.lanes(), dx, stream);
-    return;
+  } else if (quantized_) {
+    backward_data_tensor(dy_tile, dy, dx, stream);
+  } else {
+    launch_dense("conv_dense_backward_data", reader, dy_tile, packing, shape_.out_length,
+                 backward_values_.data(), dx, stream);
   }
-  const Dense s{dy_tile.quads(),
-                outputs,
-                static_cast<int>(round_up(outputs, kOutBlock)),
-                taps,
-                dy_tile.rows(),
-                shape_.out_length,
-                dy_tile.lanes()};
-  launch_dense("conv_dense_backward_data", FloatProduct<Values>{reader}, s, backward_values_.data(),
-               dx, stream);
 }
 
 void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
@@ -436,8 +346,11 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
     backward_weight_library(x, dy_tile, dy, grad, stream);
     return;
   }
-  GradientShape s{shape_.out_channels, shape_.in_channels, shape_.taps,
-                  x.tile.lanes(),      dy_tile.pad,        {}};
+  if (plan_.backward_weight == Kernel::kDense && x.type != ElementType::kF32) {
+    backward_weight_tensor(x, dy_tile, dy, grad, stream);
+    return;
+  }
+  GradientShape s = gradient_shape(shape_, x.tile, dy_tile);
   const Values reader = values_of(dy_tile, dy);
   const int weights = s.out_channels * s.taps * s.in_channels;
   const auto add_up = [&](int count, const int* places) {
@@ -449,7 +362,7 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
     const int groups = static_cast<int>(group_row_.size());
     if (groups == 0) return;
     const unsigned blocks = blocks_for(static_cast<size_t>(groups), kBlockWarps);
-    s.slices = slices_for(shape_.out_length, s.lanes, blocks);
+    s.slices = slices_for(shape_.out_length, s.lanes, static_cast<int>(blocks), kManyBlocks);
     partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(survivors));
     const Shape shape{dim3(blocks, static_cast<unsigned>(s.slices.slices)), dim3(kBlockThreads)};
     with_reader(x, [&](const auto& input) {
@@ -464,14 +377,12 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
   const unsigned columns =
       static_cast<unsigned>(s.taps) * blocks_for(static_cast<size_t>(s.in_channels), kTile);
   const unsigned rows = blocks_for(static_cast<size_t>(s.out_channels), kTile);
-  s.slices = slices_for(shape_.out_length, s.lanes, size_t{columns} * rows);
+  s.slices = slices_for(shape_.out_length, s.lanes, static_cast<int>(columns * rows), kManyBlocks);
   partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(weights));
   const Shape shape{dim3(columns, rows, static_cast<unsigned>(s.slices.slices)),
                     dim3(kTileThreads, kTileThreads)};
-  with_reader(x, [&](const auto& input) {
-    launch(Where("weight_gradient_dense", native(stream)), shape,
-           weight_gradient_dense<std::decay_t<decltype(input)>>, input, reader, s, partial_.data());
-  });
+  launch(Where("weight_gradient_dense", native(stream)), shape, weight_gradient_dense,
+         values_of(x.tile, x.data), reader, s, partial_.data());
   add_up(weights, nullptr);
 }
 

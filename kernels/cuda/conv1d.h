@@ -2,13 +2,20 @@
 // What the files of the convolution share. For .cu files only.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/device_code.h"
 
 namespace fmp::cuda {
 
+// Outputs of a thread of the fp32 product; weights are padded to it.
+inline constexpr int kOutBlock = 8;
+// Surviving weights that a warp of the sparse gradient shares.
+inline constexpr int kGroup = 8;
+
 // How a matrix [out][tap][in] is taken from codes [O][T][C].
 struct Packing {
-  int out, in, taps, out_stride;
+  int out, in, taps;
   bool transposed;  // out = C, in = O, taps flipped
   __host__ __device__ __forceinline__ size_t place(int o, int t, int c) const {
     const size_t taps_ = static_cast<size_t>(taps);
@@ -20,7 +27,45 @@ struct Packing {
                             static_cast<size_t>(c);
   }
   __host__ __device__ int quads() const { return (in + kQuad - 1) / kQuad; }
+  __host__ __device__ int out_stride() const {
+    return (out + kOutBlock - 1) / kOutBlock * kOutBlock;
+  }
 };
+// The gradient of a dense layer's input (transposed) has the input's rows as channels of one row.
+inline Packing packing_of(const ConvShape& s, bool transposed) {
+  if (!transposed) return {s.out_channels, s.in_channels, s.taps, false};
+  return s.same_padding ? Packing{s.in_channels, s.out_channels, s.taps, true}
+                        : Packing{s.taps * s.in_channels, s.out_channels, 1, true};
+}
+
+// Of an element in [row][channel][lane], or of a weight in [out][tap][in].
+__device__ __forceinline__ size_t place(int row, int channel, int lane, int channels, int lanes) {
+  return (static_cast<size_t>(row) * static_cast<size_t>(channels) + static_cast<size_t>(channel)) *
+             static_cast<size_t>(lanes) +
+         static_cast<size_t>(lane);
+}
+
+// Gradients of weights are summed in slices of the batch. A step is one position and one warp of
+// frames.
+struct Slices {
+  int steps, slices;
+  __host__ __device__ int begin(int slice) const {
+    return static_cast<int>(static_cast<int64_t>(slice) * steps / slices);
+  }
+};
+// As many slices as make about `blocks` blocks.
+inline Slices slices_for(int out_length, int lanes, int blocks_of_a_slice, int blocks) {
+  const int steps = out_length * (lanes / kWarpLanes);
+  return {steps, std::max(1, std::min(steps, blocks / std::max(1, blocks_of_a_slice)))};
+}
+
+struct GradientShape {
+  int out_channels, in_channels, taps, lanes, dy_pad;
+  Slices slices;
+};
+inline GradientShape gradient_shape(const ConvShape& s, const Tile& x, const Tile& dy) {
+  return {s.out_channels, s.in_channels, s.taps, x.lanes(), dy.pad, {}};
+}
 
 // grad[place of i] = scale * sum of the slices' partial sums, i < count; places null = i itself,
 // scale null = 1. partial: [slices][count].

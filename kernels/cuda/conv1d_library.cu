@@ -80,7 +80,7 @@ Weights::TapMatrices Weights::tap_matrices(int out, int taps, int in, bool trans
   m.rows = out;
   m.columns = in;
   m.taps = taps;
-  const Packing packing{out, in, taps, out, transposed};
+  const Packing packing{out, in, taps, transposed};
   std::vector<int> row_begin, column, place;
   for (int t = 0; t < taps; ++t) {
     m.begin.push_back(static_cast<int>(column.size()));
@@ -113,9 +113,7 @@ void Weights::compile_for_libraries(bool backward, Stream stream) {
     gather(backward_taps_.place, backward_taps_.value, true, stream);
   }
   if (plan_.backward_data == Kernel::kCublas) {
-    const int out = shape_.same_padding ? shape_.in_channels : shape_.taps * shape_.in_channels;
-    const int taps = shape_.same_padding ? shape_.taps : 1;
-    const Packing packing{out, shape_.out_channels, taps, out, true};
+    const Packing packing = packing_of(shape_, true);
     const size_t count = static_cast<size_t>(layer_.weights());
     launch(Where("pack_rows", native(stream)), over(count), pack_rows, packing, codes_.data(),
            scale(), transposed_.reserve(count));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What kernels share: reading operands, dot products of codes, sums of blocks. For .cu files only.
+// What kernels share: reading operands, sums of blocks. For .cu files only.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -58,24 +58,6 @@ __device__ T block_sum(T value) {
   return total;
 }
 
-// Four codes at once: the sum of their products with four signed weights, added to c.
-__device__ __forceinline__ int dot_signed(uint32_t codes, int weights, int c) {
-  return __dp4a(static_cast<int>(codes), weights, c);
-}
-__device__ __forceinline__ int dot_unsigned(uint32_t codes, int weights, int c) {
-#ifdef __CUDA_ARCH__
-  // dp4a of unsigned with signed bytes; CUDA has no function for it.
-  int sum;
-  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(codes), "r"(weights), "r"(c));
-  return sum;
-#else
-  for (int shift = 0; shift < 32; shift += 8) {
-    c += static_cast<int>(codes >> shift & 0xff) * static_cast<int8_t>(weights >> shift);
-  }
-  return c;
-#endif
-}
-
 // A tile in device memory, element by element or a quad of channels at once.
 struct CodeTile {
   const uint32_t* words;
@@ -103,9 +85,6 @@ struct Codes : CodeTile {
   __device__ __forceinline__ void quad(int row, int q, int lane, float (&out)[kQuad]) const {
     const uint32_t w = word(row, q, lane);
     for (int i = 0; i < kQuad; ++i) out[i] = static_cast<float>(code_of<kSigned>(w, i));
-  }
-  static __device__ __forceinline__ int dot(uint32_t codes, int weights, int c) {
-    return kSigned ? dot_signed(codes, weights, c) : dot_unsigned(codes, weights, c);
   }
 };
 

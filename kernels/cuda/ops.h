@@ -22,7 +22,7 @@ class Libraries;
 
 // Frames that sit side by side come in warps.
 inline constexpr int kWarpLanes = 32;
-// Channels of codes that share a 32-bit word: what one dp4a instruction multiplies.
+// Channels of codes that share a 32-bit word.
 inline constexpr int kQuad = 4;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
@@ -164,6 +164,7 @@ class Weights {
   TapMatrices tap_matrices(int out, int taps, int in, bool transposed,
                            std::span<const uint8_t> mask, Stream stream) const;
   void compile_for_libraries(bool backward, Stream stream);
+  void compile_for_tensor_cores(bool backward, Stream stream);
   const float* values_of_input(const Input& x, Stream stream) const;
   void multiply_taps(const TapMatrices& taps, int lanes, const float* x, bool deterministic,
                      float* y, Stream stream) const;
@@ -172,17 +173,24 @@ class Weights {
   void backward_weight_library(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
                                Stream stream) const;
 
+  void forward_tensor(const Input& x, float* y, Stream stream) const;
+  void backward_data_tensor(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const;
+  void backward_weight_tensor(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
+                              Stream stream);
+
   ops::LayerShape layer_;
   ConvShape shape_;
   PassPlan plan_;
-  bool integers_ = false;
+  bool quantized_ = false;  // the weights are codes
+  bool integers_ = false;   // the input, too
   Libraries* libraries_ = nullptr;
   DeviceBuffer<uint8_t> mask_;  // empty = all
   DeviceBuffer<Status> status_;
   DeviceBuffer<float> codes_;
-  DeviceBuffer<int> forward_quads_;     // [T][quad of C][O up to a multiple of 8]
-  DeviceBuffer<float> forward_values_;  // [T][quad][4][O up to 8], when not integers
-  DeviceBuffer<float> backward_values_;
+  // For tensor cores, in the order of their fragments: forward if integers, backward if quantized.
+  DeviceBuffer<uint32_t> forward_fragments_, backward_fragments_;
+  // Otherwise [T][quad of C][4][O up to a multiple of 8].
+  DeviceBuffer<float> forward_values_, backward_values_;
   Sparse forward_sparse_, backward_sparse_;
   TapMatrices forward_taps_, backward_taps_;  // if there are libraries
   DeviceBuffer<float> transposed_;            // [C][T flipped][O], for cuBLAS

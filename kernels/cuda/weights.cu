@@ -13,8 +13,6 @@
 namespace fmp::cuda {
 namespace {
 
-constexpr int kOutBlock = 8, kGroup = 8;  // as conv1d.cu reads them
-
 __device__ __forceinline__ bool alive(const uint8_t* mask, size_t i) {
   return mask == nullptr || mask[i] != 0;
 }
@@ -59,32 +57,14 @@ __global__ void __launch_bounds__(kBlockThreads)
   atomicAdd(&status->nonzeros, nonzeros);
 }
 
-// quads[tap][quad of in][out], four signed bytes each.
+// values[tap][quad of in][4][out]
 __global__ void __launch_bounds__(kBlockThreads)
-    pack_quads(Packing p, const float* codes, int* quads) {
+    pack_values(Packing p, const float* codes, int count, float* values) {
   const int i = static_cast<int>(global_x());
-  if (i >= p.taps * p.quads() * p.out_stride) return;
-  const int out = i % p.out_stride, quad = i / p.out_stride % p.quads();
-  const int tap = i / p.out_stride / p.quads();
-  unsigned word = 0;
-  for (int k = 0; k < kQuad; ++k) {
-    const int c = quad * kQuad + k;
-    const int code = out < p.out && c < p.in ? static_cast<int>(codes[p.place(out, tap, c)]) : 0;
-    word |= (static_cast<unsigned>(code) & 0xffU) << (8 * k);
-  }
-  quads[i] = static_cast<int>(word);
-}
-
-// values[tap][quad of in][4][out], times scale if that is not null.
-__global__ void __launch_bounds__(kBlockThreads)
-    pack_values(Packing p, const float* codes, const float* scale, float* values) {
-  const int i = static_cast<int>(global_x());
-  const int channels = p.quads() * kQuad;
-  if (i >= p.taps * channels * p.out_stride) return;
-  const int out = i % p.out_stride, c = i / p.out_stride % channels;
-  const int tap = i / p.out_stride / channels;
-  const float value = out < p.out && c < p.in ? codes[p.place(out, tap, c)] : 0.0F;
-  values[i] = scale != nullptr ? value * *scale : value;
+  if (i >= count) return;
+  const int channels = p.quads() * kQuad, stride = p.out_stride();
+  const int out = i % stride, c = i / stride % channels, tap = i / stride / channels;
+  values[i] = out < p.out && c < p.in ? codes[p.place(out, tap, c)] : 0.0F;
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -223,8 +203,8 @@ void Weights::compile(const ops::LayerShape& layer, const ConvShape& shape, cons
   layer_ = layer;
   shape_ = shape;
   plan_ = plan;
-  const bool quantized = layer.weight_bits != kFloatBits;
-  integers_ = quantized && integer_input;
+  quantized_ = layer.weight_bits != kFloatBits;
+  integers_ = quantized_ && integer_input;
   check_plan(stream);
   const size_t count = static_cast<size_t>(layer.weights());
   Status* status = status_.reserve(1);
@@ -234,38 +214,27 @@ void Weights::compile(const ops::LayerShape& layer, const ConvShape& shape, cons
   const uint8_t* mask = mask_.data();
   launch(Where("find_largest", on), over(count), find_largest, weight, mask, count, status);
   launch(Where("set_scale", on), Shape{dim3(1), dim3(1)}, set_scale, largest_code(layer), status);
-  launch(Where("quantize", on), over(count), quantize, weight, mask, count, quantized, codes,
+  launch(Where("quantize", on), over(count), quantize, weight, mask, count, quantized_, codes,
          status);
 
-  const auto stride = [](int out) { return static_cast<int>(round_up(out, kOutBlock)); };
-  const auto elements = [](const Packing& p, int per_quad) {
-    return static_cast<size_t>(p.taps) * static_cast<size_t>(p.quads()) *
-           static_cast<size_t>(per_quad) * static_cast<size_t>(p.out_stride);
-  };
-  const float* no_scale = nullptr;
-  const Packing forward{shape.out_channels, shape.in_channels, shape.taps,
-                        stride(shape.out_channels), false};
   compile_for_libraries(backward, stream);
+  compile_for_tensor_cores(backward, stream);
+  const auto pack = [&](const Packing& p, DeviceBuffer<float>& values) {
+    const size_t n =
+        static_cast<size_t>(p.taps * p.quads() * kQuad) * static_cast<size_t>(p.out_stride());
+    launch(Where("pack_values", on), over(n), pack_values, p, codes, static_cast<int>(n),
+           values.reserve(n));
+  };
   if (plan.forward == Kernel::kSparse) {
     gather(forward_sparse_.place, forward_sparse_.value, false, stream);
-  } else if (plan.forward == Kernel::kDense && integers_) {
-    const size_t n = elements(forward, 1);
-    launch(Where("pack_quads", on), over(n), pack_quads, forward, codes, forward_quads_.reserve(n));
-  } else {
-    const size_t n = elements(forward, kQuad);
-    launch(Where("pack_values", on), over(n), pack_values, forward, codes, no_scale,
-           forward_values_.reserve(n));
+  } else if (plan.forward == Kernel::kDense && !integers_) {
+    pack(packing_of(shape, false), forward_values_);
   }
   if (!backward) return;
   if (plan.backward_data == Kernel::kSparse) {
     gather(backward_sparse_.place, backward_sparse_.value, true, stream);
-  } else if (plan.backward_data == Kernel::kDense) {
-    const int inputs = shape.same_padding ? shape.in_channels : shape.taps * shape.in_channels;
-    const Packing packing{inputs, shape.out_channels, shape.same_padding ? shape.taps : 1,
-                          stride(inputs), true};
-    const size_t n = elements(packing, kQuad);
-    launch(Where("pack_values", on), over(n), pack_values, packing, codes, scale(),
-           backward_values_.reserve(n));
+  } else if (plan.backward_data == Kernel::kDense && !quantized_) {
+    pack(packing_of(shape, true), backward_values_);
   }
 }
 

@@ -137,12 +137,14 @@ inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float value) { return __builtin_sqrtf(value); }
-// Four products of signed bytes, added to c.
-inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 32; i += 8) {
-    c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+// Each digit of the selector picks a byte: of x from 0 on, of y from 4 on.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned picked = 0;
+  for (int i = 0; i < 4; ++i) {
+    picked |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
   }
-  return c;
+  return picked;
 }
 template <typename T>
 constexpr T min(T a, T b) {

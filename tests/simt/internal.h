@@ -2,6 +2,7 @@
 // What the parts of the host runtime know of each other.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -58,6 +59,11 @@ template <typename Text>
   record_fault(*thread, text());
   abandon(*thread);
 }
+
+// Meeting point of all 32 lanes of a warp; the last one runs work on what each lane brings, in the
+// order of the lanes, before any goes on.
+using WarpWork = void (*)(const std::array<void*, kWarpSize>& of_lane);
+void meet_for(WarpWork work, void* mine, const Site& site);
 
 // Device memory (memory.cc).
 void protect_device_memory(bool accessible);

@@ -107,8 +107,10 @@ class Block {
     }
   }
 
-  // All lanes of `mask` come here with a value; afterwards `published` holds them.
-  const Warp& meet(unsigned mask, uint64_t value, const Site& site) {
+  // All lanes of `mask` come here with a value; afterwards `published` holds them. The last one to
+  // come calls at_meeting() with them, while the others wait.
+  template <typename AtMeeting>
+  const Warp& meet(unsigned mask, uint64_t value, const Site& site, const AtMeeting& at_meeting) {
     Slot& me = slot_of(*current);
     const unsigned first = me.thread.linear / kWarpSize * kWarpSize;
     const unsigned lane = me.thread.linear % kWarpSize, bit = 1U << lane;
@@ -148,12 +150,16 @@ class Block {
     }
     warp.arrived = 0;
     warp.published = warp.incoming;
+    at_meeting(warp.published);
     ++warp.interval;
     for (unsigned i = 0; i < kWarpSize && first + i < count_; ++i) {
       threads_[first + i].thread.warp_interval = warp.interval;
       if ((mask >> i & 1) != 0 && i != lane) wake(threads_[first + i]);
     }
     return warp;
+  }
+  const Warp& meet(unsigned mask, uint64_t value, const Site& site) {
+    return meet(mask, value, site, [](const auto&) {});
   }
 
   [[noreturn]] void fail(Thread& thread) {
@@ -306,6 +312,15 @@ unsigned ballot(unsigned mask, bool predicate, const Site& site) {
     if ((mask >> i & 1) != 0 && warp.published[static_cast<size_t>(i)] != 0) bits |= 1U << i;
   }
   return bits;
+}
+
+void meet_for(WarpWork work, void* mine, const Site& site) {
+  constexpr unsigned kAll = 0xffffffffU;
+  running_block().meet(kAll, std::bit_cast<uint64_t>(mine), site, [&](const auto& published) {
+    std::array<void*, kWarpSize> of_lane{};
+    for (size_t i = 0; i < of_lane.size(); ++i) of_lane[i] = std::bit_cast<void*>(published[i]);
+    work(of_lane);
+  });
 }
 
 bool run(const Launch& launch, void (*body)(void*), void* arguments, size_t argument_bytes) {

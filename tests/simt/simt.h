@@ -45,6 +45,17 @@ uint64_t shuffle(unsigned mask, uint64_t value, unsigned source, const Site& sit
 // Bit i: lane i takes part and its predicate holds.
 unsigned ballot(unsigned mask, bool predicate, const Site& site);
 
+// The matrix products of the PTX ISA with these names, D += A * B, in its layouts of fragments; all
+// 32 lanes of the warp must come. Sums of floats are exact products added up exactly and then
+// rounded towards zero, as measured on devices (Fasi et al., "Numerical behavior of NVIDIA tensor
+// cores", 2021). A sum that does not fit into 32 bits is a fault: the device would wrap.
+void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                       const Site& site = Site::current());
+void mma_m16n8k32_s8_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const Site& site = Site::current());
+void mma_m16n8k32_s8_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const Site& site = Site::current());
+
 // Before an atomic access to `bytes` bytes.
 void check_atomic(const void* address, size_t bytes);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Kernels, right and wrong, for the tests of the host runtime.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/tensor_core.h"
 #include "tests/simt/simt_kernels.h"
 
 namespace simt_test {
@@ -37,14 +38,14 @@ __global__ void reverse(int* values) {
   values[i] = copy[n - 1 - i];
 }
 
-__global__ void vote(const int* values, unsigned* ballots, unsigned* count, int* dots) {
+__global__ void vote(const int* values, unsigned* ballots, unsigned* count, unsigned* permuted) {
   const unsigned i = threadIdx.x;
   const unsigned votes = __ballot_sync(0xffffffffU, values[i] > 0);
   if (i == 0) ballots[0] = votes;
   __syncwarp();
   if (i == 5) ballots[1] = __shfl_sync(1U << 5, i, 5);
   if (values[i] > 0) atomicAdd(count, 1U);
-  dots[i] = __dp4a(values[i], 0x01ff7f80, 10);
+  permuted[i] = __byte_perm(static_cast<unsigned>(values[i]), 0x77665544U, 0x3170U);
 }
 
 __global__ void write_at(int* values, int index) { values[index] = 1; }
@@ -110,6 +111,42 @@ __global__ void read_foreign_stack(int* out) {
   out[1 + threadIdx.x] = mine;
 }
 
+// Fragments of one warp, [lane][register]; lanes from `lanes` on do not come.
+template <typename Sum>
+__global__ void multiply(void (*mma)(Sum (&)[4], const uint32_t (&)[4], const uint32_t (&)[2],
+                                     const simt::Site&),
+                         unsigned lanes, const uint32_t* a, const uint32_t* b, Sum* d) {
+  const unsigned lane = threadIdx.x;
+  if (lane >= lanes) {
+    __syncthreads();
+    return;
+  }
+  uint32_t of_a[4], of_b[2];
+  Sum of_d[4];
+  for (unsigned i = 0; i < 4; ++i) of_a[i] = a[lane * 4 + i];
+  for (unsigned i = 0; i < 2; ++i) of_b[i] = b[lane * 2 + i];
+  for (unsigned i = 0; i < 4; ++i) of_d[i] = d[lane * 4 + i];
+  mma(of_d, of_a, of_b, simt::Site::current());
+  for (unsigned i = 0; i < 4; ++i) d[lane * 4 + i] = of_d[i];
+  if (lanes < 32) __syncthreads();
+}
+
+__global__ void mma_after_exit(int* out) {
+  if (threadIdx.x == 9) return;
+  int d[4] = {};
+  fmp::cuda::mma_m16n8k32_s8_s8(d, {1, 2, 3, 4}, {5, 6});
+  out[threadIdx.x] = d[0];
+}
+
+__global__ void split_floats(const float* values, uint32_t* parts) {
+  const unsigned i = threadIdx.x;
+  uint32_t of_pair[fmp::cuda::kFloatParts];
+  fmp::cuda::split(values[2 * i], values[2 * i + 1], of_pair);
+  for (unsigned p = 0; p < fmp::cuda::kFloatParts; ++p) {
+    parts[i * fmp::cuda::kFloatParts + p] = of_pair[p];
+  }
+}
+
 fmp::cuda::Shape one_block(unsigned threads, size_t shared_bytes = 0) {
   return {dim3(1), dim3(threads), shared_bytes};
 }
@@ -129,8 +166,8 @@ void run_block_sums(const int* values, int* sums, int n, unsigned blocks, unsign
 void run_reverse(int* values, unsigned n) {
   SIMT_LAUNCH(one_block(n, n * sizeof(int)), reverse, values);
 }
-void run_vote(const int* values, unsigned* ballots, unsigned* count, int* dots) {
-  SIMT_LAUNCH(one_block(32), vote, values, ballots, count, dots);
+void run_vote(const int* values, unsigned* ballots, unsigned* count, unsigned* permuted) {
+  SIMT_LAUNCH(one_block(32), vote, values, ballots, count, permuted);
 }
 void run_write_at(int* values, int index) { SIMT_LAUNCH(one_block(1), write_at, values, index); }
 void run_read_at(const int* values, int index, int* out) {
@@ -149,6 +186,17 @@ void run_read_unwritten_shared(int* out) {
 }
 void run_write_past_shared() { SIMT_LAUNCH(one_block(1, 16), write_past_shared); }
 void run_read_foreign_stack(int* out) { SIMT_LAUNCH(one_block(32), read_foreign_stack, out); }
+void run_multiply_bf16(const uint32_t* a, const uint32_t* b, float* d, unsigned lanes) {
+  SIMT_LAUNCH(one_block(32), multiply<float>, simt::mma_m16n8k16_bf16, lanes, a, b, d);
+}
+void run_multiply_bytes(bool is_signed, const uint32_t* a, const uint32_t* b, int* d) {
+  SIMT_LAUNCH(one_block(32), multiply<int>,
+              is_signed ? simt::mma_m16n8k32_s8_s8 : simt::mma_m16n8k32_s8_u8, 32U, a, b, d);
+}
+void run_mma_after_exit(int* out) { SIMT_LAUNCH(one_block(32), mma_after_exit, out); }
+void run_split_floats(const float* values, uint32_t* parts, unsigned pairs) {
+  SIMT_LAUNCH(one_block(pairs), split_floats, values, parts);
+}
 void run_too_much_shared(int* values) { SIMT_LAUNCH(one_block(32, 64 * 1024), reverse, values); }
 void run_too_many_threads(int* values) { SIMT_LAUNCH(one_block(2048), reverse, values); }
 

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -67,14 +70,14 @@ TEST_F(SimtTest, DynamicSharedMemoryIsTheBlocks) {
   EXPECT_EQ(download(device, 1000), values);
 }
 
-TEST_F(SimtTest, VotesAtomicsAndDotProducts) {
+TEST_F(SimtTest, VotesAtomicsAndPermutedBytes) {
   std::vector<int> values(32);
   for (int i = 0; i < 32; ++i) values[static_cast<size_t>(i)] = (i % 3 == 0 ? 1 : -1) * (i + 1);
   values[31] = static_cast<int>(0x807f0102);
   unsigned* ballots = uninitialised<unsigned>(2);
   unsigned* count = upload(std::vector<unsigned>{100});
-  int* dots = uninitialised<int>(32);
-  simt_test::run_vote(upload(values), ballots, count, dots);
+  unsigned* permuted = uninitialised<unsigned>(32);
+  simt_test::run_vote(upload(values), ballots, count, permuted);
   unsigned expected = 0, positive = 0;
   for (unsigned i = 0; i < 32; ++i) {
     if (values[i] <= 0) continue;
@@ -83,9 +86,7 @@ TEST_F(SimtTest, VotesAtomicsAndDotProducts) {
   }
   EXPECT_EQ(download(ballots, 2), (std::vector<unsigned>{expected, 5}));
   EXPECT_EQ(download(count, 1)[0], 100 + positive);
-  // Bytes of 0x01ff7f80 from the lowest: -128, 127, -1, 1; of 0x807f0102: 2, 1, 127, -128.
-  EXPECT_EQ(download(dots, 32)[31], 10 + 2 * -128 + 127 - 127 - 128);
-  EXPECT_EQ(download(dots, 32)[0], 10 - 128);
+  EXPECT_EQ(download(permuted, 32)[31], 0x80017702U);  // bytes 3, 1, 7 and 0
 }
 
 TEST_F(SimtTest, WarpsOrderTheirAccesses) {
@@ -153,6 +154,173 @@ TEST_F(SimtTest, ThreadThatLeavesBeforeABarrier) {
 TEST_F(SimtTest, ShuffleInDivergentCode) {
   expect_fault([] { simt_test::run_divergent_shuffle(uninitialised<int>(32)); },
                {"divergent_shuffle", "wait for each other at different places"});
+}
+
+// Fragments as the PTX ISA gives them, element by element: row and column of element i of a lane.
+struct MatrixPlace {
+  size_t row, column;
+};
+MatrixPlace place_in_d(size_t lane, size_t i) {
+  return {lane / 4 + (i < 2 ? 0 : 8), lane % 4 * 2 + (i & 1)};
+}
+// per: elements of a register.
+MatrixPlace place_in_a(size_t lane, size_t i, size_t per) {
+  return {lane / 4 + (i / per % 2 == 0 ? 0 : 8),
+          lane % 4 * per + i % per + (i < 2 * per ? 0 : 4 * per)};
+}
+MatrixPlace place_in_b(size_t lane, size_t i, size_t per) {
+  return {lane % 4 * per + i % per + (i < per ? 0 : 4 * per), lane / 4};
+}
+
+// A[16][depth], B[depth][8] and D[16][8] by one warp. Element: how an element is stored; to_bits:
+// its bits.
+template <typename Sum, typename Element, typename ToBits, typename Run>
+std::vector<Sum> multiply(size_t per, const std::vector<Element>& a, const std::vector<Element>& b,
+                          const std::vector<Sum>& d, const ToBits& to_bits, const Run& run) {
+  const size_t depth = 8 * per, bits = 32 / per;
+  std::vector<uint32_t> of_a(32 * 4), of_b(32 * 2);
+  std::vector<Sum> of_d(32 * 4);
+  for (size_t lane = 0; lane < 32; ++lane) {
+    for (size_t i = 0; i < 4 * per; ++i) {
+      const MatrixPlace at = place_in_a(lane, i, per);
+      of_a[lane * 4 + i / per] |= to_bits(a[at.row * depth + at.column]) << i % per * bits;
+    }
+    for (size_t i = 0; i < 2 * per; ++i) {
+      const MatrixPlace at = place_in_b(lane, i, per);
+      of_b[lane * 2 + i / per] |= to_bits(b[at.row * 8 + at.column]) << i % per * bits;
+    }
+    for (size_t i = 0; i < 4; ++i) {
+      const MatrixPlace at = place_in_d(lane, i);
+      of_d[lane * 4 + i] = d[at.row * 8 + at.column];
+    }
+  }
+  of_d = run(of_a, of_b, of_d);
+  std::vector<Sum> result(d.size());
+  for (size_t lane = 0; lane < 32; ++lane) {
+    for (size_t i = 0; i < 4; ++i) {
+      const MatrixPlace at = place_in_d(lane, i);
+      result[at.row * 8 + at.column] = of_d[lane * 4 + i];
+    }
+  }
+  return result;
+}
+
+uint32_t bf16_of(float value) { return std::bit_cast<uint32_t>(value) >> 16; }
+
+class TensorCoreTest : public SimtTest {
+ protected:
+  static std::vector<float> multiply_floats(const std::vector<float>& a,
+                                            const std::vector<float>& b,
+                                            const std::vector<float>& d) {
+    return multiply(2, a, b, d, bf16_of, [](const auto& of_a, const auto& of_b, const auto& of_d) {
+      float* sums = upload(of_d);
+      simt_test::run_multiply_bf16(upload(of_a), upload(of_b), sums);
+      return download(sums, of_d.size());
+    });
+  }
+  static std::vector<int> multiply_bytes(bool is_signed, const std::vector<int>& a,
+                                         const std::vector<int>& b, const std::vector<int>& d) {
+    return multiply(
+        4, a, b, d, [](int v) { return static_cast<uint32_t>(v) & 0xffU; },
+        [&](const auto& of_a, const auto& of_b, const auto& of_d) {
+          int* sums = upload(of_d);
+          simt_test::run_multiply_bytes(is_signed, upload(of_a), upload(of_b), sums);
+          return download(sums, of_d.size());
+        });
+  }
+  // Multiplies exactly.
+  template <typename T>
+  static std::vector<T> expected(size_t depth, const std::vector<T>& a, const std::vector<T>& b,
+                                 std::vector<T> d) {
+    for (size_t row = 0; row < 16; ++row) {
+      for (size_t column = 0; column < 8; ++column) {
+        for (size_t k = 0; k < depth; ++k) {
+          d[row * 8 + column] += a[row * depth + k] * b[k * 8 + column];
+        }
+      }
+    }
+    return d;
+  }
+  // Numbers that are all different in each matrix's neighbourhood.
+  static int number(size_t i, int modulus) {
+    return static_cast<int>(i * 37 % static_cast<size_t>(modulus));
+  }
+};
+
+TEST_F(TensorCoreTest, FragmentsOfFloatsAreThoseOfThePtxIsa) {
+  std::vector<float> a(16 * 16), b(16 * 8), d(16 * 8);
+  for (size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(number(i, 251) - 125) / 64;
+  for (size_t i = 0; i < b.size(); ++i) b[i] = static_cast<float>(number(i, 113) - 50);
+  for (size_t i = 0; i < d.size(); ++i) d[i] = static_cast<float>(i);
+  EXPECT_EQ(multiply_floats(a, b, d), expected(16, a, b, d));
+}
+
+TEST_F(TensorCoreTest, FragmentsOfBytesAreThoseOfThePtxIsa) {
+  for (const bool is_signed : {false, true}) {
+    std::vector<int> a(16 * 32), b(32 * 8), d(16 * 8);
+    for (size_t i = 0; i < a.size(); ++i) a[i] = number(i, 256) - 128;
+    for (size_t i = 0; i < b.size(); ++i) b[i] = number(i, 256) - (is_signed ? 128 : 0);
+    for (size_t i = 0; i < d.size(); ++i) d[i] = 1000 * static_cast<int>(i);
+    EXPECT_EQ(multiply_bytes(is_signed, a, b, d), expected(32, a, b, d)) << is_signed;
+  }
+}
+
+TEST_F(TensorCoreTest, SumsOfFloatsAreRoundedTowardsZero) {
+  std::vector<float> a(16 * 16), b(16 * 8), d(16 * 8);
+  const float tiny = 0x1p-12F;
+  for (const float sign : {1.0F, -1.0F}) {
+    std::fill(d.begin(), d.end(), sign);
+    a[0] = sign * tiny;
+    a[1] = sign * tiny * 0.75F;
+    b[0] = b[8] = tiny;  // 1.75 * 2^-24: beyond half of the last bit of 1
+    EXPECT_EQ(multiply_floats(a, b, d)[0], sign);
+    a[1] = sign * tiny;
+    EXPECT_EQ(multiply_floats(a, b, d)[0], sign * (1 + 0x1p-23F));
+  }
+}
+
+TEST_F(TensorCoreTest, SumsOfBytesMustFit) {
+  const std::vector<int> a(16 * 32, 127), b(32 * 8, 127), zero(16 * 8);
+  std::vector<int> d(16 * 8, std::numeric_limits<int>::max() - 32 * 127 * 127);
+  EXPECT_EQ(multiply_bytes(true, a, b, d)[77], std::numeric_limits<int>::max());
+  ++d[77];
+  expect_fault([&] { multiply_bytes(true, a, b, d); }, {"multiply", "does not fit into 32 bits"});
+}
+
+TEST_F(TensorCoreTest, AllLanesMustCome) {
+  const std::vector<uint32_t> a(32 * 4), b(32 * 2);
+  expect_fault(
+      [&] {
+        simt_test::run_multiply_bf16(upload(a), upload(b), upload(std::vector<float>(32 * 4)), 16);
+      },
+      {"multiply", "wait for each other at different places"});
+  cudaDeviceReset();
+  expect_fault([] { simt_test::run_mma_after_exit(uninitialised<int>(32)); },
+               {"mma_after_exit", "lane 9 of the mask has left the kernel"});
+}
+
+TEST_F(TensorCoreTest, AFloatIsTheSumOfItsParts) {
+  std::vector<float> values = {0.0F,      -0.0F,         1.0F,
+                               -1.0F,     0x1.fffffep0F, 0x1.fffffep127F,
+                               0x1p-126F, 0x1p-149F,     -0x1.abcdep-130F,
+                               3e38F};
+  for (unsigned i = 0; values.size() < 600; ++i) {
+    const float value = std::bit_cast<float>(i * 2654435761U);
+    if (std::isfinite(value)) values.push_back(value);
+  }
+  uint32_t* parts = uninitialised<uint32_t>(values.size() / 2 * 3);
+  simt_test::run_split_floats(upload(values), parts, static_cast<unsigned>(values.size() / 2));
+  const std::vector<uint32_t> of_pairs = download(parts, values.size() / 2 * 3);
+  for (size_t i = 0; i < values.size(); ++i) {
+    double sum = 0;
+    for (size_t p = 0; p < 3; ++p) {
+      const uint32_t bits = of_pairs[i / 2 * 3 + p] >> (i % 2 * 16) << 16;
+      sum += static_cast<double>(std::bit_cast<float>(bits));
+    }
+    // Denormal parts are cut off below the last bit of a denormal bf16.
+    const double slack = std::fabs(values[i]) < 0x1p-109F ? 0x1p-133 : 0;
+    EXPECT_NEAR(sum, static_cast<double>(values[i]), slack) << i;
+  }
 }
 
 TEST_F(SimtTest, SharedMemoryIsNotInitialised) {

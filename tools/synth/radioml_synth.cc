@@ -3,7 +3,6 @@
 #include <omp.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <exception>
@@ -11,6 +10,7 @@
 #include <mutex>
 
 #include "framework/error.h"
+#include "tools/command_line.h"
 #include "tools/synth/hdf5_writer.h"
 #include "tools/synth/synth.h"
 
@@ -215,20 +215,10 @@ void synthesize(Options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Writes a synthetic data set in the layout of RadioML 2018.01A.");
-  Options options;
-  add_flags(app, options);
-  try {
-    app.parse(argc, argv);
-    synthesize(options);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return 1;
-  }
-  return 0;
+  return fmp::run_main([&] {
+    CLI::App app("Writes a synthetic data set in the layout of RadioML 2018.01A.");
+    Options options;
+    add_flags(app, options);
+    if (fmp::parse_command_line(app, argc, argv)) synthesize(options);
+  });
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "experiments/engine_choice.h"
+#include "framework/cuda/engine_choice.h"
 
 #include <fmt/format.h>
 
@@ -25,18 +25,18 @@ CudaEngineOptions engine_options() {
 
 }  // namespace
 
-std::unique_ptr<Engine> choose_engine(Options& options) {
-  if (options.device != DeviceChoice::kCpu) {
+std::unique_ptr<Engine> choose_engine(DeviceChoice& device, int threads) {
+  if (device != DeviceChoice::kCpu) {
     std::string why;
     if (cuda_available(why)) {
-      options.device = DeviceChoice::kCuda;
+      device = DeviceChoice::kCuda;
       return make_cuda_engine(engine_options());
     }
-    if (options.device == DeviceChoice::kCuda)
+    if (device == DeviceChoice::kCuda)
       throw UsageError(fmt::format("--device cuda: {}; use --device cpu", why));
   }
-  options.device = DeviceChoice::kCpu;
-  return make_cpu_engine(options.threads);
+  device = DeviceChoice::kCpu;
+  return make_cpu_engine(threads);
 }
 
 }  // namespace fmp

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: MIT
+// The dense products of the convolution on tensor cores, where one operand is codes. A window of
+// `taps` rows is one block of memory, so that the products are plain matrix products:
+//
+//   y[l] (O x frames) = W (O x TC) * x[l ..]     bytes by bytes: exact
+//   dx[l] (C x frames) = W' (C x TO) * dy[l ..]  codes by floats in three parts (tensor_core.h)
+//   dw (O x TC) = sum over l of dy[l] * x[l ..]^T (frames x TC)
+//
+// A warp has its operands in registers: it reads four frames with each load, whole lines of memory
+// in all, and the order of frames and of k within a product is what fits that. Weights come in the
+// order in which lanes hold them. Where rows of windows overlap, or warps of a block read the same
+// rows, they come from L1.
+#include <algorithm>
+
+#include "kernels/cuda/conv1d.h"
+#include "kernels/cuda/tensor_core.h"
+
+namespace fmp::cuda {
+namespace {
+
+__device__ __forceinline__ int group_of_lane() { return thread_x() / kMembers; }
+__device__ __forceinline__ int member_of_lane() { return thread_x() % kMembers; }
+
+// Four neighbouring frames, zeros where there is no such row.
+template <typename Vector, typename T>
+__device__ __forceinline__ void load_frames(const T* frames, bool exists, T (&of_frame)[4]) {
+  Vector v{};
+  if (exists) v = __ldg(reinterpret_cast<const Vector*>(frames));
+  of_frame[0] = v.x;
+  of_frame[1] = v.y;
+  of_frame[2] = v.z;
+  of_frame[3] = v.w;
+}
+
+// Tensor cores round sums of floats towards zero, which adds up. So they add up the parts of one
+// step only, the smallest first, and steps are added with rounding to nearest.
+__device__ __forceinline__ void add_step(const float (&of_step)[4], float (&sums)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) sums[e] += of_step[e];
+}
+
+// --- Weights by windows --------------------------------------------------------------------------
+
+constexpr int kOutTiles = 4;    // of kFragmentRows outputs; of a warp
+constexpr int kFrameTiles = 4;  // of kFragmentColumns frames: column c of tile i is frame 4 c + i
+static_assert(kFrameTiles * kFragmentColumns == kWarpLanes);
+constexpr int kPositions = 4;  // of a block, one for each warp
+
+// B of one product for each tile of frames, from a lane's frames in the rows of a window that are
+// left: a quad of codes is four k.
+template <bool kSigned>
+struct CodeWindow {
+  using Row = uint32_t;
+  using Sum = int;
+  static constexpr int kDepth = kByteDepth / kQuad, kParts = 1;
+
+  static __device__ __forceinline__ void load(const Row* frames, int rows, int lanes,
+                                              uint32_t (&b)[kFrameTiles][kParts][2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = member_of_lane() + kMembers * half;
+      uint32_t words[kFrameTiles];
+      load_frames<uint4>(frames + row * lanes, row < rows, words);
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) b[i][0][half] = words[i];
+    }
+  }
+  static __device__ __forceinline__ void add_product(Sum (&sums)[kFrameTiles][4],
+                                                     const uint32_t (&a)[4],
+                                                     const uint32_t (&b)[kFrameTiles][kParts][2]) {
+#pragma unroll
+    for (int i = 0; i < kFrameTiles; ++i) {
+      if constexpr (kSigned) {
+        mma_m16n8k32_s8_s8(sums[i], a, b[i][0]);
+      } else {
+        mma_m16n8k32_s8_u8(sums[i], a, b[i][0]);
+      }
+    }
+  }
+};
+
+struct GradientWindow {
+  using Row = float;
+  using Sum = float;
+  static constexpr int kDepth = kBf16Depth, kParts = kFloatParts;
+
+  static __device__ __forceinline__ void load(const Row* frames, int rows, int lanes,
+                                              uint32_t (&b)[kFrameTiles][kParts][2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 2 * member_of_lane() + kDepth / 2 * half;
+      float lower[kFrameTiles], upper[kFrameTiles];
+      load_frames<float4>(frames + row * lanes, row < rows, lower);
+      load_frames<float4>(frames + (row + 1) * lanes, row + 1 < rows, upper);
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) {
+        uint32_t parts[kParts];
+        split(lower[i], upper[i], parts);
+#pragma unroll
+        for (int p = 0; p < kParts; ++p) b[i][p][half] = parts[p];
+      }
+    }
+  }
+  static __device__ __forceinline__ void add_product(Sum (&sums)[kFrameTiles][4],
+                                                     const uint32_t (&a)[4],
+                                                     const uint32_t (&b)[kFrameTiles][kParts][2]) {
+    Sum of_step[kFrameTiles][4] = {};
+#pragma unroll
+    for (int p = kParts - 1; p >= 0; --p) {
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) mma_m16n8k16_bf16(of_step[i], a, b[i][p]);
+    }
+#pragma unroll
+    for (int i = 0; i < kFrameTiles; ++i) add_step(of_step[i], sums[i]);
+  }
+};
+
+// Shape of a product of weights and windows. A window has `rows` rows of memory, the next one
+// begins `row_step` rows behind it; `depth_steps` products cover it.
+struct Windows {
+  int rows, row_step, depth_steps, out_tiles, out_channels, out_length, lanes;
+};
+
+// weights: [tile of outputs][step][lane][4]. y[l][out][lane] = scale * sum, scale null = 1.
+template <typename Window>
+__global__ void __launch_bounds__(kWarpLanes* kPositions)
+    conv_tensor(const typename Window::Row* x, Windows s, const uint4* weights, const float* scale,
+                float* y) {
+  const int position = block_y() * kPositions + thread_y();
+  if (position >= s.out_length) return;
+  const int first_frame = block_x() * kWarpLanes, first_tile = block_z() * kOutTiles;
+  const typename Window::Row* frames =
+      x + place(position, 0, first_frame + kFrameTiles * group_of_lane(), s.row_step, s.lanes);
+
+  typename Window::Sum sums[kOutTiles][kFrameTiles][4] = {};
+  for (int step = 0; step < s.depth_steps; ++step) {
+    uint32_t b[kFrameTiles][Window::kParts][2];
+    Window::load(frames, s.rows - step * Window::kDepth, s.lanes, b);
+    frames += Window::kDepth * s.lanes;
+#pragma unroll
+    for (int m = 0; m < kOutTiles; ++m) {
+      if (first_tile + m < s.out_tiles) {  // the same for the whole warp
+        const uint4 w = __ldg(
+            weights + static_cast<size_t>((first_tile + m) * s.depth_steps + step) * kWarpLanes +
+            static_cast<size_t>(thread_x()));
+        const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+        Window::add_product(sums[m], a, b);
+      }
+    }
+  }
+
+  const float factor = scale != nullptr ? *scale : 1.0F;
+#pragma unroll
+  for (int m = 0; m < kOutTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int out = (first_tile + m) * kFragmentRows + group_of_lane() + half * kFragmentRows / 2;
+      if (out < s.out_channels) {
+        // Two columns of each tile: eight frames side by side.
+        const int frame = first_frame + 2 * kFrameTiles * member_of_lane();
+        float4* to =
+            reinterpret_cast<float4*>(y + place(position, out, frame, s.out_channels, s.lanes));
+#pragma unroll
+        for (int column = 0; column < 2; ++column) {
+          const auto of_tile = [&](int i) {
+            return static_cast<float>(sums[m][i][2 * half + column]) * factor;
+          };
+          to[column] = float4{of_tile(0), of_tile(1), of_tile(2), of_tile(3)};
+        }
+      }
+    }
+  }
+}
+
+template <typename Window>
+void launch_windows(const char* name, const void* x, const Windows& s, const uint32_t* weights,
+                    const float* scale, float* y, Stream stream) {
+  const Shape shape{dim3(static_cast<unsigned>(s.lanes / kWarpLanes),
+                         blocks_for(static_cast<size_t>(s.out_length), kPositions),
+                         blocks_for(static_cast<size_t>(s.out_tiles), kOutTiles)),
+                    dim3(kWarpLanes, kPositions)};
+  launch(Where(name, native(stream)), shape, conv_tensor<Window>,
+         static_cast<const typename Window::Row*>(x), s, reinterpret_cast<const uint4*>(weights),
+         scale, y);
+}
+
+// Weights as A of each product, [tile of outputs][step][lane][register]: kBytes: four signed bytes
+// of a quad, with quads of every tap filled up; otherwise two bf16.
+template <bool kBytes>
+struct FragmentOrder {
+  static constexpr int kPerRegister = kBytes ? 4 : 2, kDepth = 2 * kMembers * kPerRegister;
+
+  static __host__ __device__ __forceinline__ int row_channels(const Packing& p) {
+    return kBytes ? p.quads() * kQuad : p.in;
+  }
+  static __host__ __device__ __forceinline__ int steps(const Packing& p) {
+    return (p.taps * row_channels(p) + kDepth - 1) / kDepth;
+  }
+  static int tiles(const Packing& p) { return (p.out + kFragmentRows - 1) / kFragmentRows; }
+};
+
+template <bool kBytes>
+__global__ void __launch_bounds__(kBlockThreads)
+    pack_fragments(Packing p, const float* codes, int count, uint32_t* fragments) {
+  using Order = FragmentOrder<kBytes>;
+  const int i = static_cast<int>(global_x());
+  if (i >= count) return;
+  const int reg = i % 4, lane = i / 4 % kWarpLanes, product = i / 4 / kWarpLanes;
+  const int steps = Order::steps(p), channels = Order::row_channels(p);
+  const int out = product / steps * kFragmentRows + lane / kMembers + reg % 2 * (kFragmentRows / 2);
+  const int first = product % steps * Order::kDepth + lane % kMembers * Order::kPerRegister +
+                    reg / 2 * (Order::kDepth / 2);
+  uint32_t bits = 0;
+  for (int k = 0; k < Order::kPerRegister; ++k) {
+    const int tap = (first + k) / channels, c = (first + k) % channels;
+    const bool exists = out < p.out && tap < p.taps && c < p.in;
+    const float code = exists ? codes[p.place(out, tap, c)] : 0.0F;
+    if constexpr (kBytes) {
+      bits |= (static_cast<uint32_t>(static_cast<int>(code)) & 0xffU) << (8 * k);
+    } else {
+      bits |= __float_as_uint(code) >> 16 << (16 * k);
+    }
+  }
+  fragments[i] = bits;
+}
+
+template <bool kBytes>
+void pack(const char* name, const Packing& p, const float* codes, DeviceBuffer<uint32_t>& fragments,
+          Stream stream) {
+  using Order = FragmentOrder<kBytes>;
+  const size_t count =
+      static_cast<size_t>(Order::tiles(p)) * static_cast<size_t>(Order::steps(p)) * kWarpLanes * 4;
+  launch(Where(name, native(stream)),
+         Shape{dim3(blocks_for(count, kBlockThreads)), dim3(kBlockThreads)}, pack_fragments<kBytes>,
+         p, codes, static_cast<int>(count), fragments.reserve(count));
+}
+
+template <bool kBytes>
+Windows windows(const Packing& p, int out_length, int lanes) {
+  using Order = FragmentOrder<kBytes>;
+  const int row_step = kBytes ? p.quads() : p.in;
+  return {p.taps * row_step, row_step, Order::steps(p), Order::tiles(p), p.out, out_length, lanes};
+}
+
+// --- Gradient of the weights ---------------------------------------------------------------------
+
+// Of a warp: 32 outputs by 64 columns, i.e. channels of a window. Column c of the i-th tile of
+// columns of a group of quads is channel i of quad c.
+constexpr int kGradientTiles = 2, kQuadGroups = 2;
+constexpr int kGradientOutputs = kGradientTiles * kFragmentRows;
+constexpr int kGradientQuads = kQuadGroups * kFragmentColumns;
+constexpr int kGradientWarps = 6;  // of a block, at most: what 64 outputs by 3 * 64 columns take
+// Blocks on each of about 130 multiprocessors, which their registers fill. More of them in all
+// would only leave more sums to add.
+constexpr int kGradientBlocksEach = 2, kGradientBlocks = 132 * kGradientBlocksEach;
+
+// Two codes, byte i of two words, as bf16. kSigned: bytes are codes + 128.
+constexpr uint32_t kAdd128 = 0x80808080U;  // to signed bytes, by exclusive or
+template <bool kSigned>
+__device__ __forceinline__ uint32_t code_pair(uint32_t first, uint32_t second, int i) {
+  constexpr uint32_t kBits = 0x4b000000U;  // 2^23 + n has n in its lowest bits
+  constexpr float kOffset = 8388608.0F + (kSigned ? 128.0F : 0.0F);
+  const auto value = [&](uint32_t word) {
+    const unsigned byte_and_bits = 0x7440U + static_cast<unsigned>(i);
+    return __uint_as_float(__byte_perm(word, kBits, byte_and_bits)) - kOffset;
+  };
+  return upper_halves(value(first), value(second));
+}
+
+struct GradientTiles {
+  int window_quads, column_tiles, tiles;
+};
+
+// partial: [slice][O][T][C]
+template <bool kSigned>
+__global__ void __launch_bounds__(kWarpLanes* kGradientWarps, kGradientBlocksEach)
+    weight_gradient_tensor(Codes<kSigned> x, Values dy, GradientShape s, GradientTiles t,
+                           float* partial) {
+  const int tile = block_x() * static_cast<int>(blockDim.y) + thread_y();
+  if (tile >= t.tiles) return;
+  const int first_out = tile / t.column_tiles * kGradientOutputs;
+  const int first_quad = tile % t.column_tiles * kGradientQuads;
+  const int warps_of_frames = s.lanes / kWarpLanes;
+  // What there is from this lane's first row on.
+  const int outs = s.out_channels - first_out - group_of_lane();
+  const int quads = t.window_quads - first_quad - group_of_lane();
+
+  float sums[kGradientTiles][kQuadGroups][kQuad][4] = {};
+  for (int step = s.slices.begin(block_y()); step < s.slices.begin(block_y() + 1); ++step) {
+    const int row = step / warps_of_frames;
+    // A product takes half of the frames, four neighbours in each lane. Not unrolled, as that
+    // spills.
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int frame =
+          step % warps_of_frames * kWarpLanes + half * kBf16Depth + member_of_lane() * 4;
+      const float* dy_frames = dy.data + place(row + s.dy_pad, first_out + group_of_lane(), frame,
+                                               s.out_channels, s.lanes);
+      const uint32_t* x_frames =
+          x.words + place(row, first_quad + group_of_lane(), frame, x.quads, s.lanes);
+      uint32_t a[kGradientTiles][kFloatParts][4];
+#pragma unroll
+      for (int m = 0; m < kGradientTiles; ++m) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int out = m * kFragmentRows + r * kFragmentRows / 2;
+          float v[4];
+          load_frames<float4>(dy_frames + out * s.lanes, out < outs, v);
+          uint32_t lower[kFloatParts], upper[kFloatParts];
+          split(v[0], v[1], lower);
+          split(v[2], v[3], upper);
+#pragma unroll
+          for (int p = 0; p < kFloatParts; ++p) {
+            a[m][p][r] = lower[p];
+            a[m][p][2 + r] = upper[p];
+          }
+        }
+      }
+#pragma unroll
+      for (int q = 0; q < kQuadGroups; ++q) {
+        const int quad = q * kFragmentColumns;
+        uint32_t words[4];
+        load_frames<uint4>(x_frames + quad * s.lanes, quad < quads, words);
+        for (uint32_t& word : words) word ^= kSigned ? kAdd128 : 0U;
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) {
+          const uint32_t b[2] = {code_pair<kSigned>(words[0], words[1], i),
+                                 code_pair<kSigned>(words[2], words[3], i)};
+          float of_step[kGradientTiles][4] = {};
+#pragma unroll
+          for (int p = kFloatParts - 1; p >= 0; --p) {
+#pragma unroll
+            for (int m = 0; m < kGradientTiles; ++m) mma_m16n8k16_bf16(of_step[m], a[m][p], b);
+          }
+#pragma unroll
+          for (int m = 0; m < kGradientTiles; ++m) add_step(of_step[m], sums[m][q][i]);
+        }
+      }
+    }
+  }
+
+  const size_t weights = place(s.out_channels, 0, 0, s.taps, s.in_channels);
+  float* of_slice = partial + static_cast<size_t>(block_y()) * weights;
+#pragma unroll
+  for (int m = 0; m < kGradientTiles; ++m) {
+#pragma unroll
+    for (int q = 0; q < kQuadGroups; ++q) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int out = first_out + m * kFragmentRows + e / 2 * kFragmentRows / 2 + group_of_lane();
+        const int quad = first_quad + q * kFragmentColumns + 2 * member_of_lane() + e % 2;
+        const int tap = quad / x.quads, channel = quad % x.quads * kQuad;
+        if (out < s.out_channels && tap < s.taps) {
+#pragma unroll
+          for (int i = 0; i < kQuad; ++i) {
+            if (channel + i < s.in_channels) {
+              of_slice[place(out, tap, channel + i, s.taps, s.in_channels)] = sums[m][q][i][e];
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void Weights::compile_for_tensor_cores(bool backward, Stream stream) {
+  if (plan_.forward == Kernel::kDense && integers_) {
+    pack<true>("pack_bytes", packing_of(shape_, false), codes_.data(), forward_fragments_, stream);
+  }
+  if (backward && plan_.backward_data == Kernel::kDense && quantized_) {
+    pack<false>("pack_bf16", packing_of(shape_, true), codes_.data(), backward_fragments_, stream);
+  }
+}
+
+void Weights::forward_tensor(const Input& x, float* y, Stream stream) const {
+  const Windows s = windows<true>(packing_of(shape_, false), shape_.out_length, x.tile.lanes());
+  const auto run = x.type == ElementType::kS8 ? launch_windows<CodeWindow<true>>
+                                              : launch_windows<CodeWindow<false>>;
+  run("conv_tensor", x.data, s, forward_fragments_.data(), nullptr, y, stream);
+}
+
+void Weights::backward_data_tensor(const Tile& dy_tile, const float* dy, float* dx,
+                                   Stream stream) const {
+  const Windows s = windows<false>(packing_of(shape_, true), shape_.out_length, dy_tile.lanes());
+  launch_windows<GradientWindow>("conv_tensor_backward_data", dy, s, backward_fragments_.data(),
+                                 scale(), dx, stream);
+}
+
+void Weights::backward_weight_tensor(const Input& x, const Tile& dy_tile, const float* dy,
+                                     float* grad, Stream stream) {
+  GradientShape s = gradient_shape(shape_, x.tile, dy_tile);
+  const int quads = shape_.taps * x.tile.quads();
+  const auto tiles_of = [](int count, int size) { return (count + size - 1) / size; };
+  GradientTiles t{quads, tiles_of(quads, kGradientQuads), 0};
+  t.tiles = tiles_of(s.out_channels, kGradientOutputs) * t.column_tiles;
+  const int warps = std::min(t.tiles, kGradientWarps);
+  const int blocks = tiles_of(t.tiles, warps);
+  s.slices = slices_for(shape_.out_length, s.lanes, blocks, kGradientBlocks);
+  const int weights = s.out_channels * s.taps * s.in_channels;
+  partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(weights));
+  const Shape shape{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(s.slices.slices)),
+                    dim3(kWarpLanes, static_cast<unsigned>(warps))};
+  const auto run = [&](const auto& kernel, const auto& codes) {
+    launch(Where("weight_gradient_tensor", native(stream)), shape, kernel, codes,
+           values_of(dy_tile, dy), s, t, partial_.data());
+  };
+  if (x.type == ElementType::kS8) {
+    run(weight_gradient_tensor<true>, codes_of<true>(x.tile, x.data));
+  } else {
+    run(weight_gradient_tensor<false>, codes_of<false>(x.tile, x.data));
+  }
+  add_slices(partial_.data(), s.slices.slices, weights, nullptr, x.scale, grad, stream);
+}
+
+}  // namespace fmp::cuda
