@@ -45,22 +45,19 @@ class MemoryCache {
   MemoryCache& operator=(const MemoryCache&) = delete;
 };
 
-// Device memory for `size()` elements, uninitialised.
-template <typename T>
-class DeviceBuffer {
+// `size()` uninitialised elements in memory of one kind.
+template <typename T, void* (*kAllocate)(size_t bytes), void (*kRelease)(void*) noexcept>
+class Buffer {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
-  DeviceBuffer() = default;
-  explicit DeviceBuffer(size_t size)
-      : data_(static_cast<T*>(size == 0 ? nullptr : allocate(size * sizeof(T)))), size_(size) {}
-  DeviceBuffer(std::span<const T> values, Stream stream) : DeviceBuffer(values.size()) {
-    copy_to_device(data_, values.data(), values.size_bytes(), stream);
-  }
-  ~DeviceBuffer() { release(data_); }
-  DeviceBuffer(DeviceBuffer&& other) noexcept
+  Buffer() = default;
+  explicit Buffer(size_t size)
+      : data_(static_cast<T*>(size == 0 ? nullptr : kAllocate(size * sizeof(T)))), size_(size) {}
+  ~Buffer() { kRelease(data_); }
+  Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+  Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
@@ -68,24 +65,33 @@ class DeviceBuffer {
 
   // Room for `size` elements; what was in the buffer is lost when it grows.
   T* reserve(size_t size) {
-    if (size > size_) *this = DeviceBuffer(size);
+    if (size > size_) *this = Buffer(size);
     return data_;
   }
   T* data() const { return data_; }
   size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
 
-  // Copies of all elements; they wait for the stream.
-  std::vector<T> to_host(Stream stream) const {
-    std::vector<T> values(size_);
-    copy_to_host(values.data(), data_, size_ * sizeof(T), stream);
-    synchronize(stream);
-    return values;
-  }
-
  private:
   T* data_ = nullptr;
   size_t size_ = 0;
+};
+
+template <typename T>
+class DeviceBuffer : public Buffer<T, allocate, release> {
+ public:
+  using Buffer<T, allocate, release>::Buffer;
+  DeviceBuffer(std::span<const T> values, Stream stream) : DeviceBuffer(values.size()) {
+    copy_to_device(this->data(), values.data(), values.size_bytes(), stream);
+  }
+
+  // Copies of all elements; they wait for the stream.
+  std::vector<T> to_host(Stream stream) const {
+    std::vector<T> values(this->size());
+    copy_to_host(values.data(), this->data(), values.size() * sizeof(T), stream);
+    synchronize(stream);
+    return values;
+  }
 };
 
 }  // namespace fmp::cuda

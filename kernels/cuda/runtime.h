@@ -75,34 +75,7 @@ void release_pinned(void* memory) noexcept;
 
 // Page-locked memory of the host, which is copied from and to while both sides go on.
 template <typename T>
-class PinnedBuffer {
-  static_assert(std::is_trivially_copyable_v<T>);
-
- public:
-  PinnedBuffer() = default;
-  explicit PinnedBuffer(size_t size)
-      : data_(static_cast<T*>(allocate_pinned(size * sizeof(T)))), size_(size) {}
-  ~PinnedBuffer() { release_pinned(data_); }
-  PinnedBuffer(PinnedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-
-  // Room for `size` elements; what was in the buffer is lost when it grows.
-  T* reserve(size_t size) {
-    if (size > size_) *this = PinnedBuffer(size);
-    return data_;
-  }
-  T* data() const { return data_; }
-  size_t size() const { return size_; }
-
- private:
-  T* data_ = nullptr;
-  size_t size_ = 0;
-};
+using PinnedBuffer = Buffer<T, allocate_pinned, release_pinned>;
 
 // Names what the host puts on streams while it lives, for the timeline of Nsight Systems.
 class Range {

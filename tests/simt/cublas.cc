@@ -17,25 +17,17 @@ namespace {
 std::set<cublasHandle_t> handles;
 std::string detail;  // of the last refusal
 
-using Refusal = simt::Refusal<cublasStatus_t>;
+using simt::require;
+
 constexpr size_t kWorkspaceAlignment = 256;
 
-void require(bool holds, cublasStatus_t status, const std::string& why) {
-  if (!holds) throw Refusal{status, why};
-}
 void require_none(const std::string& wrong, cublasStatus_t status) {
   require(wrong.empty(), status, wrong);
 }
 
 template <typename Call>
 cublasStatus_t answer(const Call& call) {
-  try {
-    call();
-    return CUBLAS_STATUS_SUCCESS;
-  } catch (const Refusal& refusal) {
-    detail = refusal.why;
-    return refusal.status;
-  }
+  return simt::answer(CUBLAS_STATUS_SUCCESS, detail, call);
 }
 
 void check_handle(cublasHandle_t handle) {

@@ -66,13 +66,11 @@ std::set<cusparseConstDnMatDescr_t> dense_matrices;
 std::set<cusparseConstSpMatDescr_t> sparse_matrices;
 std::string detail;  // of the last refusal
 
-using Refusal = simt::Refusal<cusparseStatus_t>;
+using simt::require;
+
 constexpr int kMaxBatches = 65535;
 constexpr size_t kBufferAlignment = 16;
 
-void require(bool holds, cusparseStatus_t status, const std::string& why) {
-  if (!holds) throw Refusal{status, why};
-}
 void require_valid(bool holds, const std::string& why) {
   require(holds, CUSPARSE_STATUS_INVALID_VALUE, why);
 }
@@ -82,13 +80,7 @@ void require_none(const std::string& wrong) {
 
 template <typename Call>
 cusparseStatus_t answer(const Call& call) {
-  try {
-    call();
-    return CUSPARSE_STATUS_SUCCESS;
-  } catch (const Refusal& refusal) {
-    detail = refusal.why;
-    return refusal.status;
-  }
+  return simt::answer(CUSPARSE_STATUS_SUCCESS, detail, call);
 }
 
 void check_handle(cusparseHandle_t handle) {

@@ -29,6 +29,23 @@ struct Refusal {
   std::string why;
 };
 
+template <typename Status>
+void require(bool holds, Status status, const std::string& why) {
+  if (!holds) throw Refusal<Status>{status, why};
+}
+
+// The status of a call that may be refused, and why it was.
+template <typename Status, typename Call>
+Status answer(Status success, std::string& why, const Call& call) {
+  try {
+    call();
+    return success;
+  } catch (const Refusal<Status>& refusal) {
+    why = refusal.why;
+    return refusal.status;
+  }
+}
+
 // Rows of memory of one matrix after another: `batches` times `lines` runs of `run` elements of 4
 // bytes.
 struct Extent {
