@@ -143,9 +143,6 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
   for (int o = 0; o < layer.out_channels; ++o) {
     const size_t channel = static_cast<size_t>(o);
     const float gain = state.gain[channel], shift = state.shift[channel];
-    if (!std::isfinite(gain) || !std::isfinite(shift)) {
-      fail("{}: batch-norm of output {} is not finite", layer.name, o);
-    }
     const int sign = gain < 0 ? -1 : 1;
     if (sign < 0) {
       const size_t fan_in = weights_of(data, o).size();
@@ -153,12 +150,17 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
         data.codes[i] = static_cast<int8_t>(-data.codes[i]);
       }
     }
+    const ops::SumRange range = data.range(o);
+    const float scaled = static_cast<float>(std::max(-range.low, range.high)) * state.sum_scale;
+    if (!std::isfinite(scaled) || !std::isfinite(scaled * gain) || !std::isfinite(gain) ||
+        !std::isfinite(shift)) {
+      fail("{}: batch-norm of output {} is not finite", layer.name, o);
+    }
     const auto code_of = [&](const int32_t* sums, uint8_t* codes) {
       std::array<int32_t, kLanes> original{};
       for (size_t i = 0; i < kLanes; ++i) original[i] = sign * sums[i];
       ops::activation_codes(state, o, layer.act_bits, original.data(), codes);
     };
-    const ops::SumRange range = data.range(o);
     const std::span<int32_t> thresholds =
         std::span(data.thresholds).subspan(channel * levels, levels);
     find_thresholds(range, code_of, thresholds);

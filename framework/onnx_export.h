@@ -14,11 +14,12 @@ namespace fmp {
 // float values before their quantizer, pruned ones 0. The first dense layer's inputs are in the
 // order in which ONNX flattens, channel-major. framework/onnx_import.h reads the same network back.
 //
-// Layers multiply codes: quantizers have the scale 1, with a Div before them, and a Mul brings the
-// sums of a Conv or MatMul to their scale. Such sums are exact in float, whatever their order, and
-// what follows (BatchNormalization, Div, Quant) rounds as ops::EvaluationState says, so that a
-// runtime that executes the graph node by node finds the codes and predictions of this project.
-// Only the network's input is in units of its own: its scale is a power of two.
+// Layers whose weights and inputs are quantized multiply codes: the quantizers of both have the
+// scale 1, with a Div before them, and a Mul brings the sums of a Conv or MatMul to their scale.
+// Such sums are exact in float, whatever their order, and what follows (BatchNormalization, Div,
+// Quant) rounds as ops::EvaluationState says, so that a runtime that executes the graph node by
+// node finds the codes and predictions of this project. Only the quantizers of the network's input,
+// whose scale is a power of two, and of the output's bias keep their scales.
 //
 // Replaces `file` atomically. Throws Error that names the file and the system's reason.
 void export_onnx(const Network& network, const std::filesystem::path& file);

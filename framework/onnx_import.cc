@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Walks the one chain from the input to the output of a graph and matches it against the form of a
 // Network. What can be represented exactly in another way is (biases and epsilons go into the
-// batch-norm); everything else is an error that names the node where the forms part.
+// batch-norm, factors between layers into weights and scales); everything else is an error that
+// names the node where the forms part.
 #include "framework/onnx_import.h"
 
 #include <fmt/format.h>
@@ -58,7 +59,8 @@ struct FoundLayer {
   std::vector<float> gamma, beta, mean, var;  // [outputs]; empty: no batch-norm
 };
 
-// The weight operand of a node: constants, possibly through a quantizer and a transposition.
+// The weight operand of a node: constants, possibly through a division, a quantizer and a
+// transposition.
 struct WeightOperand {
   std::vector<float> values;  // before the quantizer, in the orientation that the node reads
   Shape shape;
@@ -122,9 +124,10 @@ class Importer {
     }
     node_ = found->second.front();
     if (node_->inputs[0] != value) {
-      // Add, Mul and MatMul are the only ones where the constant may come first.
-      if (node_->op != "Add" && node_->op != "Mul")
+      // The constant may come first in these.
+      if (node_->op != "Add" && node_->op != "Mul") {
         fail_here("reads the layer before it as something else than its input");
+      }
     }
   }
   void advance() { advance_to(node_->output); }
@@ -169,30 +172,48 @@ class Importer {
     advance();
   }
 
-  // The constant that a node multiplies or divides by.
-  float positive_scalar(const GraphNode& node, size_t input) const {
+  // The constant that a node multiplies or divides by, if it is a single positive number.
+  std::optional<float> positive_scalar(const GraphNode& node, size_t input) const {
     const auto& constant = graph_.input_of(node, input).constant;
-    if (!constant || !constant->is_float() || constant->floats().size() != 1 ||
-        !(constant->floats()[0] > 0) || !std::isfinite(constant->floats()[0])) {
-      fail_at(graph_, node, "expected a single positive number as its factor");
-    }
-    return constant->floats()[0];
+    if (!constant || !constant->is_float() || constant->floats().size() != 1) return std::nullopt;
+    const float scalar = constant->floats()[0];
+    return scalar > 0 && std::isfinite(scalar) ? std::optional(scalar) : std::nullopt;
   }
   // Passes a Mul or Div by a scalar.
   double read_factor() {
     const bool is_division = at("Div");
-    const size_t input = node_->inputs[0] == value_ ? 1 : 0;
-    const double scalar = double{positive_scalar(*node_, input)};
+    const auto scalar = positive_scalar(*node_, node_->inputs[0] == value_ ? 1 : 0);
+    if (!scalar) fail_here("expected a single positive number as its factor");
     advance();
-    return is_division ? 1 / scalar : scalar;
+    return is_division ? 1 / double{*scalar} : double{*scalar};
   }
 
-  // A factor of the sums of a Conv, Gemm or MatMul.
-  void read_sum_factor(FoundLayer& layer) {
-    if (!at("Mul") && !at("Div")) return;
-    const double factor = read_factor();
-    layer.factor *= factor;
-    for (float& bias : layer.bias) bias = static_cast<float>(bias * factor);
+  // Factors of the sums of a Conv, Gemm or MatMul.
+  void read_sum_factors(FoundLayer& layer) {
+    while (at("Mul") || at("Div")) {
+      const double factor = read_factor();
+      layer.factor *= factor;
+      for (float& bias : layer.bias) bias = static_cast<float>(bias * factor);
+      skip_transparent();
+    }
+  }
+
+  // What is quantized to `codes` of this scale, as float.
+  float usable_scale(const GraphNode& node, double scale, double codes) const {
+    const double smallest = double{kMinQuantizerRange} * (1 - kScaleTolerance);
+    if (scale * codes >= smallest && scale * codes <= double{std::numeric_limits<float>::max()}) {
+      return static_cast<float>(scale);
+    }
+    fail_at(graph_, node,
+            fmt::format("a scale of {} with all factors, expected {} / {} or more", scale,
+                        kMinQuantizerRange, codes));
+  }
+
+  // What a node divides weights by on their way to the quantizer.
+  std::optional<float> divisor_of_quantized(const GraphNode& node,
+                                            const WeightOperand& operand) const {
+    if (node.op != "Div" || !operand.quantizer) return std::nullopt;
+    return positive_scalar(node, 1);
   }
 
   WeightOperand weight_operand(size_t input) const {
@@ -209,8 +230,8 @@ class Importer {
       if (producer.op == "Quant" && !operand.quantizer) {
         operand.quantizer = quantizer_of(graph_, producer);
         operand.quantizer_node = &producer;
-      } else if (producer.op == "Div" && operand.quantizer) {
-        operand.divisor *= positive_scalar(producer, 1);
+      } else if (const auto divisor = divisor_of_quantized(producer, operand)) {
+        operand.divisor *= *divisor;
       } else if (producer.op == "Transpose" && value->shape.size() == 2) {
         if (integers_attribute(graph_, producer, "perm", {1, 0})[0] == 1) transposed = !transposed;
       } else if (producer.op != "Identity") {
@@ -248,10 +269,11 @@ class Importer {
       fail_at(graph_, node, "the weight quantizer is unsigned or not narrow");
     }
     layer.weight_bits = quantizer.bits;
-    const float scale = scalar_scale(node, quantizer) * operand.divisor;
-    layer.factor /= double{operand.divisor};
-    layer.weight_scale = scale;
     const float high = quantizer.high();
+    const float scale = usable_scale(
+        node, double{scalar_scale(node, quantizer)} * double{operand.divisor}, double{high});
+    layer.factor /= double{operand.divisor};
+    layer.weight_scale = double{scale};
     float largest = 0;
     for (const float weight : layer.weight) largest = std::max(largest, std::abs(weight));
     if (largest == 0 || same_scale(scale, largest / high)) return;
@@ -301,7 +323,7 @@ class Importer {
     if (node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
     advance();
     skip_transparent();
-    read_sum_factor(layer);
+    read_sum_factors(layer);
   }
 
   // Reorders the inputs of the first dense layer: ONNX flattens [C][L], a Network [L][C].
@@ -344,7 +366,7 @@ class Importer {
     if (is_gemm && node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
     advance();
     skip_transparent();
-    read_sum_factor(layer);
+    read_sum_factors(layer);
     if (at("Add")) {
       add_bias(layer, graph_.input_of(*node_, node_->inputs[0] == value_ ? 1 : 0));
       advance();
@@ -393,7 +415,9 @@ class Importer {
       fail_here("the quantizer of activations is signed or narrow, expected unsigned");
     }
     layer.act_bits = quantizer.bits;
-    layer.act_scale = static_cast<float>(scalar_scale(*node_, quantizer) / layer.act_factor);
+    layer.act_scale =
+        usable_scale(*node_, double{scalar_scale(*node_, quantizer)} / layer.act_factor,
+                     std::ldexp(1.0, quantizer.bits) - 1);
     advance();
   }
 
@@ -449,10 +473,18 @@ class Importer {
   }
 
   // Factors that cancel each other are left out; others go into the weights.
-  static void take_factor(FoundLayer& layer) {
+  void take_factor(FoundLayer& layer) const {
     if (same_scale(layer.factor, 1)) return;
-    for (float& weight : layer.weight) weight = static_cast<float>(weight * layer.factor);
-    layer.weight_scale *= layer.factor;
+    for (float& weight : layer.weight) {
+      const double scaled = double{weight} * layer.factor;
+      if (!(std::abs(scaled) <= double{std::numeric_limits<float>::max()})) {
+        fail_at(graph_, *layer_node_, fmt::format("a weight is {} with all factors", scaled));
+      }
+      weight = static_cast<float>(scaled);
+    }
+    if (layer.weight_bits == kFloatBits) return;
+    layer.weight_scale = double{usable_scale(*layer_node_, layer.weight_scale * layer.factor,
+                                             std::ldexp(1.0, layer.weight_bits - 1) - 1)};
   }
 
   void read_layer() {
@@ -478,6 +510,9 @@ class Importer {
     }
     if (node_ == nullptr && (has_activation || !layer.gamma.empty())) {
       fail_at(graph_, *layer_node_, "the last layer has a batch-norm or an activation");
+    }
+    if (node_ == nullptr && layer.act_factor != 1) {
+      fail_at(graph_, *layer_node_, "the last layer's biased sums are multiplied by a factor");
     }
   }
 

@@ -15,7 +15,9 @@ namespace fmp {
 //   Quant -> [MaxPool]] -> Flatten or Reshape -> m x [Gemm or MatMul -> [BatchNormalization] ->
 //   Relu and Quant] -> Gemm or MatMul, with a bias quantized at input scale * weight scale.
 // Weights that are zero become pruned (their mask is 0). Biases before a batch-norm are folded into
-// it, and so is an epsilon other than kBatchNormEpsilon.
+// it, and so is an epsilon other than kBatchNormEpsilon. Positive scalars (Mul, Div) may stand
+// before the quantizers of weights and activations and after a Conv, Gemm or MatMul; what they
+// amount to goes into the weights and scales.
 //
 // Throws Error, in one line that names the file and the node, when the file cannot be read or is
 // not a graph of this form: such a graph may still be evaluated (framework/onnx_evaluate.h).

@@ -17,6 +17,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -257,45 +258,56 @@ TEST(OnnxExport, TheGraphGivesTheNetworksLogitsAndCost) {
   }
 }
 
-// qonnx's cleanup computes the codes of the weights beforehand. Their scale is then known from the
-// factor of the sums alone.
-TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
-  const NetworkConfig config = export_configs().front();
-  const Network network = trained_network(config, 41);
-  const TemporaryFile file("folded.onnx");
-  export_onnx(network, file.path());
-  onnx::ModelProto model;
-  {
+// An exported network, to change.
+class ExportedModel {
+ public:
+  explicit ExportedModel(const Network& network) {
+    const TemporaryFile file("exported.onnx");
+    export_onnx(network, file.path());
     std::ifstream stream(file.path(), std::ios::binary);
-    ASSERT_TRUE(model.ParseFromIstream(&stream));
+    EXPECT_TRUE(model.ParseFromIstream(&stream));
   }
-  const auto initializer = [&](const std::string& name) -> onnx::TensorProto* {
+
+  onnx::TensorProto* initializer(const std::string& name) {
     for (onnx::TensorProto& tensor : *model.mutable_graph()->mutable_initializer()) {
       if (tensor.name() == name) return &tensor;
     }
     return nullptr;
-  };
-  const auto values_of = [](const onnx::TensorProto& tensor) {
+  }
+  static std::vector<float> values_of(const onnx::TensorProto& tensor) {
     std::vector<float> values(tensor.raw_data().size() / sizeof(float));
     std::memcpy(values.data(), tensor.raw_data().data(), tensor.raw_data().size());
     return values;
-  };
+  }
+  static void set(onnx::TensorProto& tensor, std::span<const float> values) {
+    tensor.set_raw_data(values.data(), values.size_bytes());
+  }
+
+  onnx::ModelProto model;
+};
+
+// qonnx's cleanup computes the codes of the weights beforehand. Their scale is then known from the
+// factor of the sums alone.
+TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
+  const Network network = trained_network(export_configs().front(), 41);
+  ExportedModel exported(network);
   int folded = 0;
-  auto& nodes = *model.mutable_graph()->mutable_node();
+  auto& nodes = *exported.model.mutable_graph()->mutable_node();
   for (int i = nodes.size() - 1; i >= 0; --i) {
     if (nodes[i].op_type() != "Div") continue;
-    onnx::TensorProto* weight = initializer(nodes[i].input(0));
+    onnx::TensorProto* weight = exported.initializer(nodes[i].input(0));
     if (weight == nullptr) continue;
-    std::vector<float> values = values_of(*weight);
-    const float divisor = values_of(*initializer(nodes[i].input(1)))[0];
+    std::vector<float> values = ExportedModel::values_of(*weight);
+    const float divisor = ExportedModel::values_of(*exported.initializer(nodes[i].input(1)))[0];
     for (float& value : values) value /= divisor;
-    weight->set_raw_data(values.data(), values.size() * sizeof(float));
+    ExportedModel::set(*weight, values);
     weight->set_name(nodes[i].output(0));
     nodes.DeleteSubrange(i, 1);
     ++folded;
   }
   ASSERT_EQ(folded, 6);
-  file.write(model.SerializeAsString());
+  const TemporaryFile file("folded.onnx");
+  file.write(exported.model.SerializeAsString());
   const Network back = import_onnx(file.path());
   for (size_t i = 0; i < network.layers().size(); ++i) {
     const auto expected = network.layers()[i].weight.value.floats();
@@ -441,6 +453,36 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
     }
     EXPECT_FALSE(message.empty()) << damage.what;
   }
+}
+
+TEST(OnnxErrors, FactorsThatLeaveTheRangeOfFloats) {
+  const Network network = trained_network(export_configs().front(), 43);
+  const auto complaint_with = [&](const std::string& name, float value) {
+    ExportedModel exported(network);
+    ExportedModel::set(*exported.initializer(name), {&value, 1});
+    return complaint(exported.model, true);
+  };
+  const auto expect = [](const std::string& message, const std::string& part) {
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  };
+  expect(complaint_with("conv2.sum_scale", 1e38F), "with all factors");
+  expect(complaint_with("conv2.sum_scale", 1e-30F), "with all factors");
+  expect(complaint_with("conv2.weight.divisor", 1e-30F), "with all factors");
+  expect(complaint_with("conv2.divisor", 1e-38F), "with all factors");
+  expect(complaint_with("conv2.sum_scale", -1), "a single positive number");
+  expect(complaint_with("conv2.divisor", 0), "a single positive number");
+
+  ExportedModel exported(network);
+  onnx::NodeProto& last = *exported.model.mutable_graph()->mutable_node()->rbegin();
+  const std::string output = last.output(0);
+  last.set_output(0, "biased");
+  onnx::NodeProto& factor = *exported.model.mutable_graph()->add_node();
+  factor.set_op_type("Mul");
+  factor.set_name("louder");
+  factor.add_input("biased");
+  factor.add_input("output.sum_scale");
+  factor.add_output(output);
+  expect(complaint(exported.model, true), "multiplied by a factor");
 }
 
 TEST(OnnxErrors, TensorsThatDoNotFitTheirShape) {

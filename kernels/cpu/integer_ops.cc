@@ -65,7 +65,7 @@ bool set_slope(double slope, int64_t largest_step, int max_shift, Requantizer& r
   r.shift = std::min(max_shift, kMultiplierBits - 1 - std::ilogb(slope));
   if (r.shift < 0 || slope * static_cast<double>(largest_step) > 257.0) return false;
   r.multiplier = static_cast<uint32_t>(std::ldexp(slope, r.shift));
-  return true;
+  return r.multiplier != 0;
 }
 
 int32_t pair(int8_t low, int8_t high) {

@@ -31,8 +31,8 @@ struct IntegerSimd {
   void (*output)(const IntegerLayerView& layer, const uint8_t* x, int32_t* sums);
 
   // A layer of three taps at Winograd's points (winograd.h), `groups` times four rows. Data, as
-  // pairs of 16 bits: [quads][2][kLanes][2] at points + point *
-  // point_stride + group * group_stride; x has data_rows(groups) rows.
+  // pairs of 16 bits: [quads][2][kLanes][2] at points + point * point_stride + group *
+  // group_stride; x has data_rows(groups) rows.
   void (*data_at_points)(const uint8_t* x, int in_quads, int groups, int16_t* points,
                          ptrdiff_t group_stride, ptrdiff_t point_stride);
   // Codes from the products [out_quads * 4][kLanes] at the points; the pool is 1, 2 or 4.

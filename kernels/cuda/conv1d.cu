@@ -11,8 +11,9 @@
 //            product through shared memory (dense) or as dot products of the survivors (sparse);
 //            slices of the batch are summed apart and added up in their order
 //
-// The dense kernels here are for floats; where one operand is codes, those of conv1d_tensor.cu run.
-// What libraries do instead is in conv1d_library.cu.
+// The dense kernels here are for what tensor cores do not take (conv1d_tensor.cu): forward, where
+// an operand is float; backward, where weights or inputs are. What libraries do instead is in
+// conv1d_library.cu.
 #include <algorithm>
 #include <stdexcept>
 #include <type_traits>

@@ -146,7 +146,8 @@ __device__ float usable_threshold(float parameter) {
   return fmaxf(fabsf(parameter), kMinQuantizerRange);
 }
 
-// The constants of ops::EvaluationState, with its roundings. threshold: v; max_code 0: unused.
+// The constants of ops::EvaluationState, with its roundings. threshold: the parameter v, not read
+// where max_code is 0.
 __global__ void __launch_bounds__(kBlockThreads)
     evaluation_constants(int channels, const float* x_scale, const float* w_scale,
                          const float* gamma, const float* beta, const float* running_mean,

@@ -7,8 +7,6 @@
 #include <functional>
 #include <span>
 #include <string>
-#include <type_traits>
-#include <utility>
 
 #include "kernels/cuda/device_memory.h"
 

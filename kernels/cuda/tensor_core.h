@@ -59,7 +59,8 @@ __device__ __forceinline__ uint32_t upper_halves(float first, float second) {
 }
 
 // A float has 24 significant bits and the exponents of bf16, which has 8 bits: it is the sum of
-// three bf16, without any rounding. Codes of up to 8 bits are bf16 as they are. So a product of
+// three bf16, without any rounding (if it is at least 2^-109 or 0; what is lost of others is below
+// 2^-133). Codes of up to 8 bits are bf16 as they are. So a product of
 // gradients with codes comes to three exact products, and what rounds is their sum alone. (In TF32,
 // with 11 bits, two parts would do to 22 bits, but at half the rate: two products take as long as
 // four of bf16.)
