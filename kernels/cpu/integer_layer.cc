@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A layer on integers: y[l][o] = sum over taps t, channels c of w[o][t][c] * x[l + t][c], then the
-// largest y of each pooling window, then its code. Direct sums stay in registers until they are codes:
-// four output channels are finished together and stored as one quad.
+// largest y of each pooling window, then its code. Direct sums stay in registers until they are
+// codes: four output channels are finished together and stored as one quad.
 //
 // A dense kernel keeps four outputs x a few positions in registers. A sparse one keeps one output x
 // several positions and walks over the quads of weights that are not all zero: at a density of 0.1
