@@ -112,8 +112,7 @@ float constant_output(const Layer& layer, int channel) {
   const float shift = std::max(0.0F, batch_norm);
   if (layer.act_bits == kFloatBits) return shift;
   const auto largest_code = static_cast<float>((1 << layer.act_bits) - 1);
-  const float threshold = std::abs(layer.threshold.value.floats()[0]);
-  const float scale = std::max(threshold, kMinQuantizerRange) / largest_code;
+  const float scale = ops::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
   return std::min(std::nearbyint(shift / scale), largest_code) * scale;
 }
 

@@ -49,12 +49,12 @@ class Writer {
     for (size_t i = 0; i < layers.size(); ++i) {
       const Layer& layer = layers[i];
       const bool on_codes = multiplies_codes(layer);
-      if (layer.kind == Layer::Kind::kConv) {
-        add_convolution(layer);
-      } else {
-        add_dense(layer);
-      }
       const float weight_scale = quantize_weights(layer).scale;
+      if (layer.kind == Layer::Kind::kConv) {
+        add_convolution(layer, weight_scale);
+      } else {
+        add_dense(layer, weight_scale);
+      }
       if (on_codes) {
         // The input of the network keeps its scale, a power of two.
         const float factor = i == 0 ? weight_scale : scale * weight_scale;
@@ -163,10 +163,11 @@ class Writer {
     return output;
   }
 
-  std::string add_weight(const Layer& layer, const Shape& shape, const std::vector<float>& values) {
+  // scale: of the weights' codes.
+  std::string add_weight(const Layer& layer, float scale, const Shape& shape,
+                         const std::vector<float>& values) {
     std::string name = add_constant(layer.name + ".weight", shape, values);
     if (layer.weight_bits == kFloatBits) return name;
-    float scale = quantize_weights(layer).scale;
     std::string operand = name;
     if (multiplies_codes(layer)) {
       operand = name + ".in_codes";
@@ -176,7 +177,7 @@ class Writer {
     return add_quantizer(name, operand, {scale, layer.weight_bits, true, true});
   }
 
-  void add_convolution(const Layer& layer) {
+  void add_convolution(const Layer& layer, float weight_scale) {
     const int outputs = layer.out_channels, inputs = layer.in_channels, taps = layer.kernel;
     const std::span<const float> from = layer.weight.value.floats();  // [O][T][C]
     std::vector<float> weight(from.size());                           // [O][C][T]
@@ -187,7 +188,7 @@ class Writer {
         }
       }
     }
-    const std::string operand = add_weight(layer, {outputs, inputs, taps}, weight);
+    const std::string operand = add_weight(layer, weight_scale, {outputs, inputs, taps}, weight);
     shape_ = {1, outputs, layer.length};
     onnx::NodeProto& node = advance("Conv", layer.name, {operand});
     const int64_t pad = (taps - 1) / 2;
@@ -198,7 +199,7 @@ class Writer {
     set(node, "group", 1);
   }
 
-  void add_dense(const Layer& layer) {
+  void add_dense(const Layer& layer, float weight_scale) {
     // A Network's flattened index is position * channels + channel, ONNX's the other way round.
     size_t channels = static_cast<size_t>(layer.in_channels), positions = 1;
     if (shape_.size() == 3) {
@@ -217,7 +218,8 @@ class Writer {
         }
       }
     }
-    const std::string operand = add_weight(layer, {layer.in_channels, layer.out_channels}, weight);
+    const std::string operand =
+        add_weight(layer, weight_scale, {layer.in_channels, layer.out_channels}, weight);
     shape_ = {1, layer.out_channels};
     advance("MatMul", layer.name, {operand});
   }
@@ -247,9 +249,7 @@ class Writer {
     epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
     float scale = 1;
     if (layer.act_bits != kFloatBits) {
-      const float threshold =
-          std::max(std::abs(layer.threshold.value.floats()[0]), kMinQuantizerRange);
-      scale = threshold / static_cast<float>((1 << layer.act_bits) - 1);
+      scale = ops::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
     }
     if (as_codes) advance("Div", layer.name, {add_scalar(layer.name + ".divisor", scale)});
     advance("Relu", layer.name);

@@ -156,6 +156,10 @@ void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scal
                           bool collect, const RunningStatistics& running, HiddenState& state,
                           TileView out, int threads, Profile* profile = nullptr);
 
+// The scale of a QuantReLU's codes: its threshold's size, but not less than kMinQuantizerRange, is
+// the largest code.
+float activation_scale(float threshold, int act_bits);
+
 // Batch-norm with running statistics as value = gain * x + shift. Each operation is rounded to
 // float: gain = gamma * (1 / sqrt(var + eps)), shift = beta - mean * gain, as ONNX Runtime does it.
 struct EvaluationAffine {

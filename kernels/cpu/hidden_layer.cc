@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/chunks.h"
@@ -39,6 +38,12 @@ cpu::ActivationSpec activation_spec(const LayerShape& shape) {
   const bool quantized = shape.act_bits != kFloatBits;
   return {shape.pool, quantized, quantized ? largest_act_code(shape) : 0.0F};
 }
+
+// What makes codes or values of sums: in training, and in evaluation.
+auto code_kernel(const cpu::ChannelAffine& /*step*/) { return cpu::simd().quantize_pool; }
+auto code_kernel(const cpu::EvaluationSteps& /*steps*/) { return cpu::simd().evaluate_codes; }
+auto value_kernel(const cpu::ChannelAffine& /*step*/) { return cpu::simd().relu_pool; }
+auto value_kernel(const cpu::EvaluationSteps& /*steps*/) { return cpu::simd().evaluate_values; }
 
 // Sums of a chunk: where they are kept, or computed into scratch.
 struct ChunkSums {
@@ -96,12 +101,10 @@ class HiddenPass {
     cpu::for_each_item(items().count(), threads_, profile_, chunks_of);
   }
 
-  // Activation of a chunk to its rows of `out`. affine: a cpu::ChannelAffine, or the
-  // cpu::EvaluationSteps.
+  // Activation of a chunk to its rows of `out`. affine: see code_kernel().
   template <typename AffineStep>
   void activate(const ChunkSums& sums, const AffineStep& affine, int64_t item, int r0, int rows,
                 const TileView& out) const {
-    constexpr bool kEvaluates = std::is_same_v<AffineStep, cpu::EvaluationSteps>;
     const int out_length = shape_.length / shape_.pool, out_rows = rows / shape_.pool;
     const int64_t row = items().row(item, r0 / shape_.pool, out_length, out.shape.pad);
     const int64_t at = row * out.shape.row_elements();
@@ -111,21 +114,10 @@ class HiddenPass {
       cpu::zero_unused_lanes(items(), item, r0 / shape_.pool, out_rows, channels(), first + at,
                              stride_);
     };
-    const cpu::Simd& simd = cpu::simd();
     if (spec.quantized) {
-      uint8_t* codes = static_cast<uint8_t*>(out.data);
-      if constexpr (kEvaluates) {
-        write(codes, simd.evaluate_codes);
-      } else {
-        write(codes, simd.quantize_pool);
-      }
+      write(static_cast<uint8_t*>(out.data), code_kernel(affine));
     } else {
-      float* values = static_cast<float*>(out.data);
-      if constexpr (kEvaluates) {
-        write(values, simd.evaluate_values);
-      } else {
-        write(values, simd.relu_pool);
-      }
+      write(static_cast<float*>(out.data), value_kernel(affine));
     }
   }
 
@@ -319,6 +311,11 @@ void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scal
       });
 }
 
+float activation_scale(float threshold, int act_bits) {
+  return std::max(std::fabs(threshold), kMinQuantizerRange) /
+         static_cast<float>((1 << act_bits) - 1);
+}
+
 EvaluationAffine evaluation_affine(float gamma, float beta, float mean, float var) {
   const float gain = gamma * (1.0F / std::sqrt(var + static_cast<float>(kBatchNormEpsilon)));
   return {gain, beta - mean * gain};
@@ -337,8 +334,7 @@ EvaluationState evaluation_state(const LayerShape& shape, float x_scale, float w
     state.shift.push_back(affine.shift);
   }
   if (shape.act_bits != kFloatBits) {
-    state.act_scale =
-        std::max(std::fabs(parameters.threshold), kMinQuantizerRange) / largest_act_code(shape);
+    state.act_scale = activation_scale(parameters.threshold, shape.act_bits);
   }
   return state;
 }

@@ -31,8 +31,6 @@ constexpr int kMaxShift = 53;
 constexpr double kSparseBelow = 0.7;
 // The same where the dense kernel is Winograd's algorithm.
 constexpr double kSparseBelowPoints = 0.35;
-// Channels on each side from which that pays.
-constexpr int kManyChannels = 8;
 // Groups of four rows whose data and sums stay in the second-level cache.
 constexpr int kChunkGroups = 4;
 
@@ -221,7 +219,7 @@ void IntegerLayer::pack_points(std::span<const int8_t> codes, int64_t largest_su
   const bool fits =
       shape_.taps == winograd::kTaps && shape_.in_positions == 1 &&
       (shape_.pool == 1 || shape_.pool == 2 || shape_.pool == 4) &&
-      std::min(shape_.in_channels, shape_.out_channels) >= kManyChannels &&
+      winograd::many_channels(shape_.out_channels, shape_.in_channels) &&
       largest_sum * winograd::kWeightDenominator <= std::numeric_limits<int32_t>::max();
   if (!fits) return;
   const auto value = [&](int o, int t, int c) {

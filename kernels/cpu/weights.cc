@@ -109,14 +109,10 @@ void list_survivors(CompiledWeights::Compiled& w) {
   pack_sparse(s.out_channels, s.taps, s.in_channels, alive, w.gradient_sparse);
 }
 
-// Winograd's algorithm and matrix products pay from this many channels on each side.
-constexpr int kManyChannels = 8;
-// The share of surviving weights from which they are faster than skipping the others.
+// The share of surviving weights from which Winograd's algorithm and matrix products are faster
+// than skipping the others.
 constexpr double kDenseEnough = 0.35;
 
-bool many(int64_t out_channels, int64_t in_channels) {
-  return out_channels >= kManyChannels && in_channels >= kManyChannels;
-}
 bool three_taps(const LayerShape& shape) { return shape.taps == cpu::winograd::kTaps; }
 
 // Output channels that have a weight left, input channels that are read, and the weights left.
@@ -163,7 +159,7 @@ void choose_backward_algorithms(CompiledWeights::Compiled& w, bool fast) {
 bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask) {
   const LiveWeights live = live_weights(shape, mask);
   const int64_t all = live.out_channels * shape.taps * live.in_channels;
-  return many(live.out_channels, live.in_channels) &&
+  return cpu::winograd::many_channels(live.out_channels, live.in_channels) &&
          static_cast<double>(live.weights) >= kDenseEnough * static_cast<double>(all);
 }
 
@@ -189,10 +185,10 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
   const bool integers = shape.weight_bits != kFloatBits && shape.input_bits != kFloatBits;
   if (integers && !exact_in_float(w)) w.plan.sparse_forward = false;
   w.integer_forward = integers && !w.plan.sparse_forward;
-  w.forward_algorithm =
-      w.integer_forward && three_taps(shape) && many(shape.out_channels, shape.in_channels)
-          ? DenseAlgorithm::kWinograd
-          : DenseAlgorithm::kDirect;
+  w.forward_algorithm = w.integer_forward && three_taps(shape) &&
+                                cpu::winograd::many_channels(shape.out_channels, shape.in_channels)
+                            ? DenseAlgorithm::kWinograd
+                            : DenseAlgorithm::kDirect;
   w.forward_pairs.clear();
   w.forward_dense.clear();
   if (w.plan.sparse_forward) {

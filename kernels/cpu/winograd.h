@@ -22,6 +22,12 @@ inline constexpr int kOutputs = 4;  // positions of a group
 inline constexpr int kTaps = 3;
 inline constexpr int kPoints = kOutputs + kTaps - 1;
 
+// Whether there are enough channels on each side that this, or a matrix product, pays.
+inline bool many_channels(int64_t out_channels, int64_t in_channels) {
+  constexpr int64_t kMany = 8;
+  return out_channels >= kMany && in_channels >= kMany;
+}
+
 inline int groups(int rows) { return (rows + kOutputs - 1) / kOutputs; }
 // Rows of data that `groups` groups read.
 inline int data_rows(int groups) { return groups * kOutputs + kTaps - 1; }
