@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "experiments/fmp_controller.h"
-#include "framework/trainer.h"
+#include "framework/training/trainer.h"
 
 namespace fmp {
 

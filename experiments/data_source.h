@@ -8,8 +8,8 @@
 #include <string>
 
 #include "experiments/options.h"
-#include "framework/dataset.h"
-#include "framework/radioml.h"
+#include "framework/data/dataset.h"
+#include "framework/data/radioml.h"
 
 namespace fmp {
 

@@ -8,10 +8,10 @@
 #include <utility>
 
 #include "experiments/interrupt.h"
-#include "framework/compaction.h"
-#include "framework/cost.h"
 #include "framework/error.h"
-#include "framework/onnx_import.h"
+#include "framework/network/compaction.h"
+#include "framework/network/cost.h"
+#include "framework/onnx/import.h"
 
 namespace fmp {
 namespace {

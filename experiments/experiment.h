@@ -13,11 +13,11 @@
 #include "experiments/data_source.h"
 #include "experiments/fmp_controller.h"
 #include "experiments/options.h"
-#include "framework/checkpoint.h"
-#include "framework/engine.h"
-#include "framework/network.h"
-#include "framework/pruning.h"
-#include "framework/trainer.h"
+#include "framework/network/checkpoint.h"
+#include "framework/network/network.h"
+#include "framework/network/pruning.h"
+#include "framework/training/engine.h"
+#include "framework/training/trainer.h"
 
 namespace fmp {
 

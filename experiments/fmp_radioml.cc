@@ -25,9 +25,9 @@
 #include "experiments/run_directory.h"
 #include "experiments/summary.h"
 #include "experiments/synth_source.h"
-#include "framework/cost.h"
-#include "framework/cuda/engine_choice.h"
 #include "framework/error.h"
+#include "framework/network/cost.h"
+#include "framework/training/engine_choice.h"
 
 namespace fmp {
 namespace {

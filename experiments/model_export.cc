@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "framework/error.h"
-#include "framework/onnx_export.h"
-#include "framework/onnx_import.h"
-#include "framework/trainer.h"
+#include "framework/onnx/export.h"
+#include "framework/onnx/import.h"
+#include "framework/training/trainer.h"
 
 namespace fmp {
 namespace {

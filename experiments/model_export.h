@@ -5,8 +5,8 @@
 #include <filesystem>
 #include <span>
 
-#include "framework/dataset.h"
-#include "framework/network.h"
+#include "framework/data/dataset.h"
+#include "framework/network/network.h"
 
 namespace fmp {
 

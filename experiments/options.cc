@@ -14,8 +14,8 @@
 
 #include "experiments/run_directory.h"
 #include "framework/error.h"
-#include "framework/onnx_import.h"
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
+#include "framework/onnx/import.h"
 
 namespace fmp {
 namespace {

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "framework/cuda/engine_choice.h"
-#include "framework/network.h"
+#include "framework/network/network.h"
+#include "framework/training/engine_choice.h"
 
 namespace fmp {
 

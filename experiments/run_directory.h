@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "experiments/fmp_controller.h"
-#include "framework/checkpoint.h"
+#include "framework/network/checkpoint.h"
 
 namespace fmp {
 

@@ -5,10 +5,10 @@
 #include <numeric>
 #include <utility>
 
+#include "framework/data/split.h"
 #include "framework/error.h"
-#include "framework/split.h"
-#include "tools/synth/modulation.h"
-#include "tools/synth/synth.h"
+#include "framework/synth/modulation.h"
+#include "framework/synth/synth.h"
 
 namespace fmp {
 namespace {

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "framework/dataset.h"
+#include "framework/data/dataset.h"
 #include "framework/error.h"
 
 namespace fmp {

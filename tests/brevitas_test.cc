@@ -10,12 +10,12 @@
 #include <tuple>
 #include <vector>
 
-#include "framework/cost.h"
-#include "framework/dataset.h"
-#include "framework/functions.h"
-#include "framework/network.h"
-#include "framework/trainer.h"
-#include "kernels/ops.h"
+#include "framework/data/dataset.h"
+#include "framework/network/cost.h"
+#include "framework/network/network.h"
+#include "framework/training/functions.h"
+#include "framework/training/trainer.h"
+#include "kernels/cpu/ops.h"
 #include "tests/fixture_file.h"
 
 namespace fmp {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "framework/checkpoint.h"
+#include "framework/network/checkpoint.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

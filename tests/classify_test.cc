@@ -17,15 +17,15 @@
 #include <numeric>
 #include <sstream>
 
-#include "framework/checkpoint.h"
+#include "framework/data/radioml.h"
+#include "framework/data/sample_stream.h"
+#include "framework/data/split.h"
 #include "framework/error.h"
-#include "framework/integer_network.h"
-#include "framework/radioml.h"
-#include "framework/sample_stream.h"
-#include "framework/split.h"
-#include "framework/trainer.h"
+#include "framework/inference/integer_network.h"
+#include "framework/network/checkpoint.h"
+#include "framework/synth/hdf5_writer.h"
+#include "framework/training/trainer.h"
 #include "tests/integer_fixture.h"
-#include "tools/synth/hdf5_writer.h"
 
 namespace fmp {
 namespace {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "framework/compaction.h"
+#include "framework/network/compaction.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,10 +9,10 @@
 #include <numeric>
 #include <vector>
 
-#include "framework/cost.h"
-#include "framework/pruning.h"
+#include "framework/network/cost.h"
+#include "framework/network/pruning.h"
 #include "framework/random.h"
-#include "framework/trainer.h"
+#include "framework/training/trainer.h"
 
 namespace fmp {
 namespace {

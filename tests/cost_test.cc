@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "framework/cost.h"
+#include "framework/network/cost.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -2,7 +2,7 @@
 // The main job on the CUDA engine: epochs, evaluation and whole FMP runs of a tiny network against
 // the CPU's, checkpoints in between, and what the engine promises of itself: graphs, cached memory
 // and named ranges change nothing in the results.
-#include "framework/cuda/cuda_engine.h"
+#include "framework/training/cuda/cuda_engine.h"
 
 #include <gtest/gtest.h>
 
@@ -17,10 +17,10 @@
 
 #include "experiments/experiment.h"
 #include "experiments/fmp_controller.h"
-#include "framework/checkpoint.h"
 #include "framework/error.h"
+#include "framework/network/checkpoint.h"
 #include "framework/random.h"
-#include "framework/trainer.h"
+#include "framework/training/trainer.h"
 #ifdef FMP_SIMT
 #include "tests/simt/nvtx3/nvToolsExt.h"
 #include "tests/simt/simt.h"

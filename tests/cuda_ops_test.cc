@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "framework/network/tensor.h"
 #include "framework/random.h"
-#include "framework/tensor.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "framework/model_file.h"
+#include "framework/inference/model_file.h"
 #include "tests/program_fixture.h"
 
 namespace fmp {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
 #include "framework/random.h"
 #include "kernels/cuda/prune.h"
 

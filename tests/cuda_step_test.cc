@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "framework/cuda/cuda_engine.h"
-#include "framework/network.h"
+#include "framework/network/network.h"
 #include "framework/random.h"
-#include "framework/trainer.h"
+#include "framework/training/cuda/cuda_engine.h"
+#include "framework/training/trainer.h"
 
 namespace fmp {
 namespace {

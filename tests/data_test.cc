@@ -16,10 +16,10 @@
 #include <thread>
 #include <vector>
 
-#include "framework/dataset.h"
+#include "framework/data/dataset.h"
+#include "framework/data/radioml.h"
+#include "framework/data/split.h"
 #include "framework/error.h"
-#include "framework/radioml.h"
-#include "framework/split.h"
 #include "kernels/tile.h"
 #include "tests/fixture_file.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The emitted C code: compiled as strictly as compilers go, run on many frames, and compared bit by
 // bit with the integer network; for a Cortex-M4 too where its compiler and an emulator are there.
-#include "framework/emit_c.h"
+#include "framework/inference/emit_c.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -7,7 +7,7 @@
 // magnitude per bit operation; where weights of equal size compete, the dearer one goes.
 #include <cmath>
 
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
 
 namespace fmp {
 namespace {

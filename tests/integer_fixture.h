@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "framework/dataset.h"
-#include "framework/network.h"
+#include "framework/data/dataset.h"
+#include "framework/network/network.h"
 #include "framework/random.h"
-#include "framework/trainer.h"
+#include "framework/training/trainer.h"
 
 namespace fmp {
 

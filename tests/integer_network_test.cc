@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Integer inference against the fake-quantized network that it was made from: the same predictions
 // on every frame, and logits that are the float network's to the last bit.
-#include "framework/integer_network.h"
+#include "framework/inference/integer_network.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@
 #include <limits>
 
 #include "framework/error.h"
-#include "framework/trainer.h"
+#include "framework/training/trainer.h"
 #include "tests/integer_fixture.h"
 
 namespace fmp {

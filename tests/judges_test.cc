@@ -9,10 +9,10 @@
 #include <numeric>
 #include <string>
 
-#include "framework/onnx_graph.h"
-#include "framework/onnx_import.h"
-#include "framework/trainer.h"
-#include "tools/synth/synth.h"
+#include "framework/onnx/graph.h"
+#include "framework/onnx/import.h"
+#include "framework/synth/synth.h"
+#include "framework/training/trainer.h"
 
 namespace fmp {
 namespace {

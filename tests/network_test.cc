@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "framework/network.h"
+#include "framework/network/network.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -23,11 +23,11 @@
 #include <vector>
 
 #include "framework/error.h"
-#include "framework/graph_cost.h"
-#include "framework/onnx_evaluate.h"
-#include "framework/onnx_export.h"
-#include "framework/onnx_import.h"
-#include "framework/trainer.h"
+#include "framework/onnx/evaluate.h"
+#include "framework/onnx/export.h"
+#include "framework/onnx/graph_cost.h"
+#include "framework/onnx/import.h"
+#include "framework/training/trainer.h"
 #include "tests/fixture_file.h"
 
 namespace fmp {

@@ -3,7 +3,7 @@
 // quantizer's derivative is 0 almost everywhere; what training follows instead is its
 // straight-through surrogate: rounding as the addition of a constant, clipping and the choice of
 // the pooled element held fixed. The plain forward pass computes just that.
-#include "kernels/ops.h"
+#include "kernels/cpu/ops.h"
 
 #include <gtest/gtest.h>
 
@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "framework/network/tensor.h"
 #include "framework/random.h"
-#include "framework/tensor.h"
 
 namespace fmp {
 namespace {

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <vector>
 
-#include "framework/cost.h"
 #include "framework/error.h"
-#include "framework/pruning.h"
+#include "framework/network/cost.h"
+#include "framework/network/pruning.h"
 // Included rather than linked, so that a test stays one file: registers "cost-weighted-l1".
 #include "tests/example_p_method.cc"
 

@@ -19,7 +19,7 @@
 #include <thread>
 #include <vector>
 
-#include "tools/synth/hdf5_writer.h"
+#include "framework/synth/hdf5_writer.h"
 
 namespace fmp {
 

@@ -13,8 +13,8 @@
 #include <random>
 #include <string>
 
-#include "framework/cost.h"
-#include "framework/onnx_import.h"
+#include "framework/network/cost.h"
+#include "framework/onnx/import.h"
 #include "tests/program_fixture.h"
 
 namespace fmp {

@@ -14,9 +14,9 @@
 
 #include "framework/random.h"
 #include "kernels/aligned_buffer.h"
+#include "kernels/cpu/ops.h"
 #include "kernels/cpu/weights.h"
 #include "kernels/cpu/winograd.h"
-#include "kernels/ops.h"
 
 namespace fmp {
 namespace {

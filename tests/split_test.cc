@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "framework/split.h"
+#include "framework/data/split.h"
 
 #include <gtest/gtest.h>
 

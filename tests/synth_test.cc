@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The synthesizer's signals, each property measured from samples or compared with a textbook's
 // closed form, not with the code that made it.
-#include "tools/synth/synth.h"
+#include "framework/synth/synth.h"
 
 #include <gtest/gtest.h>
 
@@ -21,11 +21,11 @@
 #include <liquid/liquid.h>
 
 #include "framework/error.h"
-#include "tools/synth/audio.h"
-#include "tools/synth/channel.h"
-#include "tools/synth/linear.h"
-#include "tools/synth/pulse.h"
-#include "tools/synth/rng.h"
+#include "framework/synth/audio.h"
+#include "framework/synth/channel.h"
+#include "framework/synth/linear.h"
+#include "framework/synth/pulse.h"
+#include "framework/synth/rng.h"
 
 namespace fmp::synth {
 namespace {

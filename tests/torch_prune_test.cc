@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
 #include "tests/fixture_file.h"
 
 namespace fmp {

@@ -15,14 +15,14 @@
 #include <string>
 #include <vector>
 
+#include "framework/data/radioml.h"
+#include "framework/data/sample_stream.h"
+#include "framework/data/split.h"
 #include "framework/error.h"
-#include "framework/integer_network.h"
-#include "framework/model_file.h"
-#include "framework/radioml.h"
+#include "framework/inference/integer_network.h"
+#include "framework/inference/model_file.h"
 #include "framework/random.h"
-#include "framework/sample_stream.h"
-#include "framework/split.h"
-#include "kernels/ops.h"
+#include "kernels/cpu/ops.h"
 #include "tools/command_line.h"
 
 namespace fmp {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Writes a quantized network as self-contained C99 (see framework/emit_c.h).
-#include "framework/emit_c.h"
+// Writes a quantized network as self-contained C99 (see framework/inference/emit_c.h).
+#include "framework/inference/emit_c.h"
 
 #include <sys/wait.h>
 
@@ -13,7 +13,7 @@
 
 #include "framework/atomic_file.h"
 #include "framework/error.h"
-#include "framework/model_file.h"
+#include "framework/inference/model_file.h"
 #include "tools/command_line.h"
 
 namespace fmp {

@@ -16,14 +16,14 @@
 #include <numeric>
 #include <optional>
 
-#include "framework/compaction.h"
-#include "framework/cuda/engine_choice.h"
 #include "framework/error.h"
-#include "framework/integer_network.h"
-#include "framework/network.h"
+#include "framework/inference/integer_network.h"
+#include "framework/network/compaction.h"
+#include "framework/network/network.h"
 #include "framework/random.h"
 #include "framework/threads.h"
-#include "framework/trainer.h"
+#include "framework/training/engine_choice.h"
+#include "framework/training/trainer.h"
 #include "tools/command_line.h"
 
 namespace fmp {

@@ -11,8 +11,8 @@
 
 #include "framework/atomic_file.h"
 #include "framework/error.h"
-#include "framework/graph_cost.h"
-#include "framework/onnx_graph.h"
+#include "framework/onnx/graph.h"
+#include "framework/onnx/graph_cost.h"
 #include "tools/command_line.h"
 
 namespace fmp {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Runs any ONNX network that framework/onnx_graph.h reads on a RadioML file: accuracy over SNR, and
+// Runs any ONNX network that framework/onnx/graph.h reads on a RadioML file: accuracy over SNR, and
 // the logits themselves for comparison with other runtimes.
 #include <fmt/format.h>
 #include <omp.h>
@@ -16,12 +16,12 @@
 #include <vector>
 
 #include "framework/atomic_file.h"
+#include "framework/data/radioml.h"
 #include "framework/error.h"
-#include "framework/onnx_evaluate.h"
-#include "framework/onnx_export.h"
-#include "framework/onnx_import.h"
-#include "framework/radioml.h"
-#include "framework/trainer.h"
+#include "framework/onnx/evaluate.h"
+#include "framework/onnx/export.h"
+#include "framework/onnx/import.h"
+#include "framework/training/trainer.h"
 #include "tools/command_line.h"
 
 namespace fmp {

@@ -16,9 +16,9 @@
 
 #include "experiments/svg_chart.h"
 #include "framework/atomic_file.h"
-#include "framework/dataset.h"
+#include "framework/data/dataset.h"
+#include "framework/data/radioml.h"
 #include "framework/error.h"
-#include "framework/radioml.h"
 #include "kernels/tile.h"
 #include "tools/command_line.h"
 

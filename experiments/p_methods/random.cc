@@ -3,7 +3,7 @@
 // gains over this one is what its choice is worth.
 #include "framework/random.h"
 
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
 
 namespace fmp {
 namespace {

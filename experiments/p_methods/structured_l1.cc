@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
 
 namespace fmp {
 namespace {

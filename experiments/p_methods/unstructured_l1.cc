@@ -4,7 +4,7 @@
 // does with L1Unstructured.
 #include <cmath>
 
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
 
 namespace fmp {
 namespace {

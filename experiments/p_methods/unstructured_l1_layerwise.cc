@@ -3,7 +3,7 @@
 // weights happen to be small. Counts as torch.nn.utils.prune.l1_unstructured does per layer.
 #include <cmath>
 
-#include "framework/pruning.h"
+#include "framework/network/pruning.h"
 
 namespace fmp {
 namespace {

@@ -3,7 +3,7 @@
 // w -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps), as PyTorch orders it.
 #include <cmath>
 
-#include "kernels/ops.h"
+#include "kernels/cpu/ops.h"
 
 namespace fmp::ops {
 

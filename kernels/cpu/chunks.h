@@ -10,9 +10,9 @@
 #include <cstring>
 
 #include "kernels/aligned_buffer.h"
+#include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/weights.h"
-#include "kernels/ops.h"
 
 namespace fmp::cpu {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/cpu/chunks.h"
-#include "kernels/ops.h"
+#include "kernels/cpu/ops.h"
 
 namespace fmp::cpu {
 

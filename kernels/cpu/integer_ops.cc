@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What integer inference does once per network: packing weights, and finding the multiplications
 // that stand for lists of thresholds.
-#include "kernels/integer_ops.h"
+#include "kernels/cpu/integer_ops.h"
 
 #include <algorithm>
 #include <array>

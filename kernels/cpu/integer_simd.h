@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "kernels/integer_ops.h"
+#include "kernels/cpu/integer_ops.h"
 
 namespace fmp::cpu {
 

@@ -11,7 +11,7 @@
 
 #include "kernels/cpu/chunks.h"
 #include "kernels/cpu/conv_backward.h"
-#include "kernels/ops.h"
+#include "kernels/cpu/ops.h"
 
 namespace fmp::ops {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kernels/ops.h"
+#include "kernels/cpu/ops.h"
 
 namespace fmp::ops {
 namespace {

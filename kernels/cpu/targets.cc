@@ -3,9 +3,9 @@
 #include <stdexcept>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
-#include "kernels/ops.h"
 
 namespace fmp {
 namespace cpu {

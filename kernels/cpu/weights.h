@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "kernels/aligned_buffer.h"
+#include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/winograd.h"
-#include "kernels/ops.h"
 
 namespace fmp::cpu {
 

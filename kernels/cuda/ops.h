@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The CUDA backend: the twin of kernels/ops.h, which says what each operation means. Every function
-// puts its kernels on a stream and returns; nothing here waits for the device, and everything that
-// depends on data (scales, thresholds, losses) stays in device memory. All pointers are the
-// device's. Needs no CUDA header.
+// The CUDA backend: the twin of kernels/cpu/ops.h, which says what each operation means. Every
+// function puts its kernels on a stream and returns; nothing here waits for the device, and
+// everything that depends on data (scales, thresholds, losses) stays in device memory. All pointers
+// are the device's. Needs no CUDA header.
 //
 // The integer part of the forward pass is exact, so that codes equal the CPU's. Sums of floats run
 // in an order that depends on the shapes alone: results are the same from run to run.
@@ -13,8 +13,8 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/ops.h"
 #include "kernels/cuda/device_memory.h"
-#include "kernels/ops.h"
 
 namespace fmp::cuda {
 

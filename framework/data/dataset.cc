@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+#include "framework/data/dataset.h"
+
+#include <algorithm>
+#include <bit>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "framework/error.h"
+#include "framework/random.h"
+
+namespace fmp {
+
+// Two batches: the caller's (`current`) and the one being filled by `reader` (`pending`). They are
+// swapped under the mutex once the pending one is full, which sets the reader to work again.
+struct BatchReader::State {
+  const Dataset& dataset;
+  const std::vector<int64_t> frames;
+  const size_t batch_size;
+
+  FrameBatch current;
+  std::mutex mutex;
+  std::condition_variable changed;
+  FrameBatch pending;        // the reader's while !full, nobody's while full
+  bool full = false;         // pending holds a batch that next() has not taken yet
+  bool finished = false;     // no batch follows the pending one
+  bool stop = false;         // the BatchReader is going away
+  std::exception_ptr error;  // what read() threw
+  std::thread reader;        // last: starts when everything above exists
+
+  State(const Dataset& source, std::vector<int64_t> order, int size)
+      : dataset(source), frames(std::move(order)), batch_size(static_cast<size_t>(size)) {}
+
+  void read_all() {
+    for (size_t first = 0; first < frames.size(); first += batch_size) {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [this] { return !full || stop; });
+      if (stop) return;
+      lock.unlock();
+      const size_t count = std::min(batch_size, frames.size() - first);
+      dataset.read(std::span(frames).subspan(first, count), pending);
+      lock.lock();
+      full = true;
+      changed.notify_one();
+    }
+  }
+
+  void run() {
+    std::exception_ptr thrown;
+    try {
+      read_all();
+    } catch (...) {
+      thrown = std::current_exception();
+    }
+    const std::lock_guard lock(mutex);
+    error = thrown;
+    finished = true;
+    changed.notify_one();
+  }
+};
+
+BatchReader::BatchReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size) {
+  if (batch_size < 1) fail("batch size is {}, expected at least 1", batch_size);
+  state_ = std::make_unique<State>(dataset, std::move(frames), batch_size);
+  state_->reader = std::thread(&State::run, state_.get());
+}
+
+BatchReader::~BatchReader() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stop = true;
+    state_->changed.notify_one();
+  }
+  state_->reader.join();
+}
+
+const FrameBatch* BatchReader::next() {
+  State& state = *state_;
+  std::unique_lock lock(state.mutex);
+  state.changed.wait(lock, [&state] { return state.full || state.finished; });
+  if (!state.full) {
+    if (state.error) std::rethrow_exception(state.error);
+    return nullptr;
+  }
+  std::swap(state.current, state.pending);
+  state.full = false;
+  state.changed.notify_one();
+  return &state.current;
+}
+
+std::vector<int64_t> shuffled(std::span<const int64_t> frames, uint64_t seed, uint64_t epoch) {
+  std::vector<int64_t> order(frames.begin(), frames.end());
+  Random random(seed, "epoch-order", epoch);
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+  return order;
+}
+
+void quantize_input(std::span<const float> values, int input_bits, int8_t* codes) {
+  if (input_bits < 2 || input_bits > 8) fail("input bits are {}, expected 2 to 8", input_bits);
+  const float levels = static_cast<float>(1 << (input_bits - 1));
+  const float inverse_scale = levels / 2;  // a power of two: the product is exact
+  const float lowest = -levels, highest = levels - 1;
+  // Adding 1.5 * 2^23 leaves no fraction bits: the sum is rounded half to even, and its low byte is
+  // the integer in two's complement. Unlike nearbyint() this is plain vector code on any CPU.
+  constexpr float kRound = 0x1.8p23F;
+  for (size_t i = 0; i < values.size(); ++i) {
+    float x = values[i] * inverse_scale;
+    x = x < lowest ? lowest : x;  // the bounds are integers: clamping first rounds to the same
+    x = x > highest ? highest : x;
+    codes[i] = static_cast<int8_t>(std::bit_cast<uint32_t>(x + kRound));
+  }
+}
+
+}  // namespace fmp

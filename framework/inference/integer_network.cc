@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: MIT
+#include "framework/inference/integer_network.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+#include "framework/error.h"
+#include "framework/threads.h"
+#include "framework/training/functions.h"
+
+namespace fmp {
+namespace {
+
+constexpr int64_t kLargestSum = std::numeric_limits<int32_t>::max();
+constexpr int kFloatBitsOfMantissa = 24;
+
+struct WideRange {
+  int64_t low = 0, high = 0;
+  bool fits() const { return low > -kLargestSum && high < kLargestSum; }
+};
+
+WideRange wide_range(std::span<const int8_t> weights, int smallest_input, int largest_input) {
+  WideRange range;
+  for (const int8_t w : weights) {
+    range.low += w * (w > 0 ? smallest_input : largest_input);
+    range.high += w * (w > 0 ? largest_input : smallest_input);
+  }
+  return range;
+}
+
+std::span<const int8_t> weights_of(const IntegerLayerData& layer, int channel) {
+  const size_t fan_in =
+      static_cast<size_t>(layer.shape.taps) * static_cast<size_t>(layer.shape.in_channels);
+  return std::span(layer.codes).subspan(static_cast<size_t>(channel) * fan_in, fan_in);
+}
+
+// What makes the inputs of the first layer unsigned.
+int input_offset(const IntegerLayerData& layer) { return -layer.smallest_input(); }
+
+// What that adds to the sums of a channel.
+int64_t offset_of_sums(const IntegerLayerData& layer, int channel) {
+  int64_t sum = 0;
+  for (const int8_t w : weights_of(layer, channel)) sum += w;
+  return sum * input_offset(layer);
+}
+
+// A position's channels before flattening, for the layer that reads the last convolution.
+int positions_read(const Layer& layer, int previous_length) {
+  return layer.kind == Layer::Kind::kConv ? 1 : previous_length;
+}
+
+void require_quantized(const Layer& layer) {
+  const auto check = [&](const char* what, int bits) {
+    if (bits == kFloatBits) {
+      fail(
+          "{}: its {} are float; only a network whose input, weights and activations all have 2 "
+          "to 8 bits runs on integers",
+          layer.name, what);
+    }
+  };
+  check("inputs", layer.input_bits);
+  check("weights", layer.weight_bits);
+  if (layer.kind != Layer::Kind::kOutput) check("activations", layer.act_bits);
+}
+
+IntegerLayerData describe(const Layer& layer, int in_positions, bool first) {
+  IntegerLayerData data;
+  data.name = layer.name;
+  data.shape = {layer.in_channels, layer.out_channels, layer.kernel, layer.pool, in_positions};
+  data.length = layer.length;
+  data.input_bits = layer.input_bits;
+  data.signed_input = first;
+  data.act_bits = layer.act_bits;
+  return data;
+}
+
+// The weight codes; returns their scale.
+float set_codes(const Layer& layer, IntegerLayerData& data) {
+  ops::CompiledWeights weights;
+  try {
+    weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask, {}, false);
+  } catch (const std::domain_error& error) {
+    fail("{}: {}", layer.name, error.what());
+  }
+  for (const float code : weights.codes()) data.codes.push_back(static_cast<int8_t>(code));
+  return weights.scale();
+}
+
+void check_sums(const IntegerLayerData& data) {
+  for (int o = 0; o < data.shape.out_channels; ++o) {
+    const std::span<const int8_t> weights = weights_of(data, o);
+    const int offset = input_offset(data);
+    if (!wide_range(weights, data.smallest_input(), data.largest_input()).fits() ||
+        !wide_range(weights, 0, data.largest_input() + offset).fits()) {
+      fail("{}: the sums of output {} can leave 32 bits", data.name, o);
+    }
+  }
+}
+
+// The smallest sum in low .. high + 1 whose code is at least k, for every k = 1 .. levels.
+// code_of: from kLanes sums to kLanes codes, not decreasing. Binary searches, a lane each.
+template <typename CodeOf>
+void find_thresholds(const ops::SumRange& range, const CodeOf& code_of,
+                     std::span<int32_t> thresholds) {
+  for (size_t k = 0; k < thresholds.size(); k += kLanes) {
+    std::array<int32_t, kLanes> low{}, high{}, middle{};
+    std::array<uint8_t, kLanes> code{};
+    low.fill(range.low);
+    high.fill(range.high + 1);
+    while (low != high) {
+      for (size_t i = 0; i < kLanes; ++i) middle[i] = std::midpoint(low[i], high[i]);
+      code_of(middle.data(), code.data());
+      for (size_t i = 0; i < kLanes; ++i) {
+        if (low[i] == high[i]) continue;
+        if (code[i] > k + i) {
+          high[i] = middle[i];
+        } else {
+          low[i] = middle[i] + 1;
+        }
+      }
+    }
+    std::copy_n(low.begin(), std::min<size_t>(kLanes, thresholds.size() - k),
+                thresholds.begin() + static_cast<ptrdiff_t>(k));
+  }
+}
+
+// Batch-norm and quantizer as thresholds; returns the scale of the codes.
+float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
+                     IntegerLayerData& data) {
+  const ops::EvaluationState state = ops::evaluation_state(
+      shape_of(layer), x_scale, weight_scale,
+      {layer.gamma.value.floats(), layer.beta.value.floats(), layer.threshold.value.floats()[0]},
+      layer.running_mean.floats(), layer.running_var.floats());
+  const double unit = double{state.sum_scale} / double{state.act_scale};  // of a sum, in codes
+  const size_t levels = static_cast<size_t>((1 << layer.act_bits) - 1);
+  data.thresholds.resize(static_cast<size_t>(layer.out_channels) * levels);
+  for (int o = 0; o < layer.out_channels; ++o) {
+    const size_t channel = static_cast<size_t>(o);
+    const float gain = state.gain[channel], shift = state.shift[channel];
+    const int sign = gain < 0 ? -1 : 1;
+    if (sign < 0) {
+      const size_t fan_in = weights_of(data, o).size();
+      for (size_t i = channel * fan_in; i < (channel + 1) * fan_in; ++i) {
+        data.codes[i] = static_cast<int8_t>(-data.codes[i]);
+      }
+    }
+    const ops::SumRange range = data.range(o);
+    const float scaled = static_cast<float>(std::max(-range.low, range.high)) * state.sum_scale;
+    if (!std::isfinite(scaled) || !std::isfinite(scaled * gain) || !std::isfinite(gain) ||
+        !std::isfinite(shift)) {
+      fail("{}: batch-norm of output {} is not finite", layer.name, o);
+    }
+    const auto code_of = [&](const int32_t* sums, uint8_t* codes) {
+      std::array<int32_t, kLanes> original{};
+      for (size_t i = 0; i < kLanes; ++i) original[i] = sign * sums[i];
+      ops::activation_codes(state, o, layer.act_bits, original.data(), codes);
+    };
+    const std::span<int32_t> thresholds =
+        std::span(data.thresholds).subspan(channel * levels, levels);
+    find_thresholds(range, code_of, thresholds);
+    data.requantizers.push_back(
+        ops::fit_requantizer(thresholds, range, std::fabs(double{gain}) * unit));
+  }
+  return state.act_scale;
+}
+
+// The bias in units of the sums.
+void set_bias(const Layer& layer, float scale, IntegerLayerData& data) {
+  const std::vector<float> codes = ops::output_bias_codes(layer.bias.value.floats(), scale);
+  for (int o = 0; o < layer.out_channels; ++o) {
+    const float code = codes[static_cast<size_t>(o)];
+    const ops::SumRange range = data.range(o);
+    const double largest = static_cast<double>(std::max(range.high, -range.low));
+    if (!(std::fabs(static_cast<double>(code)) + largest < static_cast<double>(kLargestSum))) {
+      fail("{}: the bias of output {} is {} in units of its sums, too large for 32 bits",
+           layer.name, o, code);
+    }
+    data.bias.push_back(static_cast<int32_t>(code));
+  }
+}
+
+ops::IntegerLayer compile(const IntegerLayerData& data) {
+  std::vector<ops::Requantizer> requantizers;
+  std::vector<int32_t> thresholds = data.thresholds;
+  const size_t levels = static_cast<size_t>(data.levels());
+  for (size_t o = 0; o < data.requantizers.size(); ++o) {
+    const int32_t offset = static_cast<int32_t>(offset_of_sums(data, static_cast<int>(o)));
+    requantizers.push_back(ops::shifted(data.requantizers[o], offset));
+    for (size_t k = o * levels; k < (o + 1) * levels; ++k) thresholds[k] += offset;
+  }
+  return {
+      data.shape, data.codes,   data.largest_input() + input_offset(data), std::move(requantizers),
+      thresholds, data.levels()};
+}
+
+int padding_of(const IntegerLayerData& layer) { return (layer.shape.taps - 1) / 2; }
+
+size_t row_bytes(const ops::IntegerLayer& layer) {
+  return static_cast<size_t>(layer.in_quads()) * ops::kQuadRow;
+}
+
+}  // namespace
+
+int64_t IntegerLayerData::nonzeros() const {
+  return static_cast<int64_t>(codes.size()) - std::ranges::count(codes, int8_t{0});
+}
+
+ops::SumRange IntegerLayerData::range(int channel) const {
+  const WideRange range = wide_range(weights_of(*this, channel), smallest_input(), largest_input());
+  return {static_cast<int32_t>(range.low), static_cast<int32_t>(range.high)};
+}
+
+LogitRounding::LogitRounding(float scale, std::span<const int32_t> bias) {
+  int exponent = 0;
+  const float mantissa = std::frexp(scale, &exponent);
+  multiplier_ = static_cast<int32_t>(std::ldexp(mantissa, kFloatBitsOfMantissa));
+  for (const int32_t b : bias) offset_.push_back(round(round(b) * multiplier_));
+}
+
+int64_t LogitRounding::round(int64_t value) {
+  const uint64_t magnitude = static_cast<uint64_t>(value < 0 ? -value : value);
+  const int excess = static_cast<int>(std::bit_width(magnitude)) - kFloatBitsOfMantissa;
+  if (excess <= 0) return value;
+  const uint64_t unit = uint64_t{1} << excess, rest = magnitude & (unit - 1);
+  uint64_t rounded = magnitude - rest;
+  if (rest > unit / 2 || (rest == unit / 2 && (rounded & unit) != 0)) rounded += unit;
+  return value < 0 ? -static_cast<int64_t>(rounded) : static_cast<int64_t>(rounded);
+}
+
+int64_t LogitRounding::operator()(size_t label, int32_t sum) const {
+  return round(round(round(sum) * multiplier_) + offset_[label]);
+}
+
+IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config()) {
+  for (const Layer& layer : network.layers()) require_quantized(layer);
+  float x_scale = input_scale(config_.input_bits);
+  int positions = config_.length;  // that the layer before writes
+  for (const Layer& layer : network.layers()) {
+    IntegerLayerData& data =
+        data_.emplace_back(describe(layer, positions_read(layer, positions), data_.empty()));
+    const float weight_scale = set_codes(layer, data);
+    check_sums(data);
+    if (layer.kind == Layer::Kind::kOutput) {
+      logit_scale_ = x_scale * weight_scale;
+      if (!std::isnormal(logit_scale_)) {
+        fail("{}: the scale of its sums is {}, not a normal number", layer.name, logit_scale_);
+      }
+      set_bias(layer, logit_scale_, data);
+      rounding_ = LogitRounding(logit_scale_, data.bias);
+    } else {
+      x_scale = set_thresholds(layer, x_scale, weight_scale, data);
+    }
+    positions = layer.length / layer.pool;
+    kernels_.push_back(compile(data));
+  }
+}
+
+size_t IntegerNetwork::buffer_bytes() const {
+  size_t largest = 0;
+  for (size_t i = 0; i < data_.size(); ++i) {
+    const size_t rows = static_cast<size_t>(data_[i].length + 2 * padding_of(data_[i]));
+    largest = std::max(largest, rows * row_bytes(kernels_[i]));
+  }
+  return largest;
+}
+
+void IntegerNetwork::run_tile(const int8_t* frames, int count, uint8_t* const (&buffers)[2],
+                              int32_t* sums) const {
+  // Rows of zeros around what a layer reads; zero is the offset where inputs are signed.
+  const auto pad = [&](size_t layer, uint8_t* rows) {
+    const size_t bytes = static_cast<size_t>(padding_of(data_[layer])) * row_bytes(kernels_[layer]);
+    const size_t inside = static_cast<size_t>(data_[layer].length) * row_bytes(kernels_[layer]);
+    std::memset(rows, input_offset(data_[layer]), bytes);
+    std::memset(rows + bytes + inside, input_offset(data_[layer]), bytes);
+    return rows + bytes;
+  };
+  ops::pack_quads(frames, count, config_.length, config_.input_channels, input_offset(data_[0]),
+                  pad(0, buffers[0]));
+  for (size_t i = 0; i + 1 < data_.size(); ++i) {
+    kernels_[i].hidden(buffers[i % 2], data_[i].length, pad(i + 1, buffers[(i + 1) % 2]));
+  }
+  kernels_.back().output(buffers[(data_.size() - 1) % 2], sums);
+}
+
+void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logits,
+                         std::span<uint8_t> predicted, int threads) const {
+  const size_t classes = static_cast<size_t>(config_.classes);
+  const size_t frame_size =
+      static_cast<size_t>(config_.length) * static_cast<size_t>(config_.input_channels);
+  const size_t count = frames.size() / frame_size;
+  if (frames.size() != count * frame_size || logits.size() != count * classes ||
+      (!predicted.empty() && predicted.size() != count)) {
+    throw std::invalid_argument("IntegerNetwork::run: frames, logits and predictions do not match");
+  }
+  const int64_t tiles = static_cast<int64_t>((count + kLanes - 1) / kLanes);
+  const size_t bytes = buffer_bytes();
+  const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * ops::kQuadRow;
+#pragma omp parallel num_threads( \
+    static_cast <int>(std::min <int64_t>(threads_or_all_cores(threads), tiles)))
+  {
+    static thread_local AlignedBuffer<uint8_t> first, second;
+    static thread_local AlignedBuffer<int32_t> sums_buffer;
+    uint8_t* const buffers[2] = {first.reserve(bytes), second.reserve(bytes)};
+    int32_t* sums = sums_buffer.reserve(sums_size);
+#pragma omp for schedule(dynamic)
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const size_t begin = static_cast<size_t>(tile) * kLanes;
+      const size_t used = std::min<size_t>(kLanes, count - begin);
+      run_tile(frames.data() + begin * frame_size, static_cast<int>(used), buffers, sums);
+      for (size_t lane = 0; lane < used; ++lane) {
+        size_t best = 0;
+        int64_t largest = std::numeric_limits<int64_t>::min();
+        for (size_t c = 0; c < classes; ++c) {
+          const int32_t sum = sums[c * kLanes + lane];
+          logits[(begin + lane) * classes + c] = sum + data_.back().bias[c];
+          const int64_t logit = rounding_(c, sum);
+          if (logit <= largest) continue;
+          largest = logit;
+          best = c;
+        }
+        if (!predicted.empty()) predicted[begin + lane] = static_cast<uint8_t>(best);
+      }
+    }
+  }
+}
+
+}  // namespace fmp

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/network/network.h"
+#include "kernels/cpu/integer_ops.h"
+
+namespace fmp {
+
+// A layer of integers. Its sums are those of weight codes times input codes: signed ones for the
+// first layer, unsigned ones for the others.
+struct IntegerLayerData {
+  std::string name;
+  ops::IntegerShape shape;
+  int length = 1;  // positions read
+  int input_bits = 8;
+  bool signed_input = false;
+  int act_bits = 8;  // of the codes it writes; hidden layers
+
+  // [O][taps][C], C position-major for flattened inputs. Negated for the channels whose batch-norm
+  // decreases, so that codes never decrease with the sum.
+  std::vector<int8_t> codes;
+  // Hidden layers: code = number of thresholds that are <= sum, [O][levels]; the same by a
+  // multiplication.
+  std::vector<int32_t> thresholds;
+  std::vector<ops::Requantizer> requantizers;  // [O]
+  std::vector<int32_t> bias;                   // [O]; output layer
+
+  bool hidden() const { return !thresholds.empty(); }
+  int levels() const { return hidden() ? (1 << act_bits) - 1 : 0; }
+  int smallest_input() const { return signed_input ? -(1 << (input_bits - 1)) : 0; }
+  int largest_input() const { return (1 << (signed_input ? input_bits - 1 : input_bits)) - 1; }
+  int64_t nonzeros() const;
+  // What inputs in their range can sum up to.
+  ops::SumRange range(int channel) const;
+};
+
+// The float network's logits in integers. It computes float(sum) * scale + bias, every step rounded
+// to the 24 bits of a float; two classes whose integer logits are equal may differ there in the
+// last bit, and that decides. The same rounding on integers, in units of 2^-k * scale, decides
+// alike.
+class LogitRounding {
+ public:
+  LogitRounding() = default;
+  LogitRounding(float scale, std::span<const int32_t> bias);
+
+  int32_t multiplier() const { return multiplier_; }              // scale's 24 bits
+  const std::vector<int64_t>& offset() const { return offset_; }  // of each class
+
+  // What the float network's logit of this class is a multiple of.
+  int64_t operator()(size_t label, int32_t sum) const;
+
+  // To the nearest multiple of a power of two with at most 24 significant bits; ties to even.
+  static int64_t round(int64_t value);
+
+ private:
+  int32_t multiplier_ = 1;
+  std::vector<int64_t> offset_;
+};
+
+// A trained network compiled to integers: byte codes, integer weights, 32-bit sums, thresholds. Its
+// predictions are those of the network that it was made from, on every frame.
+class IntegerNetwork {
+ public:
+  // Throws Error when the network is not quantized throughout, its values are not finite, or a sum
+  // could leave 32 bits; the message names the layer.
+  explicit IntegerNetwork(const Network& network);
+
+  const NetworkConfig& config() const { return config_; }
+  const std::vector<IntegerLayerData>& layers() const { return data_; }
+  const LogitRounding& rounding() const { return rounding_; }
+  // Value of an integer logit of 1.
+  float logit_scale() const { return logit_scale_; }
+
+  // The compiled layers, to look at or to choose other kernels for.
+  std::vector<ops::IntegerLayer>& kernels() { return kernels_; }
+  const std::vector<ops::IntegerLayer>& kernels() const { return kernels_; }
+
+  // frames: [n][length][channels] codes of the input quantizer (see quantize_input). logits:
+  // [n][classes], sums plus bias. predicted: [n], or empty. threads: 0 = all cores. Tiles of
+  // kLanes frames are shared out to the threads; each runs one through all layers.
+  void run(std::span<const int8_t> frames, std::span<int32_t> logits, std::span<uint8_t> predicted,
+           int threads) const;
+
+ private:
+  size_t buffer_bytes() const;
+  // `count` frames through all layers; sums: [classes padded][kLanes]. buffers: of buffer_bytes().
+  void run_tile(const int8_t* frames, int count, uint8_t* const (&buffers)[2], int32_t* sums) const;
+
+  NetworkConfig config_;
+  std::vector<IntegerLayerData> data_;
+  std::vector<ops::IntegerLayer> kernels_;
+  LogitRounding rounding_;
+  float logit_scale_ = 1;
+};
+
+}  // namespace fmp

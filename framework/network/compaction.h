@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "framework/network/network.h"
+
+namespace fmp {
+
+struct CompactionReport {
+  int64_t weights_removed = 0;  // mask entries that were still 1 (nobody read their channel)
+  std::vector<int> channels_before, channels_after;  // of every hidden layer
+};
+
+// Removes what computes nothing, until nothing more can be removed:
+//  - an output channel of a hidden layer whose weights are all masked emits a constant, which is
+//    folded into the running mean of the next layer (or the output bias); the channel's batch-norm
+//    is silenced (gamma = beta = 0), so that it emits exactly 0;
+//  - a silent channel, and a channel that no weight of the next layer reads, is dropped from both
+//    layers. One channel always stays, and so does one whose weights include the largest of a
+//    quantized layer: it sets the scale of all others.
+// Dropping changes no output bit in evaluation, and none in training once the thresholds are
+// learned (the percentiles before that are of all channels) while ops::prefers_dense_backward says
+// the same of a layer. The folded constant is exact, up to the rounding of the value that it is
+// added to, but for the positions where the next convolution's window reaches into the zero
+// padding.
+CompactionReport compact(Network& network);
+
+}  // namespace fmp

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+#include "framework/network/cost.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "framework/onnx/export.h"
+#include "kernels/cpu/ops.h"
+
+namespace fmp {
+namespace {
+
+int64_t count_nonzero(const Layer& layer) {
+  const auto is_nonzero = [](auto value) { return value != 0; };
+  if (layer.weight_bits == kFloatBits) {
+    return std::ranges::count_if(layer.weight.value.floats(), is_nonzero);
+  }
+  return std::ranges::count_if(quantize_weights(layer).codes, is_nonzero);
+}
+
+std::string type_name(std::string_view integer, int bits) {
+  return bits == kFloatBits ? "FLOAT32" : fmt::format("{}{}", integer, bits);
+}
+
+LayerCost layer_cost(const Layer& layer, bool is_first) {
+  LayerCost cost;
+  cost.layer = layer.name;
+  cost.weights = layer.weight.size();
+  cost.weights_alive = layer.weights_alive();
+  cost.weights_nonzero = count_nonzero(layer);
+  cost.positions = layer.positions();
+  cost.weight_bits = layer.weight_bits;
+  cost.input_bits = layer.input_bits;
+  cost.outputs = layer.positions() * layer.out_channels;
+  // As in the file that export_onnx() writes. What a QuantReLU writes is unsigned; the quantized
+  // input is signed and has a scale.
+  const bool on_codes = multiplies_codes(layer);
+  cost.input_type = type_name(is_first   ? "SCALEDINT"
+                              : on_codes ? "UINT"
+                                         : "SCALEDUINT",
+                              layer.input_bits);
+  cost.weight_type = type_name(on_codes ? "INT" : "SCALEDINT", layer.weight_bits);
+  cost.output_type = on_codes && !is_first ? "INT32" : "FLOAT32";
+  return cost;
+}
+
+template <typename Count>
+int64_t sum(const std::vector<LayerCost>& layers, Count count) {
+  return std::transform_reduce(layers.begin(), layers.end(), int64_t{0}, std::plus<>{}, count);
+}
+
+void add(nlohmann::json& totals, const std::string& key, int64_t amount) {
+  totals[key] = totals.value(key, int64_t{0}) + amount;
+}
+
+}  // namespace
+
+std::optional<int> bits_of_type(std::string_view type) {
+  if (type == "FLOAT32") return kFloatBits;
+  if (type == "BINARY" || type == "BIPOLAR") return 1;
+  if (type == "TERNARY") return 2;
+  if (type.starts_with("SCALED")) type.remove_prefix(std::string_view("SCALED").size());
+  if (type.starts_with("U")) type.remove_prefix(1);
+  if (!type.starts_with("INT")) return std::nullopt;
+  type.remove_prefix(std::string_view("INT").size());
+  if (type.starts_with("<") && type.ends_with(">")) type = type.substr(1, type.size() - 2);
+  int bits = 0;
+  const auto [end, error] = std::from_chars(type.data(), type.data() + type.size(), bits);
+  constexpr int kMaxBits = 64;
+  if (error != std::errc() || end != type.data() + type.size() || bits < 1 || bits > kMaxBits) {
+    return std::nullopt;
+  }
+  return bits;
+}
+
+WeightCodes quantize_weights(const Layer& layer) {
+  WeightCodes quantized;
+  if (layer.weight_bits == kFloatBits) return quantized;
+  const std::span<const float> weights = layer.weight.value.floats();
+  quantized.codes.resize(weights.size());
+  // Pruned weights are kept at zero, so the mask needs no look here.
+  float largest = kMinQuantizerRange;
+  for (const float weight : weights) largest = std::max(largest, std::abs(weight));
+  quantized.scale = largest / static_cast<float>((1 << (layer.weight_bits - 1)) - 1);
+  std::ranges::transform(weights, quantized.codes.begin(), [&](float weight) {
+    return static_cast<int8_t>(std::nearbyint(weight / quantized.scale));
+  });
+  return quantized;
+}
+
+int64_t NetworkCost::weights() const {
+  return sum(layers, [](const LayerCost& layer) { return layer.weights; });
+}
+
+int64_t NetworkCost::weights_alive() const {
+  return sum(layers, [](const LayerCost& layer) { return layer.weights_alive; });
+}
+
+int64_t NetworkCost::weights_nonzero() const {
+  return sum(layers, [](const LayerCost& layer) { return layer.weights_nonzero; });
+}
+
+int64_t NetworkCost::macs() const {
+  return sum(layers, [](const LayerCost& layer) { return layer.macs(); });
+}
+
+int64_t NetworkCost::bit_ops() const {
+  return sum(layers, [](const LayerCost& layer) { return layer.bit_ops(); });
+}
+
+int64_t NetworkCost::bit_mem() const {
+  return sum(layers, [](const LayerCost& layer) { return layer.bit_mem(); });
+}
+
+double NetworkCost::normalized() const {
+  return 0.5 * static_cast<double>(bit_ops()) / static_cast<double>(kBaselineBitOps) +
+         0.5 * static_cast<double>(bit_mem()) / static_cast<double>(kBaselineBitMem);
+}
+
+NetworkCost inference_cost(const Network& network) {
+  NetworkCost cost;
+  for (const Layer& layer : network.layers()) {
+    cost.layers.push_back(layer_cost(layer, cost.layers.empty()));
+  }
+  return cost;
+}
+
+nlohmann::json to_finn_json(const NetworkCost& cost) {
+  nlohmann::json totals = {{"discount_sparsity", true}, {"unsupported", cost.unsupported}};
+  int64_t output_bits = 0;
+  for (const LayerCost& layer : cost.layers) {
+    add(totals, fmt::format("op_mac_{}_{}", layer.input_type, layer.weight_type), layer.macs());
+    add(totals, "mem_w_" + layer.weight_type, layer.weights_in_memory());
+    add(totals, "mem_o_" + layer.output_type, layer.outputs);
+    output_bits += layer.outputs * bits_of_type(layer.output_type).value_or(kFloatBits);
+  }
+  totals["total_bops"] = cost.bit_ops();
+  totals["total_mem_w_bits"] = cost.bit_mem();
+  totals["total_mem_o_bits"] = output_bits;
+  return totals;
+}
+
+}  // namespace fmp

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "framework/network/tensor.h"
+
+namespace fmp {
+
+// A VGG-like 1-D CNN, described by data:
+//   input quantizer -> filters.size() x [Conv1d(kernel, same padding, no bias) -> BatchNorm1d ->
+//   QuantReLU -> MaxPool1d(pool)] -> flatten -> dense.size() x [Linear(no bias) -> BatchNorm1d ->
+//   QuantReLU] -> Linear(classes, quantized bias).
+// The defaults are the published VGG10.
+struct NetworkConfig {
+  int input_channels = 2;
+  int length = 1024;  // samples per frame; must be divisible by pool^filters.size()
+  int classes = 24;
+  std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};  // output channels of each convolution
+  std::vector<int> dense = {128, 128};                      // outputs of each hidden dense layer
+  int kernel = 3;                                           // odd
+  int pool = 2;                                             // MaxPool1d window and stride, >= 1
+  int input_bits = 8;                                       // 2..8, or 32 for float
+  std::vector<int> weight_bits = {8};  // 2..8 or 32; one for all layers, or one per layer
+  std::vector<int> act_bits = {8};     // 2..8 or 32; one for all hidden layers, or one per layer
+
+  // Throws UsageError that names the field when a value is out of range.
+  void validate() const;
+
+  int layers() const { return static_cast<int>(filters.size() + dense.size()) + 1; }
+  int weight_bits_of(int layer) const;  // 0 <= layer < layers()
+  int act_bits_of(int layer) const;     // of what a hidden layer writes, 0 <= layer < layers() - 1
+  int input_bits_of(int layer) const;   // of what a layer reads
+  int64_t weights() const;              // prunable weights of all layers together
+
+  bool operator==(const NetworkConfig&) const = default;
+};
+
+// A trained value with its gradient, its Adam moments and, when it can be pruned, its mask.
+struct Parameter {
+  std::string name;           // e.g. "conv1.weight"
+  Tensor value, grad;         // float, row-major
+  Tensor moment1, moment2;    // Adam's running means of the gradient and its square
+  std::vector<uint8_t> mask;  // 1 = alive, 0 = pruned (value, gradient and moments are 0); empty =
+                              // cannot be pruned
+
+  int64_t size() const { return value.size(); }
+  Parameter clone() const;
+};
+
+// One layer with weights: a hidden block (convolution or dense, batch-norm, QuantReLU, pooling) or
+// the output layer (dense with bias).
+struct Layer {
+  enum class Kind : uint8_t { kConv, kDense, kOutput };
+
+  std::string name;  // "conv1" .. "conv7", "dense1", "dense2", "output"
+  Kind kind = Kind::kConv;
+  int in_channels = 0, out_channels = 0;
+  int kernel = 1;  // taps; 1 for dense layers
+  int length = 1;  // positions that it reads and, before pooling, writes; 1 for dense layers
+  int pool = 1;
+  int weight_bits = 8, input_bits = 8, act_bits = 8;  // act_bits: of what it writes (hidden layers)
+
+  // weight: [out_channels][kernel][in_channels]. The first dense layer reads the flattened
+  // activations position-major: in_channels index = position * channels + channel.
+  Parameter weight;
+  Parameter gamma, beta;  // batch-norm's, [out_channels]; hidden layers
+  // QuantReLU's largest value v, [1]; hidden layers with act_bits < 32. In the first training steps
+  // the running mean of the batches' percentiles, afterwards learned.
+  Parameter threshold;
+  Parameter bias;                    // [out_channels]; output layer
+  Tensor running_mean, running_var;  // [out_channels]; hidden layers
+
+  std::vector<Parameter*> parameters();  // those that this kind of layer has, in a fixed order
+  std::vector<const Parameter*> parameters() const;
+  int64_t weights_alive() const;  // mask entries that are 1
+  // Positions at which a weight is multiplied per frame.
+  int64_t positions() const { return length; }
+};
+
+// The network: layers with all that training changes. A value: copying shares nothing, so a copy is
+// a snapshot (weights, masks, batch-norm statistics, quantizers, optimizer moments, step count).
+class Network {
+ public:
+  // Weights and biases drawn as PyTorch's default initialisation does (uniform in
+  // +-1/sqrt(fan_in)), from a generator that depends on the seed alone.
+  Network(const NetworkConfig& config, uint64_t seed);
+  Network(const Network& other);
+  Network& operator=(const Network& other);
+  Network(Network&&) = default;
+  Network& operator=(Network&&) = default;
+
+  const NetworkConfig& config() const { return config_; }
+  std::vector<Layer>& layers() { return layers_; }
+  const std::vector<Layer>& layers() const { return layers_; }
+
+  int64_t steps = 0;            // optimizer steps taken since the parameters were drawn
+  int64_t optimizer_steps = 0;  // Adam's t: steps since its moments were last reset
+
+  int64_t weights_total() const;  // prunable weights, pruned ones included
+  int64_t weights_alive() const;
+
+  // After masks were changed from outside: zeroes value, gradient and moments where masked.
+  void apply_masks();
+  // Forgets the optimizer's moments (a fresh Adam).
+  void reset_optimizer();
+  // Replaces the architecture, e.g. after channels were removed. Layer shapes must fit `config`.
+  void replace(NetworkConfig config, std::vector<Layer> layers);
+
+ private:
+  NetworkConfig config_;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace fmp

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "framework/network/network.h"
+
+namespace fmp {
+
+// What a pruning method sees of a layer, and the mask that it changes.
+struct PrunableLayer {
+  std::string_view name;  // "conv1", "dense2", "output", ...
+  Layer::Kind kind = Layer::Kind::kConv;
+  int out_channels = 0, kernel = 0, in_channels = 0;
+  int64_t positions = 0;  // multiply-accumulates that one weight causes per frame
+  int weight_bits = 0;    // 2..8 or 32
+  int input_bits = 0;     // of the activations that the weights multiply, 2..8 or 32
+  int output_bits = 0;    // of the activations that the layer writes, 2..8 or 32
+
+  // Both [out_channels][kernel][in_channels]. A pruned weight is 0 and so is its mask.
+  std::span<const float> weights;
+  std::span<uint8_t> mask;
+
+  int64_t weights_per_channel() const { return static_cast<int64_t>(kernel) * in_channels; }
+  // The part of weights or mask that belongs to one output channel.
+  std::span<const float> channel_weights(int channel) const;
+  std::span<uint8_t> channel_mask(int channel) const;
+  bool channel_alive(int channel) const;  // any weight of it is alive
+
+  // finn-base's bit operations that one weight adds to the inference of a frame.
+  int64_t bit_ops_per_weight() const { return positions * weight_bits * input_bits; }
+};
+
+// One call of a pruning method.
+struct PruneRequest {
+  std::vector<PrunableLayer> layers;  // from the input to the output
+  double fraction = 0;                // of what is left, 0 < fraction < 1
+  uint64_t seed = 0;                  // of the run
+  uint64_t round = 0;                 // distinct for every call in a run: with seed, the key for
+                                      // whatever is drawn at random
+};
+
+enum class Granularity : uint8_t {
+  kWeights,   // removes single weights
+  kChannels,  // removes whole output channels; the controller compacts the network afterwards
+};
+
+// A way to choose what to remove. Stateless: the same request gives the same masks.
+class PruningMethod {
+ public:
+  virtual ~PruningMethod() = default;
+  virtual Granularity granularity() const { return Granularity::kWeights; }
+  // Sets mask entries of `request.layers` from 1 to 0, and changes nothing else.
+  virtual void prune(PruneRequest& request) const = 0;
+};
+
+// Python's round(fraction * remaining), halves to the even number, which is how
+// torch.nn.utils.prune counts what to remove.
+int64_t prune_count(double fraction, int64_t remaining);
+
+// Removes prune_count(fraction, weights alive) weights of all `layers` together: those with the
+// lowest score. Of equal scores the one in the earlier layer, and in a layer the one with the lower
+// index, goes first. `score` is called once for every weight that is alive, in that order.
+using WeightScore = std::function<double(const PrunableLayer& layer, int64_t index)>;
+void prune_lowest(std::span<PrunableLayer> layers, double fraction, const WeightScore& score);
+
+struct PruneResult {
+  int64_t weights_before = 0, weights_after = 0;  // alive
+};
+
+// Runs `method` on all layers of `network` and zeroes what it pruned (values, gradients, moments).
+// Throws Error when a weight is not finite, when 0 < fraction < 1 does not hold, or when the method
+// brought a pruned weight back.
+PruneResult prune(Network& network, const PruningMethod& method, double fraction, uint64_t seed,
+                  uint64_t round);
+
+// The methods that exist, by name. Each registers itself from its own file under
+// experiments/p_methods/ with
+//   FMP_REGISTER_PRUNING_METHOD(ClassName, "method-name", "What it removes, in a line.");
+struct PruningMethodInfo {
+  std::string name, description;
+  std::function<std::unique_ptr<PruningMethod>()> create;
+};
+std::vector<PruningMethodInfo> pruning_methods();  // sorted by name
+
+// Throws UsageError that lists the existing names when there is none called `name`.
+std::unique_ptr<PruningMethod> make_pruning_method(std::string_view name);
+
+// Throws std::logic_error when the name is taken. Returns true, so that a static can hold it.
+bool register_pruning_method(PruningMethodInfo info);
+
+#define FMP_REGISTER_PRUNING_METHOD(Class, name, description)                                \
+  [[maybe_unused]] static const bool Class##_is_registered = ::fmp::register_pruning_method( \
+      {name, description, [] { return std::make_unique<Class>(); }})
+
+}  // namespace fmp

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT
+#include "framework/onnx/export.h"
+
+#include <fmt/format.h>
+#include <onnx/onnx_pb.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "framework/atomic_file.h"
+#include "framework/network/cost.h"
+#include "framework/onnx/graph.h"
+#include "kernels/cpu/ops.h"
+
+namespace fmp {
+namespace {
+
+constexpr int kIrVersion = 8;  // of ONNX 1.12 and everything newer
+constexpr int kOpset = 13;
+constexpr const char* kQuantizerDomain = "qonnx.custom_op.general";
+constexpr int kBiasBits = 32;  // Brevitas' Int32Bias
+
+// Appends nodes to a model; values are named after the node that writes them.
+class Writer {
+ public:
+  explicit Writer(const Network& network) : network_(network) {
+    model_.set_ir_version(kIrVersion);
+    model_.set_producer_name("fmp");
+    model_.mutable_graph()->set_name("fmp");
+    add_opset("", kOpset);
+    add_opset(kQuantizerDomain, 1);
+  }
+
+  std::string write() {
+    const NetworkConfig& config = network_.config();
+    shape_ = {1, config.input_channels, config.length};
+    value_ = "global_in";
+    describe(*graph().add_input());
+    float scale = 1;
+    if (config.input_bits != kFloatBits) {
+      constexpr double kInputRange = 2.0;  // the input quantizer covers [-2, 2)
+      scale = static_cast<float>(kInputRange / std::ldexp(1.0, config.input_bits - 1));
+      value_ = add_quantizer("input", value_, {scale, config.input_bits, true, false});
+    }
+    const std::vector<Layer>& layers = network_.layers();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const Layer& layer = layers[i];
+      const bool on_codes = multiplies_codes(layer);
+      const float weight_scale = quantize_weights(layer).scale;
+      if (layer.kind == Layer::Kind::kConv) {
+        add_convolution(layer, weight_scale);
+      } else {
+        add_dense(layer, weight_scale);
+      }
+      if (on_codes) {
+        // The input of the network keeps its scale, a power of two.
+        const float factor = i == 0 ? weight_scale : scale * weight_scale;
+        advance("Mul", layer.name, {add_scalar(layer.name + ".sum_scale", factor)});
+      }
+      if (layer.kind == Layer::Kind::kOutput) {
+        add_bias(layer, on_codes, scale * weight_scale);
+      } else {
+        scale = add_activation(layer, multiplies_codes(layers[i + 1]));
+      }
+    }
+    describe(*graph().add_output());
+    return model_.SerializeAsString();
+  }
+
+ private:
+  struct QuantizerSettings {
+    float scale = 1;
+    int bits = 8;
+    bool is_signed = true, narrow = false;
+  };
+
+  onnx::GraphProto& graph() { return *model_.mutable_graph(); }
+
+  void add_opset(const std::string& domain, int version) {
+    onnx::OperatorSetIdProto& opset = *model_.add_opset_import();
+    opset.set_domain(domain);
+    opset.set_version(version);
+  }
+
+  // The current value with its shape.
+  void describe(onnx::ValueInfoProto& info) const {
+    info.set_name(value_);
+    onnx::TypeProto::Tensor& type = *info.mutable_type()->mutable_tensor_type();
+    type.set_elem_type(onnx::TensorProto::FLOAT);
+    for (const int64_t size : shape_) type.mutable_shape()->add_dim()->set_dim_value(size);
+  }
+
+  std::string add_constant(const std::string& name, const Shape& shape,
+                           std::span<const float> values) {
+    onnx::TensorProto& tensor = *graph().add_initializer();
+    tensor.set_name(name);
+    tensor.set_data_type(onnx::TensorProto::FLOAT);
+    for (const int64_t size : shape) tensor.add_dims(size);
+    tensor.set_raw_data(values.data(), values.size_bytes());
+    return name;
+  }
+
+  std::string add_scalar(const std::string& name, float value) {
+    return add_constant(name, {}, {&value, 1});
+  }
+
+  // Adds a node that writes `output`, without making that the current value.
+  onnx::NodeProto& add_node(const std::string& op, const std::string& name,
+                            const std::vector<std::string>& inputs, const std::string& output) {
+    onnx::NodeProto& node = *graph().add_node();
+    node.set_op_type(op);
+    node.set_name(name);
+    for (const std::string& input : inputs) node.add_input(input);
+    node.add_output(output);
+    return node;
+  }
+
+  // Adds a node that turns the current value into the next, of shape shape_.
+  onnx::NodeProto& advance(const std::string& op, const std::string& layer,
+                           const std::vector<std::string>& more_inputs = {}, bool is_last = false) {
+    std::vector<std::string> inputs = {value_};
+    inputs.insert(inputs.end(), more_inputs.begin(), more_inputs.end());
+    const std::string name = fmt::format("{}.{}", layer, op);
+    value_ = is_last ? "global_out" : name + ".out";
+    onnx::NodeProto& node = add_node(op, name, inputs, value_);
+    if (!is_last) describe(*graph().add_value_info());
+    return node;
+  }
+
+  static void set(onnx::NodeProto& node, const std::string& name, int64_t value) {
+    onnx::AttributeProto& attribute = *node.add_attribute();
+    attribute.set_name(name);
+    attribute.set_type(onnx::AttributeProto::INT);
+    attribute.set_i(value);
+  }
+  static void set(onnx::NodeProto& node, const std::string& name,
+                  const std::vector<int64_t>& values) {
+    onnx::AttributeProto& attribute = *node.add_attribute();
+    attribute.set_name(name);
+    attribute.set_type(onnx::AttributeProto::INTS);
+    for (const int64_t value : values) attribute.add_ints(value);
+  }
+
+  // `name`: what is quantized, e.g. "conv1.weight". Returns the quantized value's name.
+  std::string add_quantizer(const std::string& name, const std::string& value,
+                            const QuantizerSettings& settings) {
+    const std::string scale = add_scalar(name + ".scale", settings.scale);
+    const std::string zero_point = add_scalar(name + ".zero_point", 0);
+    const std::string bits = add_scalar(name + ".bits", static_cast<float>(settings.bits));
+    std::string output = name + ".quantized";
+    onnx::NodeProto& node =
+        add_node("Quant", name + ".Quant", {value, scale, zero_point, bits}, output);
+    node.set_domain(kQuantizerDomain);
+    set(node, "signed", settings.is_signed ? 1 : 0);
+    set(node, "narrow", settings.narrow ? 1 : 0);
+    onnx::AttributeProto& mode = *node.add_attribute();
+    mode.set_name("rounding_mode");
+    mode.set_type(onnx::AttributeProto::STRING);
+    mode.set_s("ROUND");
+    return output;
+  }
+
+  // scale: of the weights' codes.
+  std::string add_weight(const Layer& layer, float scale, const Shape& shape,
+                         const std::vector<float>& values) {
+    std::string name = add_constant(layer.name + ".weight", shape, values);
+    if (layer.weight_bits == kFloatBits) return name;
+    std::string operand = name;
+    if (multiplies_codes(layer)) {
+      operand = name + ".in_codes";
+      add_node("Div", name + ".Div", {name, add_scalar(name + ".divisor", scale)}, operand);
+      scale = 1;
+    }
+    return add_quantizer(name, operand, {scale, layer.weight_bits, true, true});
+  }
+
+  void add_convolution(const Layer& layer, float weight_scale) {
+    const int outputs = layer.out_channels, inputs = layer.in_channels, taps = layer.kernel;
+    const std::span<const float> from = layer.weight.value.floats();  // [O][T][C]
+    std::vector<float> weight(from.size());                           // [O][C][T]
+    for (size_t o = 0, i = 0; o < static_cast<size_t>(outputs); ++o) {
+      for (size_t t = 0; t < static_cast<size_t>(taps); ++t) {
+        for (size_t c = 0; c < static_cast<size_t>(inputs); ++c, ++i) {
+          weight[(o * static_cast<size_t>(inputs) + c) * static_cast<size_t>(taps) + t] = from[i];
+        }
+      }
+    }
+    const std::string operand = add_weight(layer, weight_scale, {outputs, inputs, taps}, weight);
+    shape_ = {1, outputs, layer.length};
+    onnx::NodeProto& node = advance("Conv", layer.name, {operand});
+    const int64_t pad = (taps - 1) / 2;
+    set(node, "kernel_shape", std::vector<int64_t>{taps});
+    set(node, "pads", std::vector<int64_t>{pad, pad});
+    set(node, "strides", std::vector<int64_t>{1});
+    set(node, "dilations", std::vector<int64_t>{1});
+    set(node, "group", 1);
+  }
+
+  void add_dense(const Layer& layer, float weight_scale) {
+    // A Network's flattened index is position * channels + channel, ONNX's the other way round.
+    size_t channels = static_cast<size_t>(layer.in_channels), positions = 1;
+    if (shape_.size() == 3) {
+      channels = static_cast<size_t>(shape_[1]);
+      positions = static_cast<size_t>(shape_[2]);
+      shape_ = {1, layer.in_channels};
+      set(advance("Flatten", layer.name), "axis", 1);
+    }
+    const std::span<const float> from = layer.weight.value.floats();  // [O][positions][channels]
+    std::vector<float> weight(from.size());                           // [channels][positions][O]
+    const auto outputs = static_cast<size_t>(layer.out_channels);
+    for (size_t o = 0, i = 0; o < outputs; ++o) {
+      for (size_t p = 0; p < positions; ++p) {
+        for (size_t c = 0; c < channels; ++c, ++i) {
+          weight[(c * positions + p) * outputs + o] = from[i];
+        }
+      }
+    }
+    const std::string operand =
+        add_weight(layer, weight_scale, {layer.in_channels, layer.out_channels}, weight);
+    shape_ = {1, layer.out_channels};
+    advance("MatMul", layer.name, {operand});
+  }
+
+  // is_quantized: to multiples of `scale`.
+  void add_bias(const Layer& layer, bool is_quantized, float scale) {
+    std::string bias =
+        add_constant(layer.name + ".bias", {layer.out_channels}, layer.bias.value.floats());
+    if (is_quantized) bias = add_quantizer(bias, bias, {scale, kBiasBits, true, false});
+    advance("Add", layer.name, {bias}, true);
+  }
+
+  // Batch-norm, QuantReLU and pooling. as_codes: divided by the quantizer's scale. Returns that
+  // scale.
+  float add_activation(const Layer& layer, bool as_codes) {
+    const auto parameter = [&](const char* name, const Tensor& tensor) {
+      return add_constant(fmt::format("{}.{}", layer.name, name), {layer.out_channels},
+                          tensor.floats());
+    };
+    onnx::NodeProto& norm =
+        advance("BatchNormalization", layer.name,
+                {parameter("gamma", layer.gamma.value), parameter("beta", layer.beta.value),
+                 parameter("mean", layer.running_mean), parameter("var", layer.running_var)});
+    onnx::AttributeProto& epsilon = *norm.add_attribute();
+    epsilon.set_name("epsilon");
+    epsilon.set_type(onnx::AttributeProto::FLOAT);
+    epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
+    float scale = 1;
+    if (layer.act_bits != kFloatBits) {
+      scale = ops::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
+    }
+    if (as_codes) advance("Div", layer.name, {add_scalar(layer.name + ".divisor", scale)});
+    advance("Relu", layer.name);
+    if (layer.act_bits != kFloatBits) {
+      value_ =
+          add_quantizer(layer.name, value_, {as_codes ? 1 : scale, layer.act_bits, false, false});
+      describe(*graph().add_value_info());
+    }
+    if (layer.pool > 1) {
+      shape_[2] /= layer.pool;
+      onnx::NodeProto& pool = advance("MaxPool", layer.name);
+      set(pool, "kernel_shape", std::vector<int64_t>{layer.pool});
+      set(pool, "strides", std::vector<int64_t>{layer.pool});
+      set(pool, "pads", std::vector<int64_t>{0, 0});
+    }
+    return scale;
+  }
+
+  const Network& network_;
+  onnx::ModelProto model_;
+  std::string value_;  // what the last node wrote
+  Shape shape_;        // its shape
+};
+
+}  // namespace
+
+bool multiplies_codes(const Layer& layer) {
+  return layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
+}
+
+void export_onnx(const Network& network, const std::filesystem::path& file) {
+  write_file_atomically(file, Writer(network).write());
+}
+
+}  // namespace fmp

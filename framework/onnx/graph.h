@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace fmp {
+
+// A network as an ONNX file describes it, checked and in order of evaluation: what
+// framework/onnx/evaluate.h runs, framework/onnx/graph_cost.h counts and framework/onnx/import.h
+// turns into a Network.
+//
+// The batch dimension of the input is taken to be 1, whatever the file says, so that every shape is
+// known; many frames are many evaluations.
+
+using Shape = std::vector<int64_t>;
+
+// Elements of a tensor of this shape; 1 for a scalar (an empty shape).
+int64_t elements(const Shape& shape);
+std::string to_string(const Shape& shape);  // e.g. "[1, 64, 1024]"
+
+// A tensor whose values are known. Every floating-point type of the file becomes float, every
+// integer type and bool int64.
+struct GraphTensor {
+  Shape shape;
+  std::variant<std::vector<float>, std::vector<int64_t>> data;
+
+  bool is_float() const { return data.index() == 0; }
+  const std::vector<float>& floats() const { return std::get<0>(data); }
+  const std::vector<int64_t>& integers() const { return std::get<1>(data); }
+};
+
+using GraphAttribute = std::variant<int64_t, float, std::string, std::vector<int64_t>,
+                                    std::vector<float>, GraphTensor>;
+
+struct GraphNode {
+  static constexpr int kAbsent = -1;  // an optional input that is not given
+
+  std::string name;  // the file's, or "#" and the position in the file where it has none
+  std::string op;
+  std::string domain;
+  std::vector<int> inputs;  // indices into Graph::values, or kAbsent; trailing absent ones left out
+  int output = kAbsent;     // the first output; no operation that we know has a second that matters
+  std::map<std::string, GraphAttribute> attributes;
+
+  bool has_input(size_t i) const { return i < inputs.size() && inputs[i] != kAbsent; }
+};
+
+// What flows between nodes.
+struct GraphValue {
+  std::string name;
+  Shape shape;
+  std::optional<GraphTensor> constant;  // when it does not depend on the input
+  int producer = -1;                    // index into Graph::nodes; -1: input or initializer
+  std::string type;  // FINN's annotation of the values' type, e.g. "SCALEDINT8"; "" = none
+};
+
+struct Graph {
+  std::string file;  // for messages
+  int64_t opset = 0;
+  std::vector<GraphValue> values;
+  std::vector<GraphNode> nodes;  // each after those whose outputs it reads
+  int input = 0;                 // index into values; shape [1, ...]
+  int output = 0;
+
+  const GraphValue& value(int index) const { return values[static_cast<size_t>(index)]; }
+  const GraphValue& input_of(const GraphNode& node, size_t i) const;
+};
+
+// Reads and checks a file. Throws Error, in one line that names the file and, where there is one,
+// the node: damaged files, tensors whose data does not fit their shape, values that nobody writes,
+// cycles, operations and attributes that are not supported, shapes that do not fit. No memory is
+// taken that the file's size or a fixed limit does not cover.
+Graph load_onnx(const std::filesystem::path& file);
+
+// A Quant node: y = (clamp(round_half_even(x / scale + zero_point), low, high) - zero_point) *
+// scale, as written by Brevitas (no domain, "onnx.brevitas"), FINN ("finn.custom_op.general") and
+// QONNX ("qonnx.custom_op.general").
+struct Quantizer {
+  GraphTensor scale, zero_point;  // scalars, or broadcast against the values
+  int bits = 8;
+  bool is_signed = true, narrow = false;
+
+  float low() const;
+  float high() const;
+  std::optional<float> scalar_scale() const;  // when it has one element
+  bool zero_centred() const;                  // every zero point is 0
+};
+bool is_quantizer(const GraphNode& node);
+// Throws Error when scale, zero point or bit width are no constants or make no sense.
+Quantizer quantizer_of(const Graph& graph, const GraphNode& node);
+
+// An attribute, or its default where the node has none. Throw Error when it is of another type.
+int64_t integer_attribute(const Graph& graph, const GraphNode& node, std::string_view name,
+                          int64_t otherwise);
+float float_attribute(const Graph& graph, const GraphNode& node, std::string_view name,
+                      float otherwise);
+std::string string_attribute(const Graph& graph, const GraphNode& node, std::string_view name,
+                             std::string_view otherwise);
+std::vector<int64_t> integers_attribute(const Graph& graph, const GraphNode& node,
+                                        std::string_view name, std::vector<int64_t> otherwise);
+
+// Throws Error "FILE: node NAME (OP): MESSAGE".
+[[noreturn]] void fail_at(const Graph& graph, const GraphNode& node, const std::string& message);
+
+}  // namespace fmp

@@ -1,0 +1,625 @@
+// SPDX-License-Identifier: MIT
+// Walks the one chain from the input to the output of a graph and matches it against the form of a
+// Network. What can be represented exactly in another way is (biases and epsilons go into the
+// batch-norm, factors between layers into weights and scales); everything else is an error that
+// names the node where the forms part.
+#include "framework/onnx/import.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <span>
+#include <utility>
+
+#include "framework/error.h"
+#include "framework/onnx/graph.h"
+#include "kernels/cpu/ops.h"
+
+namespace fmp {
+namespace {
+
+// Scales that a Network computes itself may differ from the file's by the rounding of a few float
+// operations.
+constexpr double kScaleTolerance = 1e-5;
+
+bool same_scale(double found, double expected) {
+  return std::abs(found - expected) <= kScaleTolerance * std::abs(expected);
+}
+
+// The largest value of a QuantReLU whose scale, computed as the kernels do, is `scale` to the bit.
+float threshold_for(float scale, int bits) {
+  const auto codes = static_cast<float>((1 << bits) - 1);
+  const float threshold = scale * codes;
+  float below = threshold, above = threshold;
+  constexpr int kMaxSteps = 4;
+  for (int i = 0; i < kMaxSteps; ++i) {
+    if (below / codes == scale) return below;
+    if (above / codes == scale) return above;
+    below = std::nextafter(below, 0.0F);
+    above = std::nextafter(above, std::numeric_limits<float>::infinity());
+  }
+  return threshold;
+}
+
+// A layer as the file describes it, before it becomes a Layer.
+struct FoundLayer {
+  Layer::Kind kind = Layer::Kind::kConv;
+  int64_t outputs = 0, inputs = 0, kernel = 1, pool = 1;
+  int weight_bits = kFloatBits, act_bits = kFloatBits;
+  std::vector<float> weight;  // [outputs][kernel][inputs], inputs of a dense layer position-major
+  double weight_scale = 1;
+  float act_scale = 1;
+  // Scalars that the file multiplies the layer's operands and sums by, all in one. Its own output
+  // is multiplied by act_factor.
+  double factor = 1, act_factor = 1;
+  std::vector<float> bias;                    // [outputs]; as the file's quantizer leaves it
+  std::vector<float> gamma, beta, mean, var;  // [outputs]; empty: no batch-norm
+};
+
+// The weight operand of a node: constants, possibly through a division, a quantizer and a
+// transposition.
+struct WeightOperand {
+  std::vector<float> values;  // before the quantizer, in the orientation that the node reads
+  Shape shape;
+  std::optional<Quantizer> quantizer;
+  const GraphNode* quantizer_node = nullptr;
+  float divisor = 1;  // of the values, before the quantizer
+};
+
+class Importer {
+ public:
+  explicit Importer(const Graph& graph) : graph_(graph) {
+    for (const GraphNode& node : graph.nodes) {
+      if (graph.value(node.output).constant) continue;
+      for (size_t i = 0; i < node.inputs.size(); ++i) {
+        if (node.has_input(i) && !graph.input_of(node, i).constant) {
+          readers_[node.inputs[i]].push_back(&node);
+        }
+      }
+    }
+  }
+
+  Network read() {
+    read_input();
+    while (node_ != nullptr) read_layer();
+    if (layers_.size() < 2) fail("{}: fewer than two layers with weights", graph_.file);
+    if (layers_.back().kind != Layer::Kind::kDense) {
+      fail("{}: the last layer is a convolution, expected a dense layer", graph_.file);
+    }
+    layers_.back().kind = Layer::Kind::kOutput;
+    check_output();
+    Network network(config(), 0);
+    for (size_t i = 0; i < layers_.size(); ++i) fill(layers_[i], network.layers()[i]);
+    network.apply_masks();
+    // The thresholds are learned ones: further training must not replace them by percentiles.
+    network.steps = kThresholdStatisticSteps;
+    return network;
+  }
+
+ private:
+  [[noreturn]] void fail_here(const std::string& message) const {
+    fail_at(graph_, *node_, message);
+  }
+
+  // The node that reads the current value; null at the output. A chain has one.
+  void advance_to(int value) {
+    value_ = value;
+    const auto found = readers_.find(value);
+    if (value == graph_.output) {
+      if (found != readers_.end()) {
+        fail_at(graph_, *found->second.front(), "reads the output of the network");
+      }
+      node_ = nullptr;
+      return;
+    }
+    if (found == readers_.end()) {
+      fail("{}: nothing reads {}, expected a chain to the output", graph_.file,
+           graph_.value(value).name);
+    }
+    if (found->second.size() != 1) {
+      fail_at(graph_, *found->second[1], "the network branches here, expected a chain");
+    }
+    node_ = found->second.front();
+    if (node_->inputs[0] != value) {
+      // The constant may come first in these.
+      if (node_->op != "Add" && node_->op != "Mul") {
+        fail_here("reads the layer before it as something else than its input");
+      }
+    }
+  }
+  void advance() { advance_to(node_->output); }
+  bool at(std::string_view op) const { return node_ != nullptr && node_->op == op; }
+  void skip_transparent() {
+    while (at("Identity") || at("Dropout")) advance();
+  }
+
+  const Shape& shape() const { return graph_.value(value_).shape; }
+
+  float scalar_scale(const GraphNode& node, const Quantizer& quantizer) const {
+    const auto scale = quantizer.scalar_scale();
+    if (!scale) fail_at(graph_, node, "its scale is not a single number");
+    if (!quantizer.zero_centred()) fail_at(graph_, node, "its zero point is not 0");
+    return *scale;
+  }
+
+  void check_bits(const GraphNode& node, int bits) const {
+    if (bits < 2 || bits > 8) fail_at(graph_, node, fmt::format("{} bits, expected 2 to 8", bits));
+  }
+
+  void read_input() {
+    const Shape& in = graph_.value(graph_.input).shape;
+    if (in.size() != 3) {
+      fail("{}: input of shape {}, expected [1, channels, samples]", graph_.file, to_string(in));
+    }
+    advance_to(graph_.input);
+    skip_transparent();
+    if (!at("Quant")) return;
+    const Quantizer quantizer = quantizer_of(graph_, *node_);
+    check_bits(*node_, quantizer.bits);
+    if (!quantizer.is_signed || quantizer.narrow) {
+      fail_here("the input quantizer is unsigned or narrow, expected signed and full range");
+    }
+    input_bits_ = quantizer.bits;
+    input_scale_ = scalar_scale(*node_, quantizer);
+    const double expected = 2.0 / std::ldexp(1.0, input_bits_ - 1);
+    if (!same_scale(input_scale_, expected)) {
+      fail_here(
+          fmt::format("input scale {}, expected {} (the range [-2, 2))", input_scale_, expected));
+    }
+    advance();
+  }
+
+  // The constant that a node multiplies or divides by, if it is a single positive number.
+  std::optional<float> positive_scalar(const GraphNode& node, size_t input) const {
+    const auto& constant = graph_.input_of(node, input).constant;
+    if (!constant || !constant->is_float() || constant->floats().size() != 1) return std::nullopt;
+    const float scalar = constant->floats()[0];
+    return scalar > 0 && std::isfinite(scalar) ? std::optional(scalar) : std::nullopt;
+  }
+  // Passes a Mul or Div by a scalar.
+  double read_factor() {
+    const bool is_division = at("Div");
+    const auto scalar = positive_scalar(*node_, node_->inputs[0] == value_ ? 1 : 0);
+    if (!scalar) fail_here("expected a single positive number as its factor");
+    advance();
+    return is_division ? 1 / double{*scalar} : double{*scalar};
+  }
+
+  // Factors of the sums of a Conv, Gemm or MatMul.
+  void read_sum_factors(FoundLayer& layer) {
+    while (at("Mul") || at("Div")) {
+      const double factor = read_factor();
+      layer.factor *= factor;
+      for (float& bias : layer.bias) bias = static_cast<float>(bias * factor);
+      skip_transparent();
+    }
+  }
+
+  // What is quantized to `codes` of this scale, as float.
+  float usable_scale(const GraphNode& node, double scale, double codes) const {
+    const double smallest = double{kMinQuantizerRange} * (1 - kScaleTolerance);
+    if (scale * codes >= smallest && scale * codes <= double{std::numeric_limits<float>::max()}) {
+      return static_cast<float>(scale);
+    }
+    fail_at(graph_, node,
+            fmt::format("a scale of {} with all factors, expected {} / {} or more", scale,
+                        kMinQuantizerRange, codes));
+  }
+
+  // What a node divides weights by on their way to the quantizer.
+  std::optional<float> divisor_of_quantized(const GraphNode& node,
+                                            const WeightOperand& operand) const {
+    if (node.op != "Div" || !operand.quantizer) return std::nullopt;
+    return positive_scalar(node, 1);
+  }
+
+  WeightOperand weight_operand(size_t input) const {
+    WeightOperand operand;
+    if (!node_->has_input(input) || !graph_.input_of(*node_, input).constant) {
+      fail_here("its weight is no constant");
+    }
+    const GraphValue* value = &graph_.input_of(*node_, input);
+    operand.shape = value->constant->shape;
+    bool transposed = false;
+    while (value->producer >= 0) {
+      const GraphNode& producer = graph_.nodes[static_cast<size_t>(value->producer)];
+      if (producer.op == "Constant") break;
+      if (producer.op == "Quant" && !operand.quantizer) {
+        operand.quantizer = quantizer_of(graph_, producer);
+        operand.quantizer_node = &producer;
+      } else if (const auto divisor = divisor_of_quantized(producer, operand)) {
+        operand.divisor *= *divisor;
+      } else if (producer.op == "Transpose" && value->shape.size() == 2) {
+        if (integers_attribute(graph_, producer, "perm", {1, 0})[0] == 1) transposed = !transposed;
+      } else if (producer.op != "Identity") {
+        break;  // constants that were computed in another way
+      }
+      value = &graph_.input_of(producer, 0);
+    }
+    if (!value->constant->is_float()) fail_here("its weight is not floating point");
+    operand.values = value->constant->floats();
+    if (transposed) transpose(operand.values, operand.shape[1], operand.shape[0]);
+    return operand;
+  }
+
+  // [rows][columns] -> [columns][rows], in place.
+  static void transpose(std::span<float> values, int64_t rows, int64_t columns) {
+    const std::vector<float> from(values.begin(), values.end());
+    const auto height = static_cast<size_t>(rows), width = static_cast<size_t>(columns);
+    for (size_t i = 0; i < from.size(); ++i) {
+      values[i % width * height + i / width] = from[i];
+    }
+  }
+
+  // Takes weights and quantizer over. A Network's scale is its largest weight / the largest code.
+  // Where the file's is another one, only the codes count, and one of them must be the largest.
+  void take_weight(FoundLayer& layer, WeightOperand operand) const {
+    layer.weight = std::move(operand.values);
+    for (const float weight : layer.weight) {
+      if (!std::isfinite(weight)) fail_here(fmt::format("a weight is {}", weight));
+    }
+    if (!operand.quantizer) return;
+    const GraphNode& node = *operand.quantizer_node;
+    const Quantizer& quantizer = *operand.quantizer;
+    check_bits(node, quantizer.bits);
+    if (!quantizer.is_signed || !quantizer.narrow) {
+      fail_at(graph_, node, "the weight quantizer is unsigned or not narrow");
+    }
+    layer.weight_bits = quantizer.bits;
+    const float high = quantizer.high();
+    const float scale = usable_scale(
+        node, double{scalar_scale(node, quantizer)} * double{operand.divisor}, double{high});
+    layer.factor /= double{operand.divisor};
+    layer.weight_scale = double{scale};
+    float largest = 0;
+    for (const float weight : layer.weight) largest = std::max(largest, std::abs(weight));
+    if (largest == 0 || same_scale(scale, largest / high)) return;
+    float largest_code = 0;
+    for (float& weight : layer.weight) {
+      const float code = std::nearbyint(std::clamp(weight / scale, -high, high));
+      largest_code = std::max(largest_code, std::abs(code));
+      weight = code * scale;
+    }
+    if (largest_code != 0 && largest_code != high) {
+      fail_at(graph_, node,
+              fmt::format("scale {}, expected {} (the largest weight / {})", scale, largest / high,
+                          high));
+    }
+  }
+
+  void read_convolution(FoundLayer& layer) {
+    layer.kind = Layer::Kind::kConv;
+    if (!layers_.empty() && layers_.back().kind != Layer::Kind::kConv) {
+      fail_here("a convolution after a dense layer");
+    }
+    WeightOperand operand = weight_operand(1);
+    if (operand.shape.size() != 3) fail_here("is not one-dimensional");
+    layer.outputs = operand.shape[0];
+    layer.inputs = operand.shape[1];
+    layer.kernel = operand.shape[2];
+    const auto is = [&](std::string_view name, const std::vector<int64_t>& expected,
+                        const std::vector<int64_t>& otherwise) {
+      const auto found = integers_attribute(graph_, *node_, name, otherwise);
+      if (found != expected) {
+        fail_here(fmt::format("{} {}, expected {}", name, to_string(found), to_string(expected)));
+      }
+    };
+    const int64_t pad = (layer.kernel - 1) / 2;
+    if (integer_attribute(graph_, *node_, "group", 1) != 1) fail_here("is grouped");
+    if (layer.kernel % 2 == 0) fail_here(fmt::format("kernel {} is not odd", layer.kernel));
+    is("strides", {1}, {1});
+    is("dilations", {1}, {1});
+    const std::string auto_pad = string_attribute(graph_, *node_, "auto_pad", "NOTSET");
+    if (!auto_pad.starts_with("SAME")) is("pads", {pad, pad}, {0, 0});
+    // [O][C][T] -> [O][T][C]
+    const auto size = static_cast<size_t>(layer.inputs * layer.kernel);
+    for (size_t o = 0; o < static_cast<size_t>(layer.outputs); ++o) {
+      transpose(std::span(operand.values).subspan(o * size, size), layer.inputs, layer.kernel);
+    }
+    take_weight(layer, std::move(operand));
+    if (node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
+    advance();
+    skip_transparent();
+    read_sum_factors(layer);
+  }
+
+  // Reorders the inputs of the first dense layer: ONNX flattens [C][L], a Network [L][C].
+  void reorder_flattened(FoundLayer& layer) const {
+    if (flattened_.empty()) return;
+    const int64_t channels = flattened_[0], length = flattened_[1];
+    if (channels * length != layer.inputs) {
+      fail_here(fmt::format("{} inputs, expected {} x {}", layer.inputs, channels, length));
+    }
+    const auto size = static_cast<size_t>(layer.inputs);
+    for (size_t o = 0; o < static_cast<size_t>(layer.outputs); ++o) {
+      transpose(std::span(layer.weight).subspan(o * size, size), channels, length);
+    }
+  }
+
+  void read_dense(FoundLayer& layer) {
+    layer.kind = Layer::Kind::kDense;
+    const bool is_gemm = at("Gemm");
+    if (layers_.empty()) fail_here("a dense layer before any convolution");
+    if (shape().size() != 2) {
+      fail_here(fmt::format("reads shape {}, expected flattened values", to_string(shape())));
+    }
+    WeightOperand operand = weight_operand(1);
+    bool outputs_first = false;
+    if (is_gemm) {
+      if (integer_attribute(graph_, *node_, "transA", 0) != 0 ||
+          float_attribute(graph_, *node_, "alpha", 1) != 1 ||
+          float_attribute(graph_, *node_, "beta", 1) != 1) {
+        fail_here("transA, alpha or beta are not supported");
+      }
+      outputs_first = integer_attribute(graph_, *node_, "transB", 0) != 0;
+    }
+    if (operand.shape.size() != 2) fail_here("its weight is no matrix");
+    layer.outputs = operand.shape[outputs_first ? 0 : 1];
+    layer.inputs = operand.shape[outputs_first ? 1 : 0];
+    if (!outputs_first) transpose(operand.values, layer.inputs, layer.outputs);
+    take_weight(layer, std::move(operand));
+    reorder_flattened(layer);
+    flattened_.clear();
+    if (is_gemm && node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
+    advance();
+    skip_transparent();
+    read_sum_factors(layer);
+    if (at("Add")) {
+      add_bias(layer, graph_.input_of(*node_, node_->inputs[0] == value_ ? 1 : 0));
+      advance();
+    }
+  }
+
+  void add_bias(FoundLayer& layer, const GraphValue& value) {
+    if (!value.constant || !value.constant->is_float()) fail_here("its bias is no constant");
+    const std::vector<float>& bias = value.constant->floats();
+    if (static_cast<int64_t>(bias.size()) != layer.outputs && bias.size() != 1) {
+      fail_here(fmt::format("{} biases, expected {}", bias.size(), layer.outputs));
+    }
+    layer.bias.resize(static_cast<size_t>(layer.outputs), 0.0F);
+    for (size_t i = 0; i < layer.bias.size(); ++i) layer.bias[i] += bias[bias.size() == 1 ? 0 : i];
+  }
+
+  void read_batch_norm(FoundLayer& layer) {
+    const auto parameter = [&](size_t i) {
+      const GraphValue& value = graph_.input_of(*node_, i);
+      if (!value.constant) fail_here("its parameters are no constants");
+      for (const float number : value.constant->floats()) {
+        if (!std::isfinite(number)) fail_here(fmt::format("a parameter is {}", number));
+      }
+      return value.constant->floats();
+    };
+    layer.gamma = parameter(1);
+    layer.beta = parameter(2);
+    layer.mean = parameter(3);
+    layer.var = parameter(4);
+    const float epsilon = float_attribute(graph_, *node_, "epsilon", 1e-5F);
+    // The same sum with our epsilon.
+    if (epsilon != static_cast<float>(kBatchNormEpsilon)) {
+      for (float& var : layer.var)
+        var = static_cast<float>(double{var} + epsilon - kBatchNormEpsilon);
+    }
+    for (const float var : layer.var) {
+      if (var < 0) fail_here("its variance and epsilon are too small");
+    }
+    advance();
+  }
+
+  void read_activation_quantizer(FoundLayer& layer) {
+    const Quantizer quantizer = quantizer_of(graph_, *node_);
+    check_bits(*node_, quantizer.bits);
+    if (quantizer.is_signed || quantizer.narrow) {
+      fail_here("the quantizer of activations is signed or narrow, expected unsigned");
+    }
+    layer.act_bits = quantizer.bits;
+    layer.act_scale =
+        usable_scale(*node_, double{scalar_scale(*node_, quantizer)} / layer.act_factor,
+                     std::ldexp(1.0, quantizer.bits) - 1);
+    advance();
+  }
+
+  void read_pool(FoundLayer& layer) {
+    if (layer.kind != Layer::Kind::kConv) fail_here("pooling after a dense layer");
+    const auto kernel = integers_attribute(graph_, *node_, "kernel_shape", {});
+    const auto strides = integers_attribute(graph_, *node_, "strides", {1});
+    const auto pads = integers_attribute(graph_, *node_, "pads", {0, 0});
+    const auto dilations = integers_attribute(graph_, *node_, "dilations", {1});
+    if (kernel.size() != 1 || strides != kernel || pads != std::vector<int64_t>{0, 0} ||
+        dilations != std::vector<int64_t>{1}) {
+      fail_here("expected windows that follow each other without padding");
+    }
+    layer.pool = kernel[0];
+    if (shape().back() % layer.pool != 0) {
+      fail_here(fmt::format("{} positions cannot be divided by {}", shape().back(), layer.pool));
+    }
+    advance();
+  }
+
+  // Relu, quantizer and pooling are monotone and change places freely, positive factors with them.
+  bool read_activation(FoundLayer& layer) {
+    bool has_relu = false, has_quantizer = false, has_pool = false;
+    for (;;) {
+      skip_transparent();
+      if (at("Mul") || at("Div")) {
+        layer.act_factor *= read_factor();
+      } else if (at("Relu") && !has_relu) {
+        has_relu = true;
+        advance();
+      } else if (at("Quant") && !has_quantizer) {
+        has_quantizer = true;
+        read_activation_quantizer(layer);
+      } else if (at("MaxPool") && !has_pool) {
+        has_pool = true;
+        read_pool(layer);
+      } else {
+        return has_relu || has_quantizer;
+      }
+    }
+  }
+
+  void read_flatten() {
+    skip_transparent();
+    if (!at("Flatten") && !at("Reshape")) return;
+    const Shape before = shape();
+    advance();
+    if (before.size() == 3 && shape().size() == 2) flattened_ = {before[1], before[2]};
+    if (shape().size() != 2 && shape() != before) {
+      fail("{}: flattens {} to {}, expected two dimensions", graph_.file, to_string(before),
+           to_string(shape()));
+    }
+  }
+
+  // Factors that cancel each other are left out; others go into the weights.
+  void take_factor(FoundLayer& layer) const {
+    if (same_scale(layer.factor, 1)) return;
+    for (float& weight : layer.weight) {
+      const double scaled = double{weight} * layer.factor;
+      if (!(std::abs(scaled) <= double{std::numeric_limits<float>::max()})) {
+        fail_at(graph_, *layer_node_, fmt::format("a weight is {} with all factors", scaled));
+      }
+      weight = static_cast<float>(scaled);
+    }
+    if (layer.weight_bits == kFloatBits) return;
+    layer.weight_scale = double{usable_scale(*layer_node_, layer.weight_scale * layer.factor,
+                                             std::ldexp(1.0, layer.weight_bits - 1) - 1)};
+  }
+
+  void read_layer() {
+    read_flatten();
+    if (node_ == nullptr) fail("{}: ends with a reshaping, expected a dense layer", graph_.file);
+    const double factor = layers_.empty() ? 1 : layers_.back().act_factor;
+    FoundLayer& layer = layers_.emplace_back();
+    layer.factor = factor;
+    layer_node_ = node_;
+    if (at("Conv")) {
+      read_convolution(layer);
+    } else if (at("Gemm") || at("MatMul")) {
+      read_dense(layer);
+    } else {
+      fail_here("expected Conv, Gemm or MatMul here");
+    }
+    take_factor(layer);
+    skip_transparent();
+    if (at("BatchNormalization")) read_batch_norm(layer);
+    const bool has_activation = read_activation(layer);
+    if (node_ != nullptr && !has_activation) {
+      fail_here(fmt::format("expected Relu or Quant after {}", layer_node_->name));
+    }
+    if (node_ == nullptr && (has_activation || !layer.gamma.empty())) {
+      fail_at(graph_, *layer_node_, "the last layer has a batch-norm or an activation");
+    }
+    if (node_ == nullptr && layer.act_factor != 1) {
+      fail_at(graph_, *layer_node_, "the last layer's biased sums are multiplied by a factor");
+    }
+  }
+
+  float input_scale_of(size_t layer) const {
+    return layer == 0 ? input_scale_ : layers_[layer - 1].act_scale;
+  }
+
+  // The bias is as the file's quantizer leaves it, so its codes must be whole.
+  void check_output() const {
+    const FoundLayer& output = layers_.back();
+    const bool is_quantized =
+        output.weight_bits != kFloatBits && layers_[layers_.size() - 2].act_bits != kFloatBits;
+    if (!is_quantized) return;
+    const double scale = output.weight_scale * input_scale_of(layers_.size() - 1);
+    constexpr double kMaxFraction = 0.01;
+    for (const float bias : output.bias) {
+      const double code = bias / scale;
+      if (std::abs(code - std::nearbyint(code)) > kMaxFraction + kScaleTolerance * std::abs(code)) {
+        fail_at(
+            graph_, *layer_node_,
+            fmt::format("bias {} is no multiple of {} (input scale * weight scale)", bias, scale));
+      }
+    }
+  }
+
+  NetworkConfig config() const {
+    NetworkConfig config;
+    const Shape& in = graph_.value(graph_.input).shape;
+    config.input_channels = static_cast<int>(in[1]);
+    config.length = static_cast<int>(in[2]);
+    config.classes = static_cast<int>(layers_.back().outputs);
+    config.input_bits = input_bits_;
+    config.filters.clear();
+    config.dense.clear();
+    config.weight_bits.clear();
+    config.act_bits.clear();
+    config.kernel = static_cast<int>(layers_.front().kernel);
+    config.pool = static_cast<int>(layers_.front().pool);
+    for (const FoundLayer& layer : layers_) {
+      if (layer.kind == Layer::Kind::kConv) {
+        config.filters.push_back(static_cast<int>(layer.outputs));
+        if (layer.kernel != config.kernel || layer.pool != config.pool) {
+          fail("{}: kernel {} and pool {} in one layer, {} and {} in the first; expected the same",
+               graph_.file, layer.kernel, layer.pool, config.kernel, config.pool);
+        }
+      } else if (layer.kind == Layer::Kind::kDense) {
+        config.dense.push_back(static_cast<int>(layer.outputs));
+      }
+      config.weight_bits.push_back(layer.weight_bits);
+      if (layer.kind != Layer::Kind::kOutput) config.act_bits.push_back(layer.act_bits);
+    }
+    try {
+      config.validate();
+    } catch (const UsageError& error) {
+      fail("{}: {}", graph_.file, error.what());
+    }
+    return config;
+  }
+
+  void fill(const FoundLayer& found, Layer& layer) const {
+    const auto copy = [&](const std::vector<float>& from, std::span<float> to) {
+      if (from.size() != to.size()) {
+        fail("{}: {} has {} values, expected {}", graph_.file, layer.name, from.size(), to.size());
+      }
+      std::ranges::copy(from, to.begin());
+    };
+    copy(found.weight, layer.weight.value.floats());
+    std::ranges::transform(found.weight, layer.weight.mask.begin(),
+                           [](float weight) { return static_cast<uint8_t>(weight != 0); });
+    if (found.kind == Layer::Kind::kOutput) {
+      if (found.bias.empty()) {
+        std::ranges::fill(layer.bias.value.floats(), 0.0F);
+      } else {
+        copy(found.bias, layer.bias.value.floats());
+      }
+      return;
+    }
+    if (found.gamma.empty()) {
+      // No batch-norm: one that changes nothing.
+      std::ranges::fill(layer.running_var.floats(), static_cast<float>(1 - kBatchNormEpsilon));
+    } else {
+      copy(found.gamma, layer.gamma.value.floats());
+      copy(found.beta, layer.beta.value.floats());
+      copy(found.mean, layer.running_mean.floats());
+      copy(found.var, layer.running_var.floats());
+    }
+    for (size_t i = 0; i < found.bias.size(); ++i) layer.running_mean.floats()[i] -= found.bias[i];
+    if (found.act_bits != kFloatBits) {
+      layer.threshold.value.floats()[0] = threshold_for(found.act_scale, found.act_bits);
+    }
+  }
+
+  const Graph& graph_;
+  std::map<int, std::vector<const GraphNode*>> readers_;  // of values that depend on the input
+  int value_ = 0;                                         // where in the chain we are ...
+  const GraphNode* node_ = nullptr;                       // ... and what reads it
+  const GraphNode* layer_node_ = nullptr;                 // of the layer that is being read
+  int input_bits_ = kFloatBits;
+  float input_scale_ = 1;
+  Shape flattened_;  // [channels, positions] when the next dense layer reads flattened values
+  std::vector<FoundLayer> layers_;
+};
+
+}  // namespace
+
+Network network_of(const Graph& graph) { return Importer(graph).read(); }
+
+Network import_onnx(const std::filesystem::path& file) { return network_of(load_onnx(file)); }
+
+}  // namespace fmp

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <filesystem>
+
+#include "framework/network/network.h"
+#include "framework/onnx/graph.h"
+
+namespace fmp {
+
+// Reads an ONNX file with Quant nodes (of any of the domains that Brevitas, FINN and QONNX write,
+// see framework/onnx/graph.h) as a Network that computes the same function, so that it can be
+// trained, pruned and compiled further:
+//   [Quant] -> n x [Conv (same padding, stride 1, odd kernel) -> [BatchNormalization] -> Relu and
+//   Quant -> [MaxPool]] -> Flatten or Reshape -> m x [Gemm or MatMul -> [BatchNormalization] ->
+//   Relu and Quant] -> Gemm or MatMul, with a bias quantized at input scale * weight scale.
+// Weights that are zero become pruned (their mask is 0). Biases before a batch-norm are folded into
+// it, and so is an epsilon other than kBatchNormEpsilon. Positive scalars (Mul, Div) may stand
+// before the quantizers of weights and activations and after a Conv, Gemm or MatMul; what they
+// amount to goes into the weights and scales.
+//
+// Throws Error, in one line that names the file and the node, when the file cannot be read or is
+// not a graph of this form: such a graph may still be evaluated (framework/onnx/evaluate.h).
+Network import_onnx(const std::filesystem::path& file);
+// The same for a graph that is already read.
+Network network_of(const Graph& graph);
+
+}  // namespace fmp

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+// Training and evaluation on the processor: the functions of functions.h, recorded on a tape.
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "framework/threads.h"
+#include "framework/training/engine.h"
+#include "framework/training/functions.h"
+#include "framework/training/plan.h"
+
+namespace fmp {
+namespace {
+
+class CpuEngine final : public Engine {
+ public:
+  explicit CpuEngine(int threads) { context_.threads = threads_or_all_cores(threads); }
+
+  std::string description() const override {
+    return fmt::format("CPU, {}, {} threads", ops::target_name(), context_.threads);
+  }
+
+  void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
+             const BatchSource& batches, const ResultSink& results) override {
+    const std::span<LayerWorkspace> workspaces = prepare(network, plan);
+    while (const FrameBatch* batch = batches()) {
+      Tape tape;
+      const Variable logits =
+          forward(tape, network, workspaces, *batch, options.threshold_statistic_steps, context_);
+      const ops::LossResult loss = cross_entropy(tape, logits, batch->labels);
+      results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, {}});
+      tape.backward();
+      ++network.steps;
+      adam(network, options.adam);
+    }
+  }
+
+  void evaluate(const Network& network, std::span<const LayerPlan> plan, const BatchSource& batches,
+                const ResultSink& results) override {
+    const std::span<LayerWorkspace> workspaces = prepare(network, plan);
+    std::vector<uint8_t> predicted;
+    while (const FrameBatch* batch = batches()) {
+      predicted.resize(static_cast<size_t>(batch->count));
+      const Variable logits = forward(network, workspaces, *batch, context_);
+      const ops::LossResult loss = ops::softmax_cross_entropy(std::as_const(logits->value).view(),
+                                                              batch->labels, {}, predicted);
+      results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, predicted});
+    }
+  }
+
+  std::vector<float> logits(const Network& network, std::span<const LayerPlan> plan,
+                            const FrameBatch& batch) override {
+    const Variable logits = forward(network, prepare(network, plan), batch, context_);
+    const int classes = network.config().classes;
+    std::vector<float> result;
+    result.reserve(static_cast<size_t>(batch.count * classes));
+    for (int64_t n = 0; n < batch.count; ++n) {
+      const float* frame = logits->value.data<float>() + n / kLanes * classes * kLanes + n % kLanes;
+      for (int c = 0; c < classes; ++c) result.push_back(frame[c * kLanes]);
+    }
+    return result;
+  }
+
+  LayerPlan plan_by_timing(const Layer& layer, int batch) override {
+    return plan_by_cpu_timing(layer, batch, context_.threads);
+  }
+
+  void set_profile(ops::Profile* profile) override { context_.profile = profile; }
+
+ private:
+  // Workspaces of the network's layers, with the plan of each.
+  std::span<LayerWorkspace> prepare(const Network& network, std::span<const LayerPlan> plan) {
+    workspaces_.resize(network.layers().size());
+    for (size_t i = 0; i < workspaces_.size(); ++i) {
+      workspaces_[i].plan = pass_plan(plan_of(plan, network.layers()[i]));
+    }
+    return workspaces_;
+  }
+
+  static void adam(Network& network, const ops::AdamOptions& options) {
+    ++network.optimizer_steps;
+    for (Layer& layer : network.layers()) {
+      for (Parameter* p : layer.parameters()) {
+        ops::adam_step(options, network.optimizer_steps, p->grad.floats(), p->mask,
+                       p->value.floats(), p->moment1.floats(), p->moment2.floats());
+      }
+    }
+  }
+
+  RunContext context_;
+  std::vector<LayerWorkspace> workspaces_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_cpu_engine(int threads) {
+  return std::make_unique<CpuEngine>(threads);
+}
+
+}  // namespace fmp

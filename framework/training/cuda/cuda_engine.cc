@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT
+// Training and evaluation on a CUDA device. Two batches are on their way at a time: while the
+// device works on one, the host fills the other's page-locked memory, and a stream of its own
+// copies it over. Losses and predictions come back the same way, so that the host waits for a
+// batch only when the next but one has to take its place.
+#include "framework/training/cuda/cuda_engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "framework/error.h"
+#include "framework/training/cuda/device_network.h"
+#include "framework/training/cuda/plan_timer.h"
+#include "kernels/cuda/runtime.h"
+
+namespace fmp {
+namespace {
+
+// A batch that is under way.
+class BatchInFlight {
+ public:
+  // Starts the way to the device, on `copy`; what is put on `compute` then waits for it. factors:
+  // of the batch's step, null = none.
+  void send(const FrameBatch& batch, const cuda::AdamFactors* factors, DeviceNetwork& network,
+            cuda::Stream copy, cuda::Stream compute) {
+    labels_ = batch.labels;
+    snr_db_ = batch.snr_db;
+    const std::span<const std::byte> frames = batch.codes.empty()
+                                                  ? std::as_bytes(std::span(batch.values))
+                                                  : std::as_bytes(std::span(batch.codes));
+    // One block, one copy: factors, frames, labels.
+    const size_t frames_at = sizeof(cuda::AdamFactors);
+    const size_t labels_at = frames_at + frames.size();
+    const size_t bytes = labels_at + batch.labels.size();
+    std::byte* host = staged_.reserve(bytes);
+    const cuda::AdamFactors of_step = factors != nullptr ? *factors : cuda::AdamFactors{};
+    std::memcpy(host, &of_step, sizeof(of_step));
+    std::ranges::copy(frames, host + frames_at);
+    std::ranges::copy(std::as_bytes(std::span(batch.labels)), host + labels_at);
+    std::byte* device = device_.reserve(bytes);
+    cuda::copy_to_device(device, host, bytes, copy);
+    arrived_.record(copy);
+    arrived_.hold(compute);
+    network.load(device + frames_at, reinterpret_cast<const uint8_t*>(device + labels_at),
+                 batch.count);
+    if (factors != nullptr) network.load(reinterpret_cast<const cuda::AdamFactors*>(device));
+  }
+
+  // Starts the way back of what the step gave.
+  void receive(const DeviceNetwork& network, bool predictions, cuda::Stream compute) {
+    cuda::copy_to_host(loss_.data(), network.loss(), sizeof(cuda::LossResult), compute);
+    predictions_ = predictions;
+    if (predictions) {
+      cuda::copy_to_host(predicted_.reserve(labels_.size()), network.predicted(), labels_.size(),
+                         compute);
+    }
+    done_.record(compute);
+    busy_ = true;
+  }
+
+  // Waits for the batch, if one is under way, and hands its results over.
+  void deliver(const ResultSink& results) {
+    if (!std::exchange(busy_, false)) return;
+    done_.synchronize();
+    const cuda::LossResult& loss = *loss_.data();
+    const std::span<const uint8_t> predicted(predicted_.data(), predictions_ ? labels_.size() : 0);
+    results({loss.loss_sum, loss.correct, labels_, snr_db_, predicted});
+    if (loss.not_finite != 0) throw std::domain_error("a parameter is not finite");
+  }
+  void forget() { busy_ = false; }
+
+ private:
+  cuda::PinnedBuffer<std::byte> staged_;
+  cuda::DeviceBuffer<std::byte> device_;
+  cuda::PinnedBuffer<cuda::LossResult> loss_{1};
+  cuda::PinnedBuffer<uint8_t> predicted_;
+  std::vector<uint8_t> labels_;
+  std::vector<int16_t> snr_db_;
+  cuda::Event arrived_, done_;
+  bool predictions_ = false, busy_ = false;
+};
+
+// What a captured step depends on beside what is loaded.
+struct StepKind {
+  int64_t frames = 0;
+  bool collect = false, first = false;
+  bool operator==(const StepKind&) const = default;
+};
+
+// Runs steps of a kind as a graph: the first one as it is, so that all memory is there, the second
+// one is captured.
+class CapturedStep {
+ public:
+  explicit CapturedStep(bool graphs) : graphs_(graphs) {}
+
+  void run(const StepKind& kind, cuda::Stream stream, const std::function<void()>& step) {
+    if (!graphs_ || kind != kind_) {
+      graph_.reset();
+      kind_ = kind;
+      step();
+      return;
+    }
+    if (graph_.empty()) graph_.capture(stream, step);
+    const cuda::Range range("train step (graph)");
+    graph_.launch(stream);
+  }
+
+ private:
+  bool graphs_;
+  StepKind kind_;
+  cuda::Graph graph_;
+};
+
+class CudaEngine final : public Engine {
+ public:
+  explicit CudaEngine(const CudaEngineOptions& options) : options_(options) {
+    if (options.cache_memory) cache_.emplace();
+  }
+
+  std::string description() const override { return "CUDA, " + cuda::device_name(); }
+
+  void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
+             const BatchSource& batches, const ResultSink& results) override {
+    DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_);
+    CapturedStep captured(options_.graphs);
+    int64_t steps = network.steps, optimizer_steps = network.optimizer_steps;
+    run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
+      const cuda::AdamFactors factors = cuda::adam_factors(options.adam, ++optimizer_steps);
+      flight.send(batch, &factors, device, copy(), compute());
+      const StepKind kind{batch.count, steps < options.threshold_statistic_steps, steps == 0};
+      captured.run(kind, compute(), [&] { device.train_step(kind.collect, kind.first); });
+      flight.receive(device, false, compute());
+      ++steps;
+    });
+    device.store(network);
+    network.steps = steps;
+    network.optimizer_steps = optimizer_steps;
+  }
+
+  void evaluate(const Network& network, std::span<const LayerPlan> plan, const BatchSource& batches,
+                const ResultSink& results) override {
+    DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
+    run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
+      flight.send(batch, nullptr, device, copy(), compute());
+      device.evaluate();
+      flight.receive(device, true, compute());
+    });
+  }
+
+  std::vector<float> logits(const Network& network, std::span<const LayerPlan> plan,
+                            const FrameBatch& batch) override {
+    DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
+    std::vector<float> result;
+    const FrameBatch* next = &batch;
+    run([&] { return std::exchange(next, nullptr); }, [](const BatchResult&) {},
+        [&](BatchInFlight& flight, const FrameBatch& frames) {
+          flight.send(frames, nullptr, device, copy(), compute());
+          device.evaluate();
+          flight.receive(device, true, compute());
+          result = device.logits();
+        });
+    return result;
+  }
+
+  LayerPlan plan_by_timing(const Layer& layer, int batch) override {
+    return plan_by_device_timing(layer, batch, libraries_);
+  }
+
+  std::optional<size_t> peak_device_bytes() const override {
+    return cuda::memory_figures().held_peak;
+  }
+
+ private:
+  cuda::Stream compute() const { return compute_; }
+  cuda::Stream copy() const { return copy_; }
+
+  // Puts batch after batch on the streams; results follow two batches behind.
+  void run(const BatchSource& batches, const ResultSink& results,
+           const std::function<void(BatchInFlight&, const FrameBatch&)>& start) {
+    const Settle settle{*this};
+    size_t turn = 0;
+    for (;; ++turn) {
+      BatchInFlight& flight = batches_[turn % kInFlight];
+      flight.deliver(results);
+      const FrameBatch* batch = batches();
+      if (batch == nullptr) break;
+      start(flight, *batch);
+    }
+    for (size_t i = 1; i < kInFlight; ++i) batches_[(turn + i) % kInFlight].deliver(results);
+  }
+
+  // Before memory goes to another use, also after an exception: nothing is under way.
+  struct Settle {
+    CudaEngine& engine;
+    ~Settle() {
+      for (BatchInFlight& flight : engine.batches_) flight.forget();
+      try {
+        cuda::synchronize(engine.copy());
+        cuda::synchronize(engine.compute());
+      } catch (const std::exception&) {  // the device has failed, and a call before has told
+      }
+    }
+  };
+
+  static constexpr size_t kInFlight = 2;
+
+  CudaEngineOptions options_;
+  std::optional<cuda::MemoryCache> cache_;  // first, as it outlives all memory
+  cuda::OwnedStream compute_, copy_;
+  cuda::Libraries libraries_{compute_};
+  std::array<BatchInFlight, kInFlight> batches_;
+};
+
+}  // namespace
+
+bool cuda_available(std::string& why) {
+  const char* reason = "";
+  const bool available = cuda::device_available(&reason);
+  why = available ? "" : fmt::format("no CUDA device: {}", reason);
+  return available;
+}
+
+std::unique_ptr<Engine> make_cuda_engine(const CudaEngineOptions& options) {
+  if (std::string why; !cuda_available(why)) throw Error(why);
+  return std::make_unique<CudaEngine>(options);
+}
+
+}  // namespace fmp

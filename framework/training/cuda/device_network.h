@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+// A network on a device: parameters, optimizer state, masks and the memory of its passes. All work
+// is put on one stream; nothing waits for it but the constructor and what copies to the host.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/network/network.h"
+#include "framework/training/engine.h"
+#include "kernels/cuda/libraries.h"
+#include "kernels/cuda/ops.h"
+
+namespace fmp {
+
+// All parameters of a network in one block of each kind, so that one copy moves them and one kernel
+// updates them.
+class ParameterBlock {
+ public:
+  // training: with gradients and moments. `network` is read here and later only named.
+  ParameterBlock(const Network& network, bool training, cuda::Stream stream);
+
+  float* value(const Parameter& parameter) const;
+  float* grad(const Parameter& parameter) const;
+  void adam(const cuda::AdamFactors* factors, unsigned* not_finite, cuda::Stream stream) const;
+  // Puts values, gradients and moments into the network that this was made from.
+  void store(Network& network, cuda::Stream stream) const;
+
+ private:
+  std::map<const Parameter*, size_t> begin_;
+  cuda::DeviceBuffer<float> value_, grad_, moment1_, moment2_;
+  cuda::DeviceBuffer<uint8_t> mask_;
+};
+
+class DeviceNetwork {
+ public:
+  enum class Use : uint8_t { kTraining, kEvaluation };
+
+  // Throws std::domain_error when a weight is not finite. The libraries, on whose stream all work
+  // is put, must outlive this.
+  DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
+                cuda::Libraries& libraries);
+  ~DeviceNetwork();
+
+  // Takes a batch from device memory. frames: [count][length][channels] codes, or values where
+  // inputs are float; labels: [count], null = all 0.
+  void load(const void* frames, const uint8_t* labels, int64_t count);
+  // The factors of the next train_step().
+  void load(const cuda::AdamFactors* factors);
+
+  // Forward, backward and Adam with what was loaded. Depends on nothing else but its arguments and
+  // the number of frames, and after a first time allocates nothing for as many frames: it can be
+  // captured. collect, first: see follow_threshold().
+  void train_step(bool collect, bool first);
+  // Logits, loss and predictions in evaluation mode.
+  void evaluate();
+
+  // Of the last step, in device memory.
+  const cuda::LossResult* loss() const;
+  const uint8_t* predicted() const;
+  // Waits. [count][classes].
+  std::vector<float> logits() const;
+
+  // Copies parameters and running statistics into the network that this was made from. Waits.
+  void store(Network& network) const;
+
+ private:
+  struct DeviceLayer;
+  cuda::Input input() const;
+  void forward_output(const cuda::Input& x, float* dlogits, uint8_t* predicted);
+  void backward(DeviceLayer& layer, const cuda::Input& x, const float* dy, const double* of_scale,
+                float* dx);
+
+  NetworkConfig config_;
+  cuda::Stream stream_;
+  ParameterBlock parameters_;
+  cuda::Tile input_tile_;
+  cuda::DeviceBuffer<uint8_t> input_, labels_, predicted_;
+  cuda::DeviceBuffer<float> input_scale_, logits_, dlogits_;
+  cuda::DeviceBuffer<cuda::AdamFactors> factors_;
+  cuda::DeviceBuffer<cuda::LossResult> loss_;
+  // Shared by the layers: gradients on their way from one to the next, and of convolution sums.
+  cuda::DeviceBuffer<float> gradient_in_, gradient_out_, dy_;
+  std::vector<std::unique_ptr<DeviceLayer>> layers_;
+};
+
+}  // namespace fmp

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "framework/network/network.h"
+#include "framework/training/engine.h"
+#include "kernels/cuda/libraries.h"
+
+namespace fmp {
+
+// Runs the three passes of a layer on the device with `batch` frames and every kernel that there
+// is, and takes the fastest for each. Waits for the libraries' stream.
+LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& libraries);
+
+}  // namespace fmp

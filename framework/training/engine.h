@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/data/dataset.h"
+#include "framework/network/network.h"
+#include "kernels/cpu/ops.h"
+
+namespace fmp {
+
+// How a layer's three passes run, as it was decided.
+struct LayerPlan {
+  std::string layer;
+  double density = 0;  // nonzero weight codes / weights
+  ops::Kernel forward = ops::Kernel::kDense, backward_data = ops::Kernel::kDense,
+              backward_weight = ops::Kernel::kDense;
+};
+
+// What a batch gave. The spans are valid until the callback that got them returns.
+struct BatchResult {
+  double loss_sum = 0;  // of its frames
+  int64_t correct = 0;
+  std::span<const uint8_t> labels;
+  std::span<const int16_t> snr_db;
+  std::span<const uint8_t> predicted;  // class of each frame; empty when training
+
+  int64_t frames() const { return static_cast<int64_t>(labels.size()); }
+};
+
+// Where batches come from: the next one, valid until the next call, or null at the end.
+using BatchSource = std::function<const FrameBatch*()>;
+// Gets the results in the order of the batches, some batches later where the engine runs ahead of
+// the host. What it throws ends the pass.
+using ResultSink = std::function<void(const BatchResult&)>;
+
+struct StepOptions {
+  ops::AdamOptions adam;
+  // Training steps in which QuantReLU thresholds follow the batches' percentiles.
+  int64_t threshold_statistic_steps = kThresholdStatisticSteps;
+};
+
+// Where networks are trained and evaluated: the processor or a CUDA device. A pass takes a network
+// and a plan for its layers (those that the plan does not name run dense), keeps what it needs of
+// them for as long as the pass lasts, and leaves what it changed in the network at its end.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  // What it computes on, e.g. "CPU, AVX3, 2 threads".
+  virtual std::string description() const = 0;
+
+  // Forward, backward and an Adam step for every batch; every batch has at least two frames. Leaves
+  // parameters with gradients and moments, running statistics and step counts in the network; after
+  // an exception they are unspecified. Throws std::domain_error when a parameter is not finite.
+  virtual void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
+                     const BatchSource& batches, const ResultSink& results) = 0;
+
+  // In evaluation mode.
+  virtual void evaluate(const Network& network, std::span<const LayerPlan> plan,
+                        const BatchSource& batches, const ResultSink& results) = 0;
+  // Logits in evaluation mode, [count][classes].
+  virtual std::vector<float> logits(const Network& network, std::span<const LayerPlan> plan,
+                                    const FrameBatch& batch) = 0;
+
+  // Decides dense or sparse for each pass of a layer by timing both on its real shapes. batch:
+  // frames of a step.
+  virtual LayerPlan plan_by_timing(const Layer& layer, int batch) = 0;
+
+  // Most device memory that was held so far; unset on the CPU.
+  virtual std::optional<size_t> peak_device_bytes() const { return std::nullopt; }
+  // Adds what the CPU's kernels spend their time on to `profile` from now on; null = stop.
+  virtual void set_profile(ops::Profile* /*profile*/) {}
+};
+
+// threads: 0 = all cores; results do not depend on it.
+std::unique_ptr<Engine> make_cpu_engine(int threads);
+
+}  // namespace fmp

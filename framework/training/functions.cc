@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#include "framework/training/functions.h"
+
+#include <cmath>
+
+#include "framework/error.h"
+
+namespace fmp {
+namespace {
+
+// The input quantizer covers [-2, 2).
+constexpr float kInputRange = 2.0F;
+
+Variable make_activation(const TileShape& shape, int bits, ElementType code_type) {
+  auto result = std::make_shared<Activation>();
+  result->bits = bits;
+  result->value = Tensor::tile(shape, bits == kFloatBits ? ElementType::kF32 : code_type);
+  return result;
+}
+
+TileShape without_padding(TileShape shape) {
+  shape.pad = 0;
+  return shape;
+}
+
+ops::HiddenParameters hidden_parameters(const Layer& layer) {
+  const bool quantized = layer.act_bits != kFloatBits;
+  return {layer.gamma.value.floats(), layer.beta.value.floats(),
+          quantized ? layer.threshold.value.floats()[0] : 1.0F};
+}
+
+TileShape hidden_output_shape(const Layer& layer, int64_t frames, int padding) {
+  return {frames, layer.length / layer.pool, layer.out_channels, padding};
+}
+
+void compile(const Layer& layer, LayerWorkspace& workspace, bool backward) {
+  workspace.weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask,
+                            workspace.plan, backward);
+}
+
+Variable logits_of(const Variable& x, const Layer& layer, const LayerWorkspace& workspace,
+                   const RunContext& context) {
+  Variable logits = make_activation({x->value.tile_shape().frames, 1, layer.out_channels, 0},
+                                    kFloatBits, ElementType::kF32);
+  ops::output_forward(shape_of(layer), x->value.view(), x->scale, workspace.weights,
+                      layer.bias.value.floats(), logits->value.view(), context.threads,
+                      context.profile);
+  return logits;
+}
+
+// Memory for the gradient of x, if anybody wants it.
+TileView gradient_of(const Variable& x) {
+  if (!x->needs_grad) return {};
+  x->grad = Tensor::tile(without_padding(x->value.tile_shape()), ElementType::kF32);
+  return x->grad.view();
+}
+
+}  // namespace
+
+ops::LayerShape shape_of(const Layer& layer) {
+  return {layer.in_channels, layer.out_channels, layer.kernel,      layer.length,
+          layer.pool,        layer.input_bits,   layer.weight_bits, layer.act_bits};
+}
+
+int padding_of(const Layer& layer) { return (layer.kernel - 1) / 2; }
+
+float input_scale(int input_bits) {
+  return kInputRange / static_cast<float>(1 << (input_bits - 1));
+}
+
+Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
+                      const RunContext& context) {
+  const TileShape shape{batch.count, config.length, config.input_channels, padding};
+  Variable x = make_activation(shape, config.input_bits, ElementType::kS8);
+  x->needs_grad = false;
+  if (config.input_bits == kFloatBits) {
+    ops::pack_frames(std::span<const float>(batch.values), x->value.view(), context.threads);
+  } else {
+    x->scale = input_scale(config.input_bits);
+    ops::pack_frames(std::span<const int8_t>(batch.codes), x->value.view(), context.threads);
+  }
+  return x;
+}
+
+Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
+                      bool collect, bool first_collected, int out_padding,
+                      const RunContext& context) {
+  const ops::LayerShape shape = shape_of(layer);
+  compile(layer, workspace, true);
+  Variable y =
+      make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
+                      layer.act_bits, ElementType::kU8);
+  ops::hidden_forward_train(shape, x->value.view(), x->scale, workspace.weights,
+                            hidden_parameters(layer), collect,
+                            {layer.running_mean.floats(), layer.running_var.floats()},
+                            workspace.state, y->value.view(), context.threads, context.profile);
+  y->scale = workspace.state.act_scale;
+  if (workspace.state.collected) {
+    float& mean = layer.threshold.value.floats()[0];
+    const float momentum = static_cast<float>(kThresholdMomentum);
+    mean = first_collected ? workspace.state.threshold
+                           : (1 - momentum) * mean + momentum * workspace.state.threshold;
+  }
+
+  // Keeps alive: the codes of x (operands of the weight gradient) and y's gradient.
+  tape.record([x, y, &layer, &workspace, shape, context] {
+    ops::HiddenGradients gradients{layer.weight.grad.floats(), layer.gamma.grad.floats(),
+                                   layer.beta.grad.floats()};
+    ops::hidden_backward(shape, x->value.view(), x->scale, workspace.weights,
+                         hidden_parameters(layer), workspace.state, std::as_const(y->grad).view(),
+                         y->scale_grad, gradients, gradient_of(x), context.threads,
+                         context.profile);
+    workspace.weights.backward(layer.weight.value.floats(), 0.0, layer.weight.grad.floats());
+    if (layer.act_bits != kFloatBits) {
+      layer.threshold.grad.floats()[0] = static_cast<float>(gradients.threshold);
+    }
+    y->grad = {};
+  });
+  return y;
+}
+
+Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
+                      int out_padding, const RunContext& context) {
+  compile(layer, workspace, false);
+  Variable y =
+      make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
+                      layer.act_bits, ElementType::kU8);
+  y->scale = ops::hidden_forward_eval(shape_of(layer), x->value.view(), x->scale, workspace.weights,
+                                      hidden_parameters(layer), layer.running_mean.floats(),
+                                      layer.running_var.floats(), y->value.view(), context.threads,
+                                      context.profile);
+  return y;
+}
+
+Variable flatten(const Variable& x) {
+  TileShape shape = x->value.tile_shape();
+  if (shape.pad != 0)
+    fail("flatten: the activations have {} rows of padding, expected 0", shape.pad);
+  shape.channels *= shape.length;
+  shape.length = 1;
+  Variable y = std::make_shared<Activation>(*x);
+  y->value = x->value.reshaped(shape);
+  return y;
+}
+
+Variable flatten(Tape& tape, const Variable& x) {
+  Variable y = flatten(x);
+  tape.record([x, y] {
+    x->grad = y->grad.reshaped(without_padding(x->value.tile_shape()));
+    x->scale_grad += y->scale_grad;
+    y->grad = {};
+  });
+  return y;
+}
+
+Variable output_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
+                      const RunContext& context) {
+  compile(layer, workspace, false);
+  return logits_of(x, layer, workspace, context);
+}
+
+Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
+                      const RunContext& context) {
+  compile(layer, workspace, true);
+  Variable logits = logits_of(x, layer, workspace, context);
+  // Keeps alive: the codes of x and the logits' gradient.
+  tape.record([x, logits, &layer, &workspace, context] {
+    ops::OutputGradients gradients{layer.weight.grad.floats(), layer.bias.grad.floats()};
+    ops::output_backward(shape_of(layer), x->value.view(), x->scale, workspace.weights,
+                         layer.bias.value.floats(), std::as_const(logits->grad).view(), gradients,
+                         gradient_of(x), context.threads, context.profile);
+    workspace.weights.backward(layer.weight.value.floats(), gradients.weight_scale,
+                               layer.weight.grad.floats());
+    x->scale_grad += gradients.x_scale;
+    logits->grad = {};
+  });
+  return logits;
+}
+
+ops::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<const uint8_t> labels) {
+  Tensor gradient = Tensor::tile(logits->value.tile_shape(), ElementType::kF32);
+  gradient.fill_zero();
+  const ops::LossResult result =
+      ops::softmax_cross_entropy(std::as_const(logits->value).view(), labels, gradient.view(), {});
+  tape.record([logits, gradient] { logits->grad = gradient; });
+  return result;
+}
+
+namespace {
+
+// Padding that the reader of layer i's output wants.
+int padding_after(const Network& network, size_t i) { return padding_of(network.layers()[i + 1]); }
+bool flatten_before(const Layer& layer, const Variable& x) {
+  return layer.kind != Layer::Kind::kConv && x->value.tile_shape().length != 1;
+}
+
+}  // namespace
+
+Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,
+                 const FrameBatch& batch, int64_t threshold_statistic_steps,
+                 const RunContext& context) {
+  std::vector<Layer>& layers = network.layers();
+  const bool collect = network.steps < threshold_statistic_steps;
+  Variable x = input_frames(batch, network.config(), padding_of(layers[0]), context);
+  for (size_t i = 0; i + 1 < layers.size(); ++i) {
+    if (flatten_before(layers[i], x)) x = flatten(tape, x);
+    x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
+                     padding_after(network, i), context);
+  }
+  if (flatten_before(layers.back(), x)) x = flatten(tape, x);
+  return output_layer(tape, x, layers.back(), workspaces[layers.size() - 1], context);
+}
+
+Variable forward(const Network& network, std::span<LayerWorkspace> workspaces,
+                 const FrameBatch& batch, const RunContext& context) {
+  const std::vector<Layer>& layers = network.layers();
+  Variable x = input_frames(batch, network.config(), padding_of(layers[0]), context);
+  for (size_t i = 0; i + 1 < layers.size(); ++i) {
+    if (flatten_before(layers[i], x)) x = flatten(x);
+    x = hidden_layer(x, layers[i], workspaces[i], padding_after(network, i), context);
+  }
+  if (flatten_before(layers.back(), x)) x = flatten(x);
+  return output_layer(x, layers.back(), workspaces[layers.size() - 1], context);
+}
+
+}  // namespace fmp

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT
+#include "framework/training/plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "framework/random.h"
+#include "framework/training/functions.h"
+
+namespace fmp {
+namespace {
+
+// Each kernel is timed this often, and its best time counts.
+constexpr int kRepetitions = 3;
+// Positions to time per thread: enough work to be measured (some milliseconds), whatever the layer.
+constexpr int64_t kTimedPositions = 2048;
+
+ops::Kernel kernel(bool sparse) { return sparse ? ops::Kernel::kSparse : ops::Kernel::kDense; }
+
+ops::CompiledWeights compile(const Layer& layer, const ops::PassPlan& plan) {
+  ops::CompiledWeights weights;
+  weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask, plan, true);
+  return weights;
+}
+
+// Random input codes or values of the layer.
+Tensor random_input(const Layer& layer, int64_t frames) {
+  Tensor x = Tensor::tile({frames, layer.length, layer.in_channels, padding_of(layer)},
+                          layer.input_bits == kFloatBits ? ElementType::kF32 : ElementType::kU8);
+  Random random(0, "plan");
+  if (x.type() == ElementType::kF32) {
+    for (float& value : x.floats()) value = random.uniform_float();
+  } else {
+    const uint32_t mask = (1U << layer.input_bits) - 1;
+    std::generate_n(x.data<uint8_t>(), x.size(),
+                    [&] { return static_cast<uint8_t>(random.next_u32() & mask); });
+  }
+  return x;
+}
+
+// Seconds of the three passes of a layer with one plan, best of kRepetitions.
+class LayerTimer {
+ public:
+  LayerTimer(const Layer& layer, int64_t frames, int threads)
+      : layer_(layer),
+        threads_(threads),
+        x_(random_input(layer, frames)),
+        dy_(Tensor::tile({frames, layer.length / layer.pool, layer.out_channels, 0},
+                         ElementType::kF32)),
+        dx_(Tensor::tile({frames, layer.length, layer.in_channels, 0}, ElementType::kF32)),
+        gradient_(Tensor::zeros({layer.weight.size()})),
+        per_channel_(Tensor::zeros({4, layer.out_channels})) {
+    std::fill_n(dy_.data<float>(), dy_.size(), 1.0F);
+  }
+
+  ops::Profile time(const ops::PassPlan& plan) {
+    const ops::CompiledWeights weights = compile(layer_, plan);
+    ops::Profile best;
+    best.conv_forward = best.conv_backward_data = best.conv_backward_weight =
+        std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kRepetitions; ++i) {
+      ops::Profile forward, backward;
+      run(weights, forward, backward);
+      // The forward kernels want their operands in different forms: that is part of their time.
+      best.conv_forward = std::min(best.conv_forward, forward.conv_forward + forward.unpack);
+      best.conv_backward_data = std::min(best.conv_backward_data, backward.conv_backward_data);
+      best.conv_backward_weight =
+          std::min(best.conv_backward_weight, backward.conv_backward_weight);
+    }
+    return best;
+  }
+
+ private:
+  std::span<float> channel_vector(int64_t i) {
+    const int64_t n = layer_.out_channels;
+    return per_channel_.floats().subspan(static_cast<size_t>(i * n), static_cast<size_t>(n));
+  }
+
+  void run(const ops::CompiledWeights& weights, ops::Profile& forward, ops::Profile& backward) {
+    const ops::LayerShape shape = shape_of(layer_);
+    const ConstTileView x = std::as_const(x_).view(), dy = std::as_const(dy_).view();
+    if (layer_.kind == Layer::Kind::kOutput) {
+      ops::output_forward(shape, x, 1.0F, weights, layer_.bias.value.floats(), dy_.view(), threads_,
+                          &forward);
+      ops::OutputGradients gradients{gradient_.floats(), channel_vector(0)};
+      ops::output_backward(shape, x, 1.0F, weights, layer_.bias.value.floats(), dy, gradients,
+                           dx_.view(), threads_, &backward);
+      return;
+    }
+    const bool quantized = layer_.act_bits != kFloatBits;
+    const ops::HiddenParameters parameters{layer_.gamma.value.floats(), layer_.beta.value.floats(),
+                                           quantized ? layer_.threshold.value.floats()[0] : 1.0F};
+    Tensor out = Tensor::tile(dy_.tile_shape(), quantized ? ElementType::kU8 : ElementType::kF32);
+    ops::hidden_forward_train(shape, x, 1.0F, weights, parameters, false,
+                              {channel_vector(0), channel_vector(1)}, state_, out.view(), threads_,
+                              &forward);
+    ops::HiddenGradients gradients{gradient_.floats(), channel_vector(2), channel_vector(3)};
+    ops::hidden_backward(shape, x, 1.0F, weights, parameters, state_, dy, 0.0, gradients,
+                         dx_.view(), threads_, &backward);
+  }
+
+  const Layer& layer_;
+  int threads_;
+  Tensor x_, dy_, dx_, gradient_, per_channel_;
+  ops::HiddenState state_;
+};
+
+}  // namespace
+
+LayerPlan plan_of(std::span<const LayerPlan> plan, const Layer& layer) {
+  const auto found = std::ranges::find(plan, layer.name, &LayerPlan::layer);
+  return found == plan.end() ? LayerPlan{.layer = layer.name} : *found;
+}
+
+ops::PassPlan pass_plan(const LayerPlan& plan) {
+  const auto sparse = [](ops::Kernel kernel) {
+    return kernel == ops::Kernel::kSparse || kernel == ops::Kernel::kCusparse;
+  };
+  return {sparse(plan.forward), sparse(plan.backward_data), sparse(plan.backward_weight)};
+}
+
+LayerPlan dense_plan(const Layer& layer) {
+  LayerPlan plan;
+  plan.layer = layer.name;
+  plan.density =
+      static_cast<double>(compile(layer, {}).nonzeros()) / static_cast<double>(layer.weight.size());
+  return plan;
+}
+
+LayerPlan plan_by_density(const Layer& layer, double threshold) {
+  LayerPlan plan = dense_plan(layer);
+  plan.forward = plan.backward_data = plan.backward_weight = kernel(plan.density < threshold);
+  return plan;
+}
+
+LayerPlan plan_by_cpu_timing(const Layer& layer, int batch, int threads) {
+  const int64_t wanted = std::max<int64_t>(1, kTimedPositions / layer.length) * threads * kLanes;
+  LayerTimer timer(layer, std::min<int64_t>(batch, wanted), threads);
+  const ops::Profile dense = timer.time({false, false, false});
+  const ops::Profile sparse = timer.time({true, true, true});
+  LayerPlan plan = dense_plan(layer);
+  plan.forward = kernel(sparse.conv_forward < dense.conv_forward);
+  if (!ops::prefers_dense_backward(shape_of(layer), layer.weight.mask)) {
+    plan.backward_data = kernel(sparse.conv_backward_data < dense.conv_backward_data);
+    plan.backward_weight = kernel(sparse.conv_backward_weight < dense.conv_backward_weight);
+  }
+  return plan;
+}
+
+}  // namespace fmp

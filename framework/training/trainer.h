@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/data/dataset.h"
+#include "framework/network/network.h"
+#include "framework/training/engine.h"
+#include "kernels/cpu/ops.h"
+
+namespace fmp {
+
+struct TrainerOptions {
+  int batch = 1024;
+  double learning_rate = 1e-3;
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // Adam's, as PyTorch's defaults
+  int threads = 0;                                    // of the CPU; 0 = all cores
+  // Below this share of nonzero weights a layer's pass runs on the sparse kernel; unset = measured
+  // after each prune ("auto").
+  std::optional<double> sparse_threshold;
+  // Training steps in which QuantReLU thresholds follow the batches' percentiles.
+  int64_t threshold_statistic_steps = kThresholdStatisticSteps;
+};
+
+struct Progress {
+  int64_t frames_done = 0, frames_total = 0;
+  double loss = 0;  // mean over the frames done so far
+  double frames_per_second = 0;
+};
+using ProgressCallback = std::function<void(const Progress&)>;
+
+struct EpochResult {
+  double loss = 0;      // mean cross-entropy over the epoch, training mode
+  double accuracy = 0;  // training mode
+  double seconds = 0;
+  int64_t frames = 0;
+};
+
+struct Evaluation {
+  struct Snr {
+    int snr_db = 0;
+    int64_t frames = 0, correct = 0;
+  };
+  int64_t frames = 0, correct = 0;
+  double loss = 0;
+  double seconds = 0;
+  std::vector<Snr> by_snr;         // ascending
+  std::vector<int64_t> confusion;  // [true class][predicted class]
+  double accuracy() const {
+    return frames > 0 ? static_cast<double>(correct) / static_cast<double>(frames) : 0.0;
+  }
+};
+
+// Trains and evaluates a Network on an engine. Results depend on the network, the data, the
+// options, the seed and the kind of engine, never on the number of threads. The network is the
+// caller's: it may be replaced, pruned, compacted between calls.
+class Trainer {
+ public:
+  explicit Trainer(const TrainerOptions& options);  // on the CPU
+  Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine);
+
+  // One pass over `frames` in the order of shuffled(frames, seed, epoch), one Adam step a batch.
+  // Throws DivergedError when the loss is no longer finite.
+  EpochResult train_epoch(Network& network, const Dataset& data, const std::vector<int64_t>& frames,
+                          uint64_t seed, uint64_t epoch, double learning_rate,
+                          const ProgressCallback& progress = {});
+
+  Evaluation evaluate(const Network& network, const Dataset& data,
+                      const std::vector<int64_t>& frames, const ProgressCallback& progress = {});
+
+  // One step of the above: forward, backward, Adam. Leaves the gradients in the parameters. Returns
+  // the batch's loss (mean) and how many frames it got right.
+  struct StepResult {
+    double loss = 0;
+    int64_t correct = 0;
+  };
+  StepResult train_step(Network& network, const FrameBatch& batch, double learning_rate);
+
+  // Logits in evaluation mode, [count][classes].
+  std::vector<float> logits(const Network& network, const FrameBatch& batch);
+
+  // Decides dense or sparse for every layer and pass of this network: by timing both on the real
+  // shapes, or by the fixed threshold. The decision holds until the next call; before the first one
+  // everything is dense.
+  const std::vector<LayerPlan>& plan(const Network& network);
+  // A decision made elsewhere, e.g. by the run that is being resumed.
+  void set_plan(std::vector<LayerPlan> plan);
+  const std::vector<LayerPlan>& current_plan() const;
+
+  // Adds what the kernels spend their time on to `profile` from now on; null = stop. CPU only.
+  void set_profile(ops::Profile* profile) { engine_->set_profile(profile); }
+  const Engine& engine() const { return *engine_; }
+
+ private:
+  // engine.train() with divergence told from other errors.
+  void train(Network& network, double learning_rate, const BatchSource& batches,
+             const ResultSink& results);
+
+  TrainerOptions options_;
+  std::unique_ptr<Engine> engine_;
+  std::vector<LayerPlan> plan_;
+};
+
+}  // namespace fmp

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT
+// Every operation of a training step on raw tiles, with shapes and meaning. This is the one header
+// through which the framework reaches a backend. No framework types below this line.
+//
+// Notation: N frames, O output and C input channels, T taps, L positions. Activations are tiles
+// (kernels/tile.h). Quantized activations are codes, value = code * scale, unsigned b bits after a
+// QuantReLU and signed b bits at the input. Weights are [O][T][C] float with a mask of bytes.
+//
+// The integer part of the forward pass is exact: sums of products of codes do not depend on order,
+// plan, instruction set or number of threads. All floating-point sums run in an order that depends
+// on the shapes alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/aligned_buffer.h"
+#include "kernels/tile.h"
+
+namespace fmp {
+
+// BatchNorm1d's constants, PyTorch's defaults.
+inline constexpr double kBatchNormEpsilon = 1e-5;
+inline constexpr double kBatchNormMomentum = 0.1;
+// Training steps in which a QuantReLU's largest value is the batch's percentile; then it is
+// learned.
+inline constexpr int64_t kThresholdStatisticSteps = 300;
+inline constexpr double kThresholdPercentile = 99.999;
+inline constexpr double kThresholdMomentum = 0.1;
+// Smallest threshold and largest weight that a quantizer divides by.
+inline constexpr float kMinQuantizerRange = 1e-10f;
+
+namespace ops {
+
+// Shape of a layer with weights. A dense layer has taps = 1, length = 1.
+struct LayerShape {
+  int in_channels = 0, out_channels = 0;
+  int taps = 1;    // odd; same padding, stride 1
+  int length = 1;  // positions read and, before pooling, written
+  int pool = 1;    // MaxPool1d window and stride, divides length; 1 = none
+  int input_bits = 8, weight_bits = 8, act_bits = 8;  // 2..8 or kFloatBits
+
+  int64_t weights() const { return static_cast<int64_t>(out_channels) * taps * in_channels; }
+  int64_t fan_in() const { return static_cast<int64_t>(taps) * in_channels; }
+};
+
+// What may run a pass of a layer: a backend's own kernels, or on a device a library's. All give the
+// same integers in the forward pass; on a device, sums of floats differ in their last bits.
+enum class Kernel : uint8_t {
+  kDense,
+  kSparse,    // surviving weights only
+  kCublas,    // a batched product over positions with overlapping matrices, dense
+  kCusparse,  // SpMM tap by tap, and SDDMM for the weights' gradient: surviving weights only
+};
+constexpr const char* kernel_name(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kSparse:
+      return "sparse";
+    case Kernel::kCublas:
+      return "cublas";
+    case Kernel::kCusparse:
+      return "cusparse";
+    default:
+      return "dense";
+  }
+}
+
+// Which kernel of the CPU's runs each pass of a layer.
+struct PassPlan {
+  bool sparse_forward = false, sparse_backward_data = false, sparse_backward_weight = false;
+  bool operator==(const PassPlan&) const = default;
+};
+
+// Whether a layer's dense backward kernels are those that sum in an order of their own (Winograd's
+// algorithm, matrix products) and so leave sparse ones behind. A layer that is dense enough for
+// them does not choose by time, or its results would depend on it: the answer follows from the
+// shape and the mask alone, and removing channels without weights does not change it.
+bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask);
+
+// Seconds of all threads together by what they were spent on.
+struct Profile {
+  double unpack = 0, conv_forward = 0, activation_forward = 0, activation_backward = 0,
+         conv_backward_data = 0, conv_backward_weight = 0, other = 0;
+};
+
+// A layer's weights, fake-quantized and compiled for the kernels of its plan. Quantization as
+// Brevitas' Int8WeightPerTensorFloat: scale = max|w| / (2^(b-1) - 1), code = round_half_even(w /
+// scale), w being masked.
+class CompiledWeights {
+ public:
+  CompiledWeights();
+  ~CompiledWeights();
+  CompiledWeights(CompiledWeights&&) noexcept;
+  CompiledWeights& operator=(CompiledWeights&&) noexcept;
+
+  // weight: [O][T][C]; mask: the same shape or empty; backward: also compile what the backward pass
+  // needs. Throws std::domain_error when a weight is not finite.
+  void compile(const LayerShape& shape, std::span<const float> weight,
+               std::span<const uint8_t> mask, const PassPlan& plan, bool backward);
+
+  float scale() const;                   // 1 for float weights
+  std::span<const float> codes() const;  // [O][T][C]: integers, or the masked weights if float
+  int64_t nonzeros() const;              // nonzero codes
+
+  // From the gradient with respect to the fake-quantized weights to that of the weights, in place:
+  // straight-through, plus the scale's gradient at the largest |w| (spread evenly over ties), plus
+  // `scale_gradient` from elsewhere (the output bias); masked weights get 0.
+  void backward(std::span<const float> weight, double scale_gradient, std::span<float> grad) const;
+
+  struct Compiled;
+  const Compiled& compiled() const { return *compiled_; }
+
+ private:
+  std::unique_ptr<Compiled> compiled_;
+};
+
+// frames: [N][L][C] codes or values -> tile [L][C] of out.type (kS8 or kF32).
+void pack_frames(std::span<const int8_t> frames, TileView out, int threads);
+void pack_frames(std::span<const float> frames, TileView out, int threads);
+
+// Parameters of a hidden layer: BatchNorm1d and QuantReLU. All [O] but threshold.
+struct HiddenParameters {
+  std::span<const float> gamma, beta;
+  float threshold = 1;  // v: scale = |v| / (2^b - 1); not read while collecting or if act is float
+};
+
+struct RunningStatistics {
+  std::span<float> mean, var;  // [O]; var unbiased, as PyTorch's
+};
+
+// What the forward pass of a hidden layer leaves for its backward pass.
+struct HiddenState {
+  bool collected = false;                    // the threshold was this batch's percentile
+  float act_scale = 1;                       // of the codes written
+  float threshold = 1;                       // act_scale * (2^b - 1)
+  std::vector<float> gain, shift;            // t = gain * y + shift, in units of codes
+  std::vector<float> xhat_gain, xhat_shift;  // normalised value before gamma and beta
+  std::vector<float> inv_std;                // of the real-valued convolution output
+  // The element that is the percentile: row among all rows of all tiles, channel, lane, xhat there.
+  int64_t statistic_row = -1;  // -1: none
+  int statistic_channel = 0, statistic_lane = 0;
+  float statistic_xhat = 0;
+  AlignedBuffer<float> y;  // convolution sums [tiles][L][O][lanes]; empty when cheaper to recompute
+};
+
+// x -> convolution -> batch-norm with the batch's statistics -> QuantReLU -> max-pool -> out.
+// x: [L][C] codes (or values) with room for the taps' padding; out: [L / pool][O] kU8 codes, or
+// kF32 when act_bits is kFloatBits. collect: take the threshold from this batch (see
+// kThresholdPercentile). running: updated.
+void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scale,
+                          const CompiledWeights& weights, const HiddenParameters& parameters,
+                          bool collect, const RunningStatistics& running, HiddenState& state,
+                          TileView out, int threads, Profile* profile = nullptr);
+
+// The scale of a QuantReLU's codes: its threshold's size, but not less than kMinQuantizerRange, is
+// the largest code.
+float activation_scale(float threshold, int act_bits);
+
+// Batch-norm with running statistics as value = gain * x + shift. Each operation is rounded to
+// float: gain = gamma * (1 / sqrt(var + eps)), shift = beta - mean * gain, as ONNX Runtime does it.
+struct EvaluationAffine {
+  float gain = 1, shift = 0;
+};
+EvaluationAffine evaluation_affine(float gamma, float beta, float mean, float var);
+
+// What evaluation mode does to a channel's sums y: value = (y * sum_scale) * gain + shift, code =
+// round_half_even(value / act_scale) within 0 .. 2^b - 1. Each operation is rounded to float by
+// itself, nothing is fused: so does a runtime that executes the exported graph node by node (see
+// framework/onnx/export.h), and its codes are these.
+struct EvaluationState {
+  float sum_scale = 1;  // x_scale * weight_scale
+  float act_scale = 1;  // of the codes; 1 without quantization
+  std::vector<float> gain, shift;
+};
+EvaluationState evaluation_state(const LayerShape& shape, float x_scale, float weight_scale,
+                                 const HiddenParameters& parameters,
+                                 std::span<const float> running_mean,
+                                 std::span<const float> running_var);
+
+// The forward pass in evaluation mode, with evaluation_state(). Returns the scale of the codes
+// written.
+float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scale,
+                          const CompiledWeights& weights, const HiddenParameters& parameters,
+                          std::span<const float> running_mean, std::span<const float> running_var,
+                          TileView out, int threads, Profile* profile = nullptr);
+
+struct HiddenGradients {
+  std::span<float> weight;       // [O][T][C], of the fake-quantized weights; see CompiledWeights
+  std::span<float> gamma, beta;  // [O]
+  double threshold = 0;          // of v; 0 while collecting
+};
+
+// dp: gradient of the output's values, [L / pool][O] kF32 without padding, 0 in unused lanes.
+// act_scale_gradient: further gradient of the output's scale (from the output layer's bias).
+// dx: gradient of the input's values, [L][C] kF32 without padding; data null = not wanted.
+void hidden_backward(const LayerShape& shape, ConstTileView x, float x_scale,
+                     const CompiledWeights& weights, const HiddenParameters& parameters,
+                     const HiddenState& state, ConstTileView dp, double act_scale_gradient,
+                     HiddenGradients& gradients, TileView dx, int threads,
+                     Profile* profile = nullptr);
+
+// logits = x * w + bias, bias fake-quantized at scale x_scale * w_scale (Brevitas' Int32Bias; plain
+// when input or weights are float). logits: [1][O] kF32.
+void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
+                    const CompiledWeights& weights, std::span<const float> bias, TileView logits,
+                    int threads, Profile* profile = nullptr);
+
+// The bias as output_forward adds it when it is quantized: integers, in units of `scale` = x_scale
+// * weight scale.
+std::vector<float> output_bias_codes(std::span<const float> bias, float scale);
+
+struct OutputGradients {
+  std::span<float> weight;               // [O][1][C], of the fake-quantized weights
+  std::span<float> bias;                 // [O]
+  double weight_scale = 0, x_scale = 0;  // through the bias quantizer
+};
+
+void output_backward(const LayerShape& shape, ConstTileView x, float x_scale,
+                     const CompiledWeights& weights, std::span<const float> bias,
+                     ConstTileView dlogits, OutputGradients& gradients, TileView dx, int threads,
+                     Profile* profile = nullptr);
+
+struct LossResult {
+  double loss_sum = 0;  // sum of the frames' cross-entropies
+  int64_t correct = 0;
+};
+
+// Softmax cross-entropy. logits: [1][classes] kF32; labels: [N]; dlogits (data null = not wanted):
+// gradient of the mean loss; predicted: [N] or empty.
+LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> labels,
+                                 TileView dlogits, std::span<uint8_t> predicted);
+
+// One Adam step (PyTorch's, without weight decay). step: t, from 1. mask: empty, or 0 where nothing
+// may move.
+struct AdamOptions {
+  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
+};
+void adam_step(const AdamOptions& options, int64_t step, std::span<const float> grad,
+               std::span<const uint8_t> mask, std::span<float> value, std::span<float> moment1,
+               std::span<float> moment2);
+
+// Name of the instruction set in use, e.g. "AVX2".
+std::string target_name();
+
+// The instruction sets that this machine can use, best first.
+std::vector<std::string> target_names();
+
+// Uses one of them from now on; for tests and comparisons. Not while kernels run. Throws
+// std::invalid_argument when the machine or the build lacks it.
+void use_target(const std::string& name);
+
+}  // namespace ops
+}  // namespace fmp
