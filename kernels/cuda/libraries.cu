@@ -38,8 +38,8 @@ void check(cusparseStatus_t status, const char* call,
   throw LibraryError(call, cusparseGetErrorName(status), cusparseGetErrorString(status), where);
 }
 
-// Owns a descriptor of cuSPARSE.
-template <typename Descriptor, typename Const, cusparseStatus_t (*kDestroy)(Const)>
+// Owns a handle or descriptor of one of the libraries.
+template <typename Descriptor, auto kDestroy>
 class Owned {
  public:
   Owned() = default;
@@ -69,7 +69,7 @@ class DenseBatch {
   cusparseDnMatDescr_t get() const { return matrix_.get(); }
 
  private:
-  Owned<cusparseDnMatDescr_t, cusparseConstDnMatDescr_t, cusparseDestroyDnMat> matrix_;
+  Owned<cusparseDnMatDescr_t, cusparseDestroyDnMat> matrix_;
 };
 
 // stride: elements from the columns and values of one matrix to those of the next.
@@ -87,39 +87,66 @@ class CsrBatch {
   cusparseSpMatDescr_t get() const { return matrix_.get(); }
 
  private:
-  Owned<cusparseSpMatDescr_t, cusparseConstSpMatDescr_t, cusparseDestroySpMat> matrix_;
+  Owned<cusparseSpMatDescr_t, cusparseDestroySpMat> matrix_;
 };
 
 constexpr float kOne = 1, kZero = 0;
 constexpr cusparseOperation_t kPlain = CUSPARSE_OPERATION_NON_TRANSPOSE;
 constexpr cusparseOperation_t kTransposed = CUSPARSE_OPERATION_TRANSPOSE;
 
+// cuBLAS on a stream.
+class Blas {
+ public:
+  explicit Blas(cudaStream_t stream) : workspace_(kWorkspaceBytes) {
+    check(cublasCreate(handle_.address()), "cublasCreate");
+    check(cublasSetStream(handle_.get(), stream), "cublasSetStream");
+    // After the stream, which takes the memory away.
+    check(cublasSetWorkspace(handle_.get(), workspace_.data(), kWorkspaceBytes),
+          "cublasSetWorkspace");
+  }
+  cublasHandle_t handle() const { return handle_.get(); }
+
+ private:
+  DeviceBuffer<std::byte> workspace_;
+  Owned<cublasHandle_t, cublasDestroy> handle_;  // destroyed before its memory
+};
+
+// cuSPARSE on a stream.
+class Sparse {
+ public:
+  explicit Sparse(cudaStream_t stream) {
+    check(cusparseCreate(handle_.address()), "cusparseCreate");
+    check(cusparseSetStream(handle_.get(), stream), "cusparseSetStream");
+  }
+  cusparseHandle_t handle() const { return handle_.get(); }
+  void* buffer(size_t bytes) { return buffer_.reserve(bytes); }
+
+ private:
+  DeviceBuffer<std::byte> buffer_;
+  Owned<cusparseHandle_t, cusparseDestroy> handle_;
+};
+
 }  // namespace
 
 struct Libraries::Handles {
-  explicit Handles(Stream on_stream) : stream(on_stream), workspace(kWorkspaceBytes) {}
-  ~Handles() {
-    if (blas != nullptr) static_cast<void>(cublasDestroy(blas));
-    if (sparse != nullptr) static_cast<void>(cusparseDestroy(sparse));
-  }
+  explicit Handles(Stream on_stream) : stream(on_stream) {}
   Stream stream;
-  cublasHandle_t blas = nullptr;
-  cusparseHandle_t sparse = nullptr;
-  DeviceBuffer<std::byte> workspace;
-  DeviceBuffer<std::byte> sparse_buffer;
   DeviceBuffer<float> scratch;
+  // Made when they are first asked for: a run without kernels of a library does not load it.
+  std::unique_ptr<Blas> blas;
+  std::unique_ptr<Sparse> sparse;
+
+  cublasHandle_t use_blas() {
+    if (!blas) blas = std::make_unique<Blas>(static_cast<cudaStream_t>(stream));
+    return blas->handle();
+  }
+  Sparse& use_sparse() {
+    if (!sparse) sparse = std::make_unique<Sparse>(static_cast<cudaStream_t>(stream));
+    return *sparse;
+  }
 };
 
-Libraries::Libraries(Stream stream) : handles_(std::make_unique<Handles>(stream)) {
-  Handles& h = *handles_;
-  const cudaStream_t native = static_cast<cudaStream_t>(stream);
-  check(cublasCreate(&h.blas), "cublasCreate");
-  check(cublasSetStream(h.blas, native), "cublasSetStream");
-  // After the stream, which takes the memory away.
-  check(cublasSetWorkspace(h.blas, h.workspace.data(), kWorkspaceBytes), "cublasSetWorkspace");
-  check(cusparseCreate(&h.sparse), "cusparseCreate");
-  check(cusparseSetStream(h.sparse, native), "cusparseSetStream");
-}
+Libraries::Libraries(Stream stream) : handles_(std::make_unique<Handles>(stream)) {}
 
 Libraries::~Libraries() = default;
 
@@ -130,8 +157,8 @@ float* Libraries::scratch(size_t floats) { return handles_->scratch.reserve(floa
 void Libraries::run(const BatchedGemm& g) {
   const auto operation = [](bool transposed) { return transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
   check(cublasGemmStridedBatchedEx(
-            handles_->blas, operation(g.b.transposed), operation(g.a.transposed), g.n, g.m, g.k,
-            &kOne, g.b.data, CUDA_R_32F, g.b.row_stride, g.b.stride, g.a.data, CUDA_R_32F,
+            handles_->use_blas(), operation(g.b.transposed), operation(g.a.transposed), g.n, g.m,
+            g.k, &kOne, g.b.data, CUDA_R_32F, g.b.row_stride, g.b.stride, g.a.data, CUDA_R_32F,
             g.a.row_stride, g.a.stride, &kZero, g.c, CUDA_R_32F, g.n, g.c_stride, g.batches,
             CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT),
         "cublasGemmStridedBatchedEx");
@@ -145,26 +172,27 @@ void Libraries::run(const BatchedSpmm& s) {
   // most speed with row-major matrices for the second.
   const cusparseSpMMAlg_t algorithm =
       s.deterministic ? CUSPARSE_SPMM_CSR_ALG3 : CUSPARSE_SPMM_CSR_ALG2;
+  Sparse& sparse = handles_->use_sparse();
   size_t bytes = 0;
-  check(cusparseSpMM_bufferSize(handles_->sparse, kPlain, kPlain, &kOne, a.get(), b.get(), beta,
+  check(cusparseSpMM_bufferSize(sparse.handle(), kPlain, kPlain, &kOne, a.get(), b.get(), beta,
                                 c.get(), CUDA_R_32F, algorithm, &bytes),
         "cusparseSpMM_bufferSize");
-  check(cusparseSpMM(handles_->sparse, kPlain, kPlain, &kOne, a.get(), b.get(), beta, c.get(),
-                     CUDA_R_32F, algorithm, handles_->sparse_buffer.reserve(bytes)),
+  check(cusparseSpMM(sparse.handle(), kPlain, kPlain, &kOne, a.get(), b.get(), beta, c.get(),
+                     CUDA_R_32F, algorithm, sparse.buffer(bytes)),
         "cusparseSpMM");
 }
 
 void Libraries::run(const BatchedSddmm& s) {
   const DenseBatch a(s.c.rows, s.k, s.a, s.batches), b(s.c.columns, s.k, s.b, s.batches);
   const CsrBatch c(s.c, s.columns, s.values, s.batches, s.c.nonzeros);
+  Sparse& sparse = handles_->use_sparse();
   size_t bytes = 0;
-  check(cusparseSDDMM_bufferSize(handles_->sparse, kPlain, kTransposed, &kOne, a.get(), b.get(),
+  check(cusparseSDDMM_bufferSize(sparse.handle(), kPlain, kTransposed, &kOne, a.get(), b.get(),
                                  &kZero, c.get(), CUDA_R_32F, CUSPARSE_SDDMM_ALG_DEFAULT, &bytes),
         "cusparseSDDMM_bufferSize");
-  check(
-      cusparseSDDMM(handles_->sparse, kPlain, kTransposed, &kOne, a.get(), b.get(), &kZero, c.get(),
-                    CUDA_R_32F, CUSPARSE_SDDMM_ALG_DEFAULT, handles_->sparse_buffer.reserve(bytes)),
-      "cusparseSDDMM");
+  check(cusparseSDDMM(sparse.handle(), kPlain, kTransposed, &kOne, a.get(), b.get(), &kZero,
+                      c.get(), CUDA_R_32F, CUSPARSE_SDDMM_ALG_DEFAULT, sparse.buffer(bytes)),
+        "cusparseSDDMM");
 }
 
 }  // namespace fmp::cuda

@@ -57,7 +57,8 @@ struct BatchedSddmm {
   const float *a = nullptr, *b = nullptr;
 };
 
-// Handles of both libraries for the work of one stream. Every failure throws std::runtime_error
+// Handles of both libraries for the work of one stream; each is loaded and made by its first run,
+// which therefore must not be one that is being captured. Every failure throws std::runtime_error
 // with file, line, call and status. Sums are of fp32 throughout, never of TF32 or emulated: sums of
 // integers are exact below 2^24. Calls are not thread-safe.
 class Libraries {
