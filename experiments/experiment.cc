@@ -79,7 +79,7 @@ Network initial_network(const Options& options, const Dataset& data) {
   if (options.init.empty()) {
     return {network_config(options, data.length(), classes), options.seed};
   }
-  Network network = import_onnx(options.init);
+  Network network = onnx::import_network(options.init);
   const NetworkConfig& config = network.config();
   constexpr int kChannels = 2;
   if (config.input_channels != kChannels || config.length != data.length() ||

@@ -33,10 +33,10 @@ void write_verified_model(const Network& network, const std::filesystem::path& f
                           const Dataset& data, std::span<const int64_t> frames, int threads) {
   std::filesystem::path unverified = file;
   unverified += ".unverified";
-  export_onnx(network, unverified);
+  onnx::export_network(network, unverified);
   FrameBatch batch;
   data.read(frames, batch);
-  const Network back = import_onnx(unverified);
+  const Network back = onnx::import_network(unverified);
   if (predictions(network, batch, threads) != predictions(back, batch, threads)) {
     fail("{}: read back, it classifies frames differently", unverified.string());
   }

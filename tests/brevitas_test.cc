@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "framework/data/dataset.h"
-#include "framework/network/cost.h"
 #include "framework/network/network.h"
+#include "framework/network/weight_codes.h"
 #include "framework/training/functions.h"
 #include "framework/training/trainer.h"
 #include "kernels/cpu/ops.h"

@@ -11,6 +11,7 @@
 
 #include "framework/network/cost.h"
 #include "framework/network/pruning.h"
+#include "framework/network/weight_codes.h"
 #include "framework/random.h"
 #include "framework/training/trainer.h"
 

@@ -25,7 +25,7 @@ std::filesystem::path judge(const std::string& name) {
 }
 
 Evaluation ask(const std::filesystem::path& file) {
-  const Network network = network_of(load_onnx(file));
+  const Network network = onnx::import_network(onnx::load(file));
   synth::SynthDataset::Options options;
   options.seed = 4711;
   options.frames_per_block = kFramesPerBlock;

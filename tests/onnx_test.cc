@@ -88,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(Onnx, Fixture,
 
 TEST_P(Fixture, GivesTheOutputsOfQonnx) {
   const nlohmann::json values = expected(GetParam());
-  const GraphEvaluator evaluator(load_onnx(fixture(GetParam())));
+  const onnx::GraphEvaluator evaluator(onnx::load(fixture(GetParam())));
   const std::vector<float> reference = flat(values.at("y"));
   for (const int threads : {1, 3}) {
     const std::vector<float> outputs = evaluator.run(flat(values.at("x")), threads);
@@ -98,7 +98,8 @@ TEST_P(Fixture, GivesTheOutputsOfQonnx) {
 
 TEST_P(Fixture, CostsWhatQonnxCounts) {
   const nlohmann::json values = expected(GetParam());
-  const NetworkCost cost = inference_cost(load_onnx(fixture(GetParam())), QuantizerReading::kAll);
+  const NetworkCost cost =
+      inference_cost(onnx::load(fixture(GetParam())), onnx::QuantizerReading::kAll);
   EXPECT_EQ(static_cast<double>(cost.bit_ops()), values.at("bit_ops").get<double>());
   EXPECT_EQ(static_cast<double>(cost.bit_mem()), values.at("bit_mem").get<double>());
   int64_t outputs = 0;
@@ -140,8 +141,8 @@ INSTANTIATE_TEST_SUITE_P(Onnx, Chain, testing::Values("brevitas_chain", "folded_
 
 TEST_P(Chain, BecomesANetworkThatGivesTheSame) {
   const nlohmann::json values = expected(GetParam());
-  const Graph graph = load_onnx(fixture(GetParam()));
-  const Network network = network_of(graph);
+  const onnx::Graph graph = onnx::load(fixture(GetParam()));
+  const Network network = onnx::import_network(graph);
   EXPECT_LT(largest_difference(logits_of(network, flat(values.at("x"))), flat(values.at("y"))),
             1e-5F);
   const NetworkCost cost = inference_cost(network);
@@ -156,13 +157,13 @@ TEST_P(Chain, BecomesANetworkThatGivesTheSame) {
 }
 
 TEST(OnnxImport, ReadsTheSettingsOfTheChains) {
-  const NetworkConfig brevitas = import_onnx(fixture("brevitas_chain")).config();
+  const NetworkConfig brevitas = onnx::import_network(fixture("brevitas_chain")).config();
   EXPECT_EQ(brevitas.filters, (std::vector{4, 5}));
   EXPECT_EQ(brevitas.dense, std::vector{8});
   EXPECT_EQ(brevitas.input_bits, 6);
   EXPECT_EQ(brevitas.weight_bits, (std::vector{4, 4, 4, 4}));
   EXPECT_EQ(brevitas.act_bits, (std::vector{4, 4, 4}));
-  const NetworkConfig folded = import_onnx(fixture("folded_chain")).config();
+  const NetworkConfig folded = onnx::import_network(fixture("folded_chain")).config();
   EXPECT_EQ(folded.kernel, 5);
   EXPECT_EQ(folded.weight_bits, (std::vector{5, 3, 4, 4}));
   EXPECT_EQ(folded.act_bits, (std::vector{3, 4, 4}));
@@ -222,8 +223,8 @@ TEST(OnnxExport, ComesBackBitForBit) {
   for (const NetworkConfig& config : export_configs()) {
     const Network network = trained_network(config, 21);
     const TemporaryFile file("export.onnx");
-    export_onnx(network, file.path());
-    const Network back = import_onnx(file.path());
+    onnx::export_network(network, file.path());
+    const Network back = onnx::import_network(file.path());
     EXPECT_EQ(back.config().filters, config.filters);
     const std::vector<float> x = random_frames(config, 50, 22);
     EXPECT_EQ(logits_of(network, x), logits_of(back, x));
@@ -237,8 +238,8 @@ TEST(OnnxExport, TheGraphGivesTheNetworksLogitsAndCost) {
   for (const NetworkConfig& config : export_configs()) {
     const Network network = trained_network(config, 31);
     const TemporaryFile file("graph.onnx");
-    export_onnx(network, file.path());
-    const GraphEvaluator evaluator(load_onnx(file.path()));
+    onnx::export_network(network, file.path());
+    const onnx::GraphEvaluator evaluator(onnx::load(file.path()));
     const std::vector<float> x = random_frames(config, 50, 32);
     const std::vector<float> ours = logits_of(network, x), theirs = evaluator.run(x, 2);
     const auto classes = static_cast<size_t>(config.classes);
@@ -263,27 +264,27 @@ class ExportedModel {
  public:
   explicit ExportedModel(const Network& network) {
     const TemporaryFile file("exported.onnx");
-    export_onnx(network, file.path());
+    onnx::export_network(network, file.path());
     std::ifstream stream(file.path(), std::ios::binary);
     EXPECT_TRUE(model.ParseFromIstream(&stream));
   }
 
-  onnx::TensorProto* initializer(const std::string& name) {
-    for (onnx::TensorProto& tensor : *model.mutable_graph()->mutable_initializer()) {
+  ::onnx::TensorProto* initializer(const std::string& name) {
+    for (::onnx::TensorProto& tensor : *model.mutable_graph()->mutable_initializer()) {
       if (tensor.name() == name) return &tensor;
     }
     return nullptr;
   }
-  static std::vector<float> values_of(const onnx::TensorProto& tensor) {
+  static std::vector<float> values_of(const ::onnx::TensorProto& tensor) {
     std::vector<float> values(tensor.raw_data().size() / sizeof(float));
     std::memcpy(values.data(), tensor.raw_data().data(), tensor.raw_data().size());
     return values;
   }
-  static void set(onnx::TensorProto& tensor, std::span<const float> values) {
+  static void set(::onnx::TensorProto& tensor, std::span<const float> values) {
     tensor.set_raw_data(values.data(), values.size_bytes());
   }
 
-  onnx::ModelProto model;
+  ::onnx::ModelProto model;
 };
 
 // qonnx's cleanup computes the codes of the weights beforehand. Their scale is then known from the
@@ -295,7 +296,7 @@ TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
   auto& nodes = *exported.model.mutable_graph()->mutable_node();
   for (int i = nodes.size() - 1; i >= 0; --i) {
     if (nodes[i].op_type() != "Div") continue;
-    onnx::TensorProto* weight = exported.initializer(nodes[i].input(0));
+    ::onnx::TensorProto* weight = exported.initializer(nodes[i].input(0));
     if (weight == nullptr) continue;
     std::vector<float> values = ExportedModel::values_of(*weight);
     const float divisor = ExportedModel::values_of(*exported.initializer(nodes[i].input(1)))[0];
@@ -308,7 +309,7 @@ TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
   ASSERT_EQ(folded, 6);
   const TemporaryFile file("folded.onnx");
   file.write(exported.model.SerializeAsString());
-  const Network back = import_onnx(file.path());
+  const Network back = onnx::import_network(file.path());
   for (size_t i = 0; i < network.layers().size(); ++i) {
     const auto expected = network.layers()[i].weight.value.floats();
     const auto found = back.layers()[i].weight.value.floats();
@@ -320,27 +321,27 @@ TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
 
 // --- Errors: one line that names the file and the node ---
 
-onnx::ModelProto model_of(const std::string& name) {
-  onnx::ModelProto model;
+::onnx::ModelProto model_of(const std::string& name) {
+  ::onnx::ModelProto model;
   std::ifstream stream(fixture(name), std::ios::binary);
   EXPECT_TRUE(model.ParseFromIstream(&stream));
   return model;
 }
 
-onnx::NodeProto& node_of(onnx::ModelProto& model, const std::string& op) {
-  for (onnx::NodeProto& node : *model.mutable_graph()->mutable_node()) {
+::onnx::NodeProto& node_of(::onnx::ModelProto& model, const std::string& op) {
+  for (::onnx::NodeProto& node : *model.mutable_graph()->mutable_node()) {
     if (node.op_type() == op) return node;
   }
   throw std::logic_error("no node " + op);
 }
 
 // What loading (or importing) the model fails with.
-std::string complaint(const onnx::ModelProto& model, bool import = false) {
+std::string complaint(const ::onnx::ModelProto& model, bool import = false) {
   const TemporaryFile file("broken.onnx");
   file.write(model.SerializeAsString());
   try {
-    const Graph graph = load_onnx(file.path());
-    if (import) network_of(graph);
+    const onnx::Graph graph = onnx::load(file.path());
+    if (import) onnx::import_network(graph);
   } catch (const Error& error) {
     std::string message = error.what();
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
@@ -352,7 +353,7 @@ std::string complaint(const onnx::ModelProto& model, bool import = false) {
 
 struct Damage {
   const char* what;
-  std::function<void(onnx::ModelProto&)> apply;
+  std::function<void(::onnx::ModelProto&)> apply;
   std::vector<std::string> expected;  // parts of the message
   bool import = false;
 };
@@ -370,13 +371,13 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
        {"Relu_", "nowhere"}},
       {"cycle",
        [](auto& m) {
-         onnx::NodeProto& first = node_of(m, "BatchNormalization");
+         ::onnx::NodeProto& first = node_of(m, "BatchNormalization");
          first.set_input(0, m.graph().output(0).name());
        },
        {"cycle"}},
       {"written twice",
        [](auto& m) {
-         onnx::NodeProto& node = node_of(m, "Relu");
+         ::onnx::NodeProto& node = node_of(m, "Relu");
          node.set_output(0, node.input(0));
        },
        {"Relu_", "already written"}},
@@ -391,7 +392,7 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
        [](auto& m) {
          for (auto& attribute : *node_of(m, "Conv").mutable_attribute()) {
            if (attribute.name() != "kernel_shape") continue;
-           attribute.set_type(onnx::AttributeProto::FLOAT);
+           attribute.set_type(::onnx::AttributeProto::FLOAT);
          }
        },
        {"Conv_", "kernel_shape"}},
@@ -424,7 +425,7 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
       {"unsupported activation quantizer",
        [](auto& m) {
          int quants = 0;
-         for (onnx::NodeProto& node : *m.mutable_graph()->mutable_node()) {
+         for (::onnx::NodeProto& node : *m.mutable_graph()->mutable_node()) {
            if (node.op_type() != "Quant" || ++quants != 3) continue;
            for (auto& attribute : *node.mutable_attribute()) {
              if (attribute.name() == "signed") attribute.set_i(1);
@@ -445,7 +446,7 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
        true},
   };
   for (const Damage& damage : damages) {
-    onnx::ModelProto model = model_of("folded_chain");
+    ::onnx::ModelProto model = model_of("folded_chain");
     damage.apply(model);
     const std::string message = complaint(model, damage.import);
     for (const std::string& part : damage.expected) {
@@ -473,10 +474,10 @@ TEST(OnnxErrors, FactorsThatLeaveTheRangeOfFloats) {
   expect(complaint_with("conv2.divisor", 0), "a single positive number");
 
   ExportedModel exported(network);
-  onnx::NodeProto& last = *exported.model.mutable_graph()->mutable_node()->rbegin();
+  ::onnx::NodeProto& last = *exported.model.mutable_graph()->mutable_node()->rbegin();
   const std::string output = last.output(0);
   last.set_output(0, "biased");
-  onnx::NodeProto& factor = *exported.model.mutable_graph()->add_node();
+  ::onnx::NodeProto& factor = *exported.model.mutable_graph()->add_node();
   factor.set_op_type("Mul");
   factor.set_name("louder");
   factor.add_input("biased");
@@ -486,8 +487,8 @@ TEST(OnnxErrors, FactorsThatLeaveTheRangeOfFloats) {
 }
 
 TEST(OnnxErrors, TensorsThatDoNotFitTheirShape) {
-  onnx::ModelProto model = model_of("branches");
-  onnx::TensorProto& tensor = *model.mutable_graph()->mutable_initializer(0);
+  ::onnx::ModelProto model = model_of("branches");
+  ::onnx::TensorProto& tensor = *model.mutable_graph()->mutable_initializer(0);
   const std::string name = tensor.name();
   const auto expect = [&](const std::string& part) {
     const std::string message = complaint(model);
@@ -501,10 +502,10 @@ TEST(OnnxErrors, TensorsThatDoNotFitTheirShape) {
   expect("elements");
   tensor.set_dims(1, -3);
   expect("negative");
-  tensor.set_data_type(onnx::TensorProto::COMPLEX64);
+  tensor.set_data_type(::onnx::TensorProto::COMPLEX64);
   tensor.clear_dims();
   expect("COMPLEX64");
-  tensor.set_data_location(onnx::TensorProto::EXTERNAL);
+  tensor.set_data_location(::onnx::TensorProto::EXTERNAL);
   expect("another file");
 }
 
@@ -514,12 +515,12 @@ TEST(OnnxErrors, BranchesAreNoNetwork) {
 }
 
 TEST(OnnxErrors, MissingAndForeignFiles) {
-  EXPECT_THROW(load_onnx("/nowhere/model.onnx"), Error);
+  EXPECT_THROW(onnx::load("/nowhere/model.onnx"), Error);
   const TemporaryFile file("text.onnx");
   file.write("this is no network");
-  EXPECT_THROW(load_onnx(file.path()), Error);
+  EXPECT_THROW(onnx::load(file.path()), Error);
   file.write("");
-  EXPECT_THROW(load_onnx(file.path()), Error);
+  EXPECT_THROW(onnx::load(file.path()), Error);
 }
 
 // Whatever bytes a file holds: it is read, or refused with an Error.
@@ -539,11 +540,11 @@ TEST(OnnxErrors, SurvivesDamagedFiles) {
       }
       file.write(bytes);
       try {
-        const GraphEvaluator evaluator(load_onnx(file.path()));
+        const onnx::GraphEvaluator evaluator(onnx::load(file.path()));
         inference_cost(evaluator.graph());
         const auto size = static_cast<size_t>(evaluator.input_size());
         if (size < 100'000) evaluator.run(std::vector<float>(size, 0.5F), 1);
-        network_of(evaluator.graph());
+        onnx::import_network(evaluator.graph());
       } catch (const Error&) {
         ++refused;
       }
@@ -569,7 +570,7 @@ TEST(OnnxPublished, CostsArePublishedOnesToTheDigit) {
   for (const auto& [name, figures] : published.items()) {
     if (!name.ends_with(".onnx")) continue;
     ++networks;
-    const nlohmann::json ours = to_finn_json(inference_cost(load_onnx(dir / name)));
+    const nlohmann::json ours = to_finn_json(inference_cost(onnx::load(dir / name)));
     for (const auto& [key, value] : figures.items()) {
       if (key.starts_with("accuracy")) continue;
       EXPECT_EQ(ours.at(key), value) << name << ' ' << key;
@@ -594,11 +595,13 @@ TEST(OnnxPublished, GivesTheLogitsOfPyTorch) {
     frames.push_back(static_cast<float>(code) / 64);
   }
   for (const char* name : {"xilinx_vgg10", "amc_fmp_w4a4", "aaronnet32_float"}) {
-    const Graph graph = load_onnx(dir / (std::string(name) + ".onnx"));
+    const onnx::Graph graph = onnx::load(dir / (std::string(name) + ".onnx"));
     const std::vector<float> reference = file.read<float>(name);
-    EXPECT_LT(largest_difference(GraphEvaluator(graph).run(frames, 2), reference), 1e-4F) << name;
+    EXPECT_LT(largest_difference(onnx::GraphEvaluator(graph).run(frames, 2), reference), 1e-4F)
+        << name;
     if (name == std::string("aaronnet32_float")) continue;  // has branches
-    EXPECT_LT(largest_difference(logits_of(network_of(graph), frames), reference), 1e-4F) << name;
+    EXPECT_LT(largest_difference(logits_of(onnx::import_network(graph), frames), reference), 1e-4F)
+        << name;
   }
 }
 

@@ -88,7 +88,7 @@ TEST_F(ResumeTest, TheReferenceExercisesTheFeedback) {
 }
 
 TEST_F(ResumeTest, TheOnnxFileIsTheResult) {
-  const Network network = import_onnx(root_ / "reference" / "model.onnx");
+  const Network network = onnx::import_network(root_ / "reference" / "model.onnx");
   const nlohmann::json summary = nlohmann::json::parse(read(root_ / "reference" / "summary.json"));
   EXPECT_EQ(network.weights_total(), summary.at("result").at("network").at("weights"));
   EXPECT_EQ(network.weights_alive(), summary.at("result").at("network").at("weights_alive"));
@@ -107,7 +107,8 @@ TEST_F(ResumeTest, GoesOnFromAnOnnxFile) {
   const fs::path file = root_ / "reference" / "model.onnx";
   arguments.push_back("--init=" + file.string());
   ASSERT_EQ(run(arguments, "init"), 0) << log("init");
-  const Network start = import_onnx(file), result = import_onnx(root_ / "init" / "model.onnx");
+  const Network start = onnx::import_network(file),
+                result = onnx::import_network(root_ / "init" / "model.onnx");
   const nlohmann::json first = rounds_of(root_ / "init").front();
   EXPECT_EQ(first.at("network").at("weights_alive"), start.weights_alive());
   EXPECT_EQ(first.at("network").at("weights"), start.weights_total());

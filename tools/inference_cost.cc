@@ -20,7 +20,7 @@ namespace {
 
 struct CostOptions {
   std::string model, json;
-  QuantizerReading reading = QuantizerReading::kAsFinnBase;
+  onnx::QuantizerReading reading = onnx::QuantizerReading::kAsFinnBase;
 };
 
 std::optional<CostOptions> parse(int argc, char** argv) {
@@ -36,7 +36,7 @@ std::optional<CostOptions> parse(int argc, char** argv) {
       ->type_name("float|quantized");
   if (!parse_command_line(app, argc, argv)) return std::nullopt;
   if (brevitas == "quantized") {
-    options.reading = QuantizerReading::kAll;
+    options.reading = onnx::QuantizerReading::kAll;
   } else if (brevitas != "float") {
     throw UsageError(
         fmt::format("--brevitas-domain: expected float or quantized, found '{}'", brevitas));
@@ -66,15 +66,16 @@ void print(const NetworkCost& cost) {
 }
 
 void run(const CostOptions& options) {
-  const Graph graph = load_onnx(options.model);
+  const onnx::Graph graph = onnx::load(options.model);
   const NetworkCost cost = inference_cost(graph, options.reading);
   print(cost);
-  if (options.reading == QuantizerReading::kAsFinnBase && has_brevitas_quantizers(graph)) {
+  if (options.reading == onnx::QuantizerReading::kAsFinnBase &&
+      onnx::has_brevitas_quantizers(graph)) {
     fmt::print(
         "note: finn-base does not know the quantizers of the domain onnx.brevitas, so they count "
         "as "
         "float here; with --brevitas-domain quantized the normalized cost is {:.6f}\n",
-        inference_cost(graph, QuantizerReading::kAll).normalized());
+        inference_cost(graph, onnx::QuantizerReading::kAll).normalized());
   }
   if (!options.json.empty()) {
     write_file_atomically(options.json, to_finn_json(cost).dump(2) + "\n");

@@ -72,10 +72,10 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
 }
 
 // The network of a graph, if it is of that form and the options do not forbid it.
-std::optional<Network> network_for(const EvalOptions& options, const Graph& graph) {
+std::optional<Network> network_for(const EvalOptions& options, const onnx::Graph& graph) {
   if (options.engine == "graph") return std::nullopt;
   try {
-    return network_of(graph);
+    return onnx::import_network(graph);
   } catch (const Error&) {
     if (options.engine == "network") throw;
     return std::nullopt;
@@ -85,7 +85,7 @@ std::optional<Network> network_for(const EvalOptions& options, const Graph& grap
 // Logits of batches, by either way.
 class Engine {
  public:
-  Engine(const EvalOptions& options, Graph graph)
+  Engine(const EvalOptions& options, onnx::Graph graph)
       : threads_(options.threads), graph_(std::move(graph)) {
     network_ = network_for(options, graph_.graph());
     if (!network_) return;
@@ -105,7 +105,7 @@ class Engine {
 
  private:
   int threads_;
-  GraphEvaluator graph_;
+  onnx::GraphEvaluator graph_;
   std::optional<Network> network_;
   std::optional<Trainer> trainer_;
 };
@@ -118,7 +118,7 @@ std::vector<int64_t> chosen_frames(const Dataset& data, int64_t max_frames) {
 }
 
 void evaluate(const EvalOptions& options) {
-  Engine engine(options, load_onnx(options.model));
+  Engine engine(options, onnx::load(options.model));
   RadioMlOptions file;
   file.path = options.data;
   file.input_bits = engine.input_bits();
@@ -164,7 +164,8 @@ void evaluate(const EvalOptions& options) {
 }
 
 void run(const EvalOptions& options) {
-  if (!options.exported.empty()) export_onnx(import_onnx(options.model), options.exported);
+  if (!options.exported.empty())
+    onnx::export_network(onnx::import_network(options.model), options.exported);
   if (!options.data.empty()) evaluate(options);
 }
 

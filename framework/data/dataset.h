@@ -66,9 +66,17 @@ class BatchReader {
 // counter-based generator of ours: the same on every machine and standard library).
 std::vector<int64_t> shuffled(std::span<const int64_t> frames, uint64_t seed, uint64_t epoch);
 
+// The input quantizer covers [-kInputRange, kInputRange).
+inline constexpr float kInputRange = 2.0F;
+
+// Value of an input code of 1: a power of two. input_bits: 2..8.
+constexpr float input_scale(int input_bits) {
+  return kInputRange / static_cast<float>(1 << (input_bits - 1));
+}
+
 // The input quantizer: codes[i] = clamp(round_half_even(values[i] / scale), -2^(b-1), 2^(b-1) - 1)
-// with b = input_bits (2..8) and scale = 2 / 2^(b-1), so that codes cover [-2, 2). Values must be
-// finite; `codes` holds values.size() elements.
+// with b = input_bits (2..8) and scale = input_scale(b). Values must be finite; `codes` holds
+// values.size() elements.
 void quantize_input(std::span<const float> values, int input_bits, int8_t* codes);
 
 }  // namespace fmp

@@ -15,6 +15,7 @@
 #include <iterator>
 #include <vector>
 
+#include "framework/data/dataset.h"
 #include "framework/error.h"
 
 namespace fmp {
@@ -208,7 +209,7 @@ class Emitter {
     std::string upper = guard.substr(0, guard.size() - 2);
     const NetworkConfig& c = network_.config();
     const int values = c.length * c.input_channels;
-    const double scale = 2.0 / (1 << (c.input_bits - 1));
+    const double scale = static_cast<double>(input_scale(c.input_bits));
     return fmt::format(
         R"(/* Generated from {origin}: a quantized 1-D CNN on integers alone, in C99.
  *

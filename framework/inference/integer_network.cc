@@ -10,6 +10,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "framework/data/dataset.h"
 #include "framework/error.h"
 #include "framework/threads.h"
 #include "framework/training/functions.h"

@@ -8,7 +8,7 @@
 namespace fmp {
 
 Network load_model(const std::filesystem::path& file) {
-  if (file.extension() == ".onnx") return import_onnx(file);
+  if (file.extension() == ".onnx") return onnx::import_network(file);
   const Checkpoint checkpoint = load_checkpoint(file);
   if (checkpoint.networks.size() != 1) {
     fail("{}: holds {} networks, expected one (such as result.fmp or baseline.fmp of a run)",

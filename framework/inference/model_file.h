@@ -8,8 +8,8 @@
 namespace fmp {
 
 // A network from either kind of file that fmp_radioml leaves: an ONNX file (NAME.onnx, see
-// import_onnx) or one of ours (see load_checkpoint) that holds a single network. Throws Error that
-// names the file.
+// onnx::import_network) or one of ours (see load_checkpoint) that holds a single network. Throws
+// Error that names the file.
 Network load_model(const std::filesystem::path& file);
 
 }  // namespace fmp

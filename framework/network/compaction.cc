@@ -14,7 +14,7 @@
 #include <span>
 #include <utility>
 
-#include "framework/network/cost.h"
+#include "framework/network/weight_codes.h"
 #include "kernels/cpu/ops.h"
 
 namespace fmp {

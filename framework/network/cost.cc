@@ -5,12 +5,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "framework/onnx/export.h"
-#include "kernels/cpu/ops.h"
+#include "framework/network/weight_codes.h"
 
 namespace fmp {
 namespace {
@@ -37,8 +35,8 @@ LayerCost layer_cost(const Layer& layer, bool is_first) {
   cost.weight_bits = layer.weight_bits;
   cost.input_bits = layer.input_bits;
   cost.outputs = layer.positions() * layer.out_channels;
-  // As in the file that export_onnx() writes. What a QuantReLU writes is unsigned; the quantized
-  // input is signed and has a scale.
+  // As in the file that onnx::export_network() writes. What a QuantReLU writes is unsigned; the
+  // quantized input is signed and has a scale.
   const bool on_codes = multiplies_codes(layer);
   cost.input_type = type_name(is_first   ? "SCALEDINT"
                               : on_codes ? "UINT"
@@ -76,21 +74,6 @@ std::optional<int> bits_of_type(std::string_view type) {
     return std::nullopt;
   }
   return bits;
-}
-
-WeightCodes quantize_weights(const Layer& layer) {
-  WeightCodes quantized;
-  if (layer.weight_bits == kFloatBits) return quantized;
-  const std::span<const float> weights = layer.weight.value.floats();
-  quantized.codes.resize(weights.size());
-  // Pruned weights are kept at zero, so the mask needs no look here.
-  float largest = kMinQuantizerRange;
-  for (const float weight : weights) largest = std::max(largest, std::abs(weight));
-  quantized.scale = largest / static_cast<float>((1 << (layer.weight_bits - 1)) - 1);
-  std::ranges::transform(weights, quantized.codes.begin(), [&](float weight) {
-    return static_cast<int8_t>(std::nearbyint(weight / quantized.scale));
-  });
-  return quantized;
 }
 
 int64_t NetworkCost::weights() const {

@@ -12,16 +12,6 @@
 
 namespace fmp {
 
-// The weights of a layer as the quantized network multiplies them: value = code * scale, with
-// code = round-half-to-even(w * mask / scale) and scale = max(max|w * mask|, 1e-10) /
-// (2^(bits-1) - 1).
-// Layers with float weights have no codes; `codes` is then empty and scale 1.
-struct WeightCodes {
-  float scale = 1;
-  std::vector<int8_t> codes;  // as Layer::weight
-};
-WeightCodes quantize_weights(const Layer& layer);
-
 // What one layer costs per frame. Weights count when their code is not zero: a weight that
 // quantization rounds to zero costs as little as a pruned one.
 struct LayerCost {

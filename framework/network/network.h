@@ -80,6 +80,11 @@ struct Layer {
   int64_t positions() const { return length; }
 };
 
+// Whether a layer multiplies codes: its weights and its inputs are quantized.
+inline bool multiplies_codes(const Layer& layer) {
+  return layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
+}
+
 // The network: layers with all that training changes. A value: copying shares nothing, so a copy is
 // a snapshot (weights, masks, batch-norm statistics, quantizers, optimizer moments, step count).
 class Network {

@@ -10,7 +10,7 @@
 
 #include "framework/onnx/ops.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 // Where an operand's value for each output element is.
@@ -285,4 +285,4 @@ std::optional<PreparedNode> prepare_elementwise(const Graph& graph, const GraphN
   return found->second(graph, node);
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

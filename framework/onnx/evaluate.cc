@@ -8,7 +8,7 @@
 
 #include "framework/error.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 // For every node whether the output depends on it.
@@ -138,4 +138,4 @@ std::vector<float> GraphEvaluator::run(const FrameBatch& batch, int length, int 
   return run(frames, threads);
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

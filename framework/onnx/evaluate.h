@@ -9,7 +9,7 @@
 #include "framework/onnx/graph.h"
 #include "framework/onnx/ops.h"
 
-namespace fmp {
+namespace fmp::onnx {
 
 // Runs a graph of any form on the CPU, one frame a thread at a time. Computes in float, as ONNX
 // defines it; a graph that framework/onnx/import.h can read is evaluated many times faster as a
@@ -45,4 +45,4 @@ class GraphEvaluator {
   std::vector<size_t> buffer_sizes_;  // memory that values share once nobody reads them any more
 };
 
-}  // namespace fmp
+}  // namespace fmp::onnx

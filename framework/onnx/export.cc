@@ -5,17 +5,17 @@
 #include <onnx/onnx_pb.h>
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "framework/atomic_file.h"
-#include "framework/network/cost.h"
+#include "framework/data/dataset.h"
+#include "framework/network/weight_codes.h"
 #include "framework/onnx/graph.h"
 #include "kernels/cpu/ops.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 constexpr int kIrVersion = 8;  // of ONNX 1.12 and everything newer
@@ -41,8 +41,7 @@ class Writer {
     describe(*graph().add_input());
     float scale = 1;
     if (config.input_bits != kFloatBits) {
-      constexpr double kInputRange = 2.0;  // the input quantizer covers [-2, 2)
-      scale = static_cast<float>(kInputRange / std::ldexp(1.0, config.input_bits - 1));
+      scale = input_scale(config.input_bits);
       value_ = add_quantizer("input", value_, {scale, config.input_bits, true, false});
     }
     const std::vector<Layer>& layers = network_.layers();
@@ -77,27 +76,27 @@ class Writer {
     bool is_signed = true, narrow = false;
   };
 
-  onnx::GraphProto& graph() { return *model_.mutable_graph(); }
+  ::onnx::GraphProto& graph() { return *model_.mutable_graph(); }
 
   void add_opset(const std::string& domain, int version) {
-    onnx::OperatorSetIdProto& opset = *model_.add_opset_import();
+    ::onnx::OperatorSetIdProto& opset = *model_.add_opset_import();
     opset.set_domain(domain);
     opset.set_version(version);
   }
 
   // The current value with its shape.
-  void describe(onnx::ValueInfoProto& info) const {
+  void describe(::onnx::ValueInfoProto& info) const {
     info.set_name(value_);
-    onnx::TypeProto::Tensor& type = *info.mutable_type()->mutable_tensor_type();
-    type.set_elem_type(onnx::TensorProto::FLOAT);
+    ::onnx::TypeProto::Tensor& type = *info.mutable_type()->mutable_tensor_type();
+    type.set_elem_type(::onnx::TensorProto::FLOAT);
     for (const int64_t size : shape_) type.mutable_shape()->add_dim()->set_dim_value(size);
   }
 
   std::string add_constant(const std::string& name, const Shape& shape,
                            std::span<const float> values) {
-    onnx::TensorProto& tensor = *graph().add_initializer();
+    ::onnx::TensorProto& tensor = *graph().add_initializer();
     tensor.set_name(name);
-    tensor.set_data_type(onnx::TensorProto::FLOAT);
+    tensor.set_data_type(::onnx::TensorProto::FLOAT);
     for (const int64_t size : shape) tensor.add_dims(size);
     tensor.set_raw_data(values.data(), values.size_bytes());
     return name;
@@ -108,9 +107,9 @@ class Writer {
   }
 
   // Adds a node that writes `output`, without making that the current value.
-  onnx::NodeProto& add_node(const std::string& op, const std::string& name,
-                            const std::vector<std::string>& inputs, const std::string& output) {
-    onnx::NodeProto& node = *graph().add_node();
+  ::onnx::NodeProto& add_node(const std::string& op, const std::string& name,
+                              const std::vector<std::string>& inputs, const std::string& output) {
+    ::onnx::NodeProto& node = *graph().add_node();
     node.set_op_type(op);
     node.set_name(name);
     for (const std::string& input : inputs) node.add_input(input);
@@ -119,28 +118,29 @@ class Writer {
   }
 
   // Adds a node that turns the current value into the next, of shape shape_.
-  onnx::NodeProto& advance(const std::string& op, const std::string& layer,
-                           const std::vector<std::string>& more_inputs = {}, bool is_last = false) {
+  ::onnx::NodeProto& advance(const std::string& op, const std::string& layer,
+                             const std::vector<std::string>& more_inputs = {},
+                             bool is_last = false) {
     std::vector<std::string> inputs = {value_};
     inputs.insert(inputs.end(), more_inputs.begin(), more_inputs.end());
     const std::string name = fmt::format("{}.{}", layer, op);
     value_ = is_last ? "global_out" : name + ".out";
-    onnx::NodeProto& node = add_node(op, name, inputs, value_);
+    ::onnx::NodeProto& node = add_node(op, name, inputs, value_);
     if (!is_last) describe(*graph().add_value_info());
     return node;
   }
 
-  static void set(onnx::NodeProto& node, const std::string& name, int64_t value) {
-    onnx::AttributeProto& attribute = *node.add_attribute();
+  static void set(::onnx::NodeProto& node, const std::string& name, int64_t value) {
+    ::onnx::AttributeProto& attribute = *node.add_attribute();
     attribute.set_name(name);
-    attribute.set_type(onnx::AttributeProto::INT);
+    attribute.set_type(::onnx::AttributeProto::INT);
     attribute.set_i(value);
   }
-  static void set(onnx::NodeProto& node, const std::string& name,
+  static void set(::onnx::NodeProto& node, const std::string& name,
                   const std::vector<int64_t>& values) {
-    onnx::AttributeProto& attribute = *node.add_attribute();
+    ::onnx::AttributeProto& attribute = *node.add_attribute();
     attribute.set_name(name);
-    attribute.set_type(onnx::AttributeProto::INTS);
+    attribute.set_type(::onnx::AttributeProto::INTS);
     for (const int64_t value : values) attribute.add_ints(value);
   }
 
@@ -151,14 +151,14 @@ class Writer {
     const std::string zero_point = add_scalar(name + ".zero_point", 0);
     const std::string bits = add_scalar(name + ".bits", static_cast<float>(settings.bits));
     std::string output = name + ".quantized";
-    onnx::NodeProto& node =
+    ::onnx::NodeProto& node =
         add_node("Quant", name + ".Quant", {value, scale, zero_point, bits}, output);
     node.set_domain(kQuantizerDomain);
     set(node, "signed", settings.is_signed ? 1 : 0);
     set(node, "narrow", settings.narrow ? 1 : 0);
-    onnx::AttributeProto& mode = *node.add_attribute();
+    ::onnx::AttributeProto& mode = *node.add_attribute();
     mode.set_name("rounding_mode");
-    mode.set_type(onnx::AttributeProto::STRING);
+    mode.set_type(::onnx::AttributeProto::STRING);
     mode.set_s("ROUND");
     return output;
   }
@@ -190,7 +190,7 @@ class Writer {
     }
     const std::string operand = add_weight(layer, weight_scale, {outputs, inputs, taps}, weight);
     shape_ = {1, outputs, layer.length};
-    onnx::NodeProto& node = advance("Conv", layer.name, {operand});
+    ::onnx::NodeProto& node = advance("Conv", layer.name, {operand});
     const int64_t pad = (taps - 1) / 2;
     set(node, "kernel_shape", std::vector<int64_t>{taps});
     set(node, "pads", std::vector<int64_t>{pad, pad});
@@ -239,13 +239,13 @@ class Writer {
       return add_constant(fmt::format("{}.{}", layer.name, name), {layer.out_channels},
                           tensor.floats());
     };
-    onnx::NodeProto& norm =
+    ::onnx::NodeProto& norm =
         advance("BatchNormalization", layer.name,
                 {parameter("gamma", layer.gamma.value), parameter("beta", layer.beta.value),
                  parameter("mean", layer.running_mean), parameter("var", layer.running_var)});
-    onnx::AttributeProto& epsilon = *norm.add_attribute();
+    ::onnx::AttributeProto& epsilon = *norm.add_attribute();
     epsilon.set_name("epsilon");
-    epsilon.set_type(onnx::AttributeProto::FLOAT);
+    epsilon.set_type(::onnx::AttributeProto::FLOAT);
     epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
     float scale = 1;
     if (layer.act_bits != kFloatBits) {
@@ -260,7 +260,7 @@ class Writer {
     }
     if (layer.pool > 1) {
       shape_[2] /= layer.pool;
-      onnx::NodeProto& pool = advance("MaxPool", layer.name);
+      ::onnx::NodeProto& pool = advance("MaxPool", layer.name);
       set(pool, "kernel_shape", std::vector<int64_t>{layer.pool});
       set(pool, "strides", std::vector<int64_t>{layer.pool});
       set(pool, "pads", std::vector<int64_t>{0, 0});
@@ -269,19 +269,15 @@ class Writer {
   }
 
   const Network& network_;
-  onnx::ModelProto model_;
+  ::onnx::ModelProto model_;
   std::string value_;  // what the last node wrote
   Shape shape_;        // its shape
 };
 
 }  // namespace
 
-bool multiplies_codes(const Layer& layer) {
-  return layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
-}
-
-void export_onnx(const Network& network, const std::filesystem::path& file) {
+void export_network(const Network& network, const std::filesystem::path& file) {
   write_file_atomically(file, Writer(network).write());
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -5,7 +5,7 @@
 
 #include "framework/network/network.h"
 
-namespace fmp {
+namespace fmp::onnx {
 
 // Writes a network as ONNX file in QONNX's form, for Netron, qonnx, FINN and hls4ml: standard
 // operations (Conv, BatchNormalization, Relu, MaxPool, Flatten, MatMul, Add) with Quant nodes of
@@ -22,9 +22,6 @@ namespace fmp {
 // whose scale is a power of two, and of the output's bias keep their scales.
 //
 // Replaces `file` atomically. Throws Error that names the file and the system's reason.
-void export_onnx(const Network& network, const std::filesystem::path& file);
+void export_network(const Network& network, const std::filesystem::path& file);
 
-// Whether an exported layer multiplies codes: its weights and its inputs are quantized.
-bool multiplies_codes(const Layer& layer);
-
-}  // namespace fmp
+}  // namespace fmp::onnx

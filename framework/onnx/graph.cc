@@ -10,7 +10,7 @@
 
 #include "framework/error.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 template <typename T>
@@ -131,4 +131,4 @@ void fail_at(const Graph& graph, const GraphNode& node, const std::string& messa
   fail("{}: node {} ({}): {}", graph.file, node.name, node.op, message);
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -11,7 +11,7 @@
 #include <variant>
 #include <vector>
 
-namespace fmp {
+namespace fmp::onnx {
 
 // A network as an ONNX file describes it, checked and in order of evaluation: what
 // framework/onnx/evaluate.h runs, framework/onnx/graph_cost.h counts and framework/onnx/import.h
@@ -78,7 +78,7 @@ struct Graph {
 // the node: damaged files, tensors whose data does not fit their shape, values that nobody writes,
 // cycles, operations and attributes that are not supported, shapes that do not fit. No memory is
 // taken that the file's size or a fixed limit does not cover.
-Graph load_onnx(const std::filesystem::path& file);
+Graph load(const std::filesystem::path& file);
 
 // A Quant node: y = (clamp(round_half_even(x / scale + zero_point), low, high) - zero_point) *
 // scale, as written by Brevitas (no domain, "onnx.brevitas"), FINN ("finn.custom_op.general") and
@@ -110,4 +110,4 @@ std::vector<int64_t> integers_attribute(const Graph& graph, const GraphNode& nod
 // Throws Error "FILE: node NAME (OP): MESSAGE".
 [[noreturn]] void fail_at(const Graph& graph, const GraphNode& node, const std::string& message);
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -8,7 +8,7 @@
 #include <set>
 #include <string_view>
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 constexpr std::string_view kBrevitasDomain = "onnx.brevitas";
@@ -185,4 +185,4 @@ bool has_brevitas_quantizers(const Graph& graph) {
   });
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -4,7 +4,7 @@
 #include "framework/network/cost.h"
 #include "framework/onnx/graph.h"
 
-namespace fmp {
+namespace fmp::onnx {
 
 // Which Quant nodes are understood when costs are counted.
 enum class QuantizerReading : uint8_t {
@@ -27,4 +27,4 @@ NetworkCost inference_cost(const Graph& graph,
 // True when the two readings differ.
 bool has_brevitas_quantizers(const Graph& graph);
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -14,11 +14,12 @@
 #include <span>
 #include <utility>
 
+#include "framework/data/dataset.h"
 #include "framework/error.h"
 #include "framework/onnx/graph.h"
 #include "kernels/cpu/ops.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 // Scales that a Network computes itself may differ from the file's by the rounding of a few float
@@ -164,10 +165,10 @@ class Importer {
     }
     input_bits_ = quantizer.bits;
     input_scale_ = scalar_scale(*node_, quantizer);
-    const double expected = 2.0 / std::ldexp(1.0, input_bits_ - 1);
+    const double expected = static_cast<double>(input_scale(input_bits_));
     if (!same_scale(input_scale_, expected)) {
-      fail_here(
-          fmt::format("input scale {}, expected {} (the range [-2, 2))", input_scale_, expected));
+      fail_here(fmt::format("input scale {}, expected {} (the range [-{}, {}))", input_scale_,
+                            expected, kInputRange, kInputRange));
     }
     advance();
   }
@@ -618,8 +619,8 @@ class Importer {
 
 }  // namespace
 
-Network network_of(const Graph& graph) { return Importer(graph).read(); }
+Network import_network(const Graph& graph) { return Importer(graph).read(); }
 
-Network import_onnx(const std::filesystem::path& file) { return network_of(load_onnx(file)); }
+Network import_network(const std::filesystem::path& file) { return import_network(load(file)); }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

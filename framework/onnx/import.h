@@ -6,7 +6,7 @@
 #include "framework/network/network.h"
 #include "framework/onnx/graph.h"
 
-namespace fmp {
+namespace fmp::onnx {
 
 // Reads an ONNX file with Quant nodes (of any of the domains that Brevitas, FINN and QONNX write,
 // see framework/onnx/graph.h) as a Network that computes the same function, so that it can be
@@ -21,8 +21,8 @@ namespace fmp {
 //
 // Throws Error, in one line that names the file and the node, when the file cannot be read or is
 // not a graph of this form: such a graph may still be evaluated (framework/onnx/evaluate.h).
-Network import_onnx(const std::filesystem::path& file);
+Network import_network(const std::filesystem::path& file);
 // The same for a graph that is already read.
-Network network_of(const Graph& graph);
+Network import_network(const Graph& graph);
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -12,7 +12,7 @@
 
 #include "framework/onnx/ops.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 const Shape& shape_of_input(const Graph& graph, const GraphNode& node, size_t i,
@@ -389,4 +389,4 @@ std::optional<PreparedNode> prepare_layer(const Graph& graph, const GraphNode& n
   return found->second(graph, node);
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -16,7 +16,7 @@
 #include "framework/onnx/graph.h"
 #include "framework/onnx/ops.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 // Far above any network of this kind, and low enough that no file exhausts the memory.
@@ -36,7 +36,7 @@ std::string printable(const std::string& name) {
 // The elements of a tensor, which ONNX keeps either in a field of their type or as raw bytes
 // (little endian), as `To`.
 template <typename Stored, typename To, typename Field>
-std::vector<To> tensor_elements(const std::string& what, const onnx::TensorProto& tensor,
+std::vector<To> tensor_elements(const std::string& what, const ::onnx::TensorProto& tensor,
                                 const Field& field, int64_t count) {
   std::vector<To> result;
   if (tensor.has_raw_data()) {
@@ -59,8 +59,8 @@ std::vector<To> tensor_elements(const std::string& what, const onnx::TensorProto
   return result;
 }
 
-GraphTensor read_tensor(const std::string& what, const onnx::TensorProto& tensor) {
-  if (tensor.data_location() == onnx::TensorProto::EXTERNAL || tensor.external_data_size() != 0) {
+GraphTensor read_tensor(const std::string& what, const ::onnx::TensorProto& tensor) {
+  if (tensor.data_location() == ::onnx::TensorProto::EXTERNAL || tensor.external_data_size() != 0) {
     fail("{}: its data is in another file, which is not supported", what);
   }
   GraphTensor result;
@@ -73,36 +73,36 @@ GraphTensor read_tensor(const std::string& what, const onnx::TensorProto& tensor
     result.data = tensor_elements<Stored, int64_t>(what, tensor, field, count);
   };
   switch (tensor.data_type()) {
-    case onnx::TensorProto::FLOAT:
+    case ::onnx::TensorProto::FLOAT:
       floats.operator()<float>(tensor.float_data());
       break;
-    case onnx::TensorProto::DOUBLE:
+    case ::onnx::TensorProto::DOUBLE:
       floats.operator()<double>(tensor.double_data());
       break;
-    case onnx::TensorProto::INT64:
+    case ::onnx::TensorProto::INT64:
       integers.operator()<int64_t>(tensor.int64_data());
       break;
-    case onnx::TensorProto::INT32:
+    case ::onnx::TensorProto::INT32:
       integers.operator()<int32_t>(tensor.int32_data());
       break;
-    case onnx::TensorProto::INT16:
+    case ::onnx::TensorProto::INT16:
       integers.operator()<int16_t>(tensor.int32_data());
       break;
-    case onnx::TensorProto::INT8:
+    case ::onnx::TensorProto::INT8:
       integers.operator()<int8_t>(tensor.int32_data());
       break;
-    case onnx::TensorProto::UINT16:
+    case ::onnx::TensorProto::UINT16:
       integers.operator()<uint16_t>(tensor.int32_data());
       break;
-    case onnx::TensorProto::UINT8:
-    case onnx::TensorProto::BOOL:
+    case ::onnx::TensorProto::UINT8:
+    case ::onnx::TensorProto::BOOL:
       integers.operator()<uint8_t>(tensor.int32_data());
       break;
     default:
       fail("{}: element type {} is not supported", what,
-           onnx::TensorProto::DataType_IsValid(tensor.data_type())
-               ? onnx::TensorProto::DataType_Name(
-                     static_cast<onnx::TensorProto::DataType>(tensor.data_type()))
+           ::onnx::TensorProto::DataType_IsValid(tensor.data_type())
+               ? ::onnx::TensorProto::DataType_Name(
+                     static_cast<::onnx::TensorProto::DataType>(tensor.data_type()))
                : std::to_string(tensor.data_type()));
   }
   return result;
@@ -111,9 +111,9 @@ GraphTensor read_tensor(const std::string& what, const onnx::TensorProto& tensor
 // Values, nodes and attributes as the file has them.
 class Reader {
  public:
-  Reader(const onnx::ModelProto& model, std::string file) : source_(model.graph()) {
+  Reader(const ::onnx::ModelProto& model, std::string file) : source_(model.graph()) {
     graph_.file = std::move(file);
-    for (const onnx::OperatorSetIdProto& set : model.opset_import()) {
+    for (const ::onnx::OperatorSetIdProto& set : model.opset_import()) {
       if (set.domain().empty() || set.domain() == "ai.onnx") graph_.opset = set.version();
     }
   }
@@ -126,11 +126,11 @@ class Reader {
     if (source_.sparse_initializer_size() != 0) {
       fail("{}: sparse initializers are not supported", graph_.file);
     }
-    for (const onnx::TensorProto& tensor : source_.initializer()) read_initializer(tensor);
+    for (const ::onnx::TensorProto& tensor : source_.initializer()) read_initializer(tensor);
     read_input();
-    for (const onnx::NodeProto& node : source_.node()) read_node(node);
+    for (const ::onnx::NodeProto& node : source_.node()) read_node(node);
     read_output();
-    for (const onnx::TensorAnnotation& annotation : source_.quantization_annotation()) {
+    for (const ::onnx::TensorAnnotation& annotation : source_.quantization_annotation()) {
       read_annotation(annotation);
     }
     return std::move(graph_);
@@ -146,7 +146,7 @@ class Reader {
 
   GraphValue& value(int index) { return graph_.values[static_cast<size_t>(index)]; }
 
-  void read_initializer(const onnx::TensorProto& tensor) {
+  void read_initializer(const ::onnx::TensorProto& tensor) {
     const std::string what = fmt::format("{}: tensor {}", graph_.file, printable(tensor.name()));
     if (tensor.name().empty()) fail("{}: an initializer has no name", graph_.file);
     if (values_.contains(tensor.name())) fail("{}: defined twice", what);
@@ -158,8 +158,8 @@ class Reader {
 
   // The one input that is no initializer (files of IR version 3 list those among the inputs too).
   void read_input() {
-    const onnx::ValueInfoProto* input = nullptr;
-    for (const onnx::ValueInfoProto& candidate : source_.input()) {
+    const ::onnx::ValueInfoProto* input = nullptr;
+    for (const ::onnx::ValueInfoProto& candidate : source_.input()) {
       if (values_.contains(candidate.name())) continue;
       if (input != nullptr) {
         fail("{}: inputs {} and {}, expected one", graph_.file, printable(input->name()),
@@ -172,7 +172,7 @@ class Reader {
     if (!input->type().has_tensor_type() || !input->type().tensor_type().has_shape()) {
       fail("{}: has no shape", what);
     }
-    if (input->type().tensor_type().elem_type() != onnx::TensorProto::FLOAT) {
+    if (input->type().tensor_type().elem_type() != ::onnx::TensorProto::FLOAT) {
       fail("{}: is not of float values", what);
     }
     graph_.input = value_of(input->name());
@@ -195,7 +195,7 @@ class Reader {
     graph_.output = value_of(source_.output(0).name());
   }
 
-  void read_node(const onnx::NodeProto& source) {
+  void read_node(const ::onnx::NodeProto& source) {
     GraphNode& node = graph_.nodes.emplace_back();
     const int index = static_cast<int>(graph_.nodes.size()) - 1;
     node.name = source.name().empty() ? fmt::format("#{}", index) : printable(source.name());
@@ -214,41 +214,41 @@ class Reader {
       fail_at(graph_, node, fmt::format("its output {} is already written", output.name));
     }
     output.producer = index;
-    for (const onnx::AttributeProto& attribute : source.attribute()) {
+    for (const ::onnx::AttributeProto& attribute : source.attribute()) {
       node.attributes.insert_or_assign(attribute.name(), read_attribute(node, attribute));
     }
   }
 
-  GraphAttribute read_attribute(const GraphNode& node, const onnx::AttributeProto& source) {
+  GraphAttribute read_attribute(const GraphNode& node, const ::onnx::AttributeProto& source) {
     const std::string what = fmt::format("{}: node {} ({}): attribute {}", graph_.file, node.name,
                                          node.op, printable(source.name()));
     switch (source.type()) {
-      case onnx::AttributeProto::INT:
+      case ::onnx::AttributeProto::INT:
         return source.i();
-      case onnx::AttributeProto::FLOAT:
+      case ::onnx::AttributeProto::FLOAT:
         return source.f();
-      case onnx::AttributeProto::STRING:
+      case ::onnx::AttributeProto::STRING:
         return printable(source.s());
-      case onnx::AttributeProto::INTS:
+      case ::onnx::AttributeProto::INTS:
         return std::vector<int64_t>(source.ints().begin(), source.ints().end());
-      case onnx::AttributeProto::FLOATS:
+      case ::onnx::AttributeProto::FLOATS:
         return std::vector<float>(source.floats().begin(), source.floats().end());
-      case onnx::AttributeProto::TENSOR:
+      case ::onnx::AttributeProto::TENSOR:
         return read_tensor(what, source.t());
       default:
         fail("{}: its type is not supported", what);
     }
   }
 
-  void read_annotation(const onnx::TensorAnnotation& annotation) {
+  void read_annotation(const ::onnx::TensorAnnotation& annotation) {
     const auto found = values_.find(annotation.tensor_name());
     if (found == values_.end()) return;
-    for (const onnx::StringStringEntryProto& entry : annotation.quant_parameter_tensor_names()) {
+    for (const ::onnx::StringStringEntryProto& entry : annotation.quant_parameter_tensor_names()) {
       if (entry.key() == "finn_datatype") value(found->second).type = printable(entry.value());
     }
   }
 
-  const onnx::GraphProto& source_;
+  const ::onnx::GraphProto& source_;
   Graph graph_;
   std::unordered_map<std::string, int> values_;
 };
@@ -317,7 +317,7 @@ void infer(Graph& graph) {
   }
 }
 
-onnx::ModelProto parse(const std::filesystem::path& file) {
+::onnx::ModelProto parse(const std::filesystem::path& file) {
   std::error_code error;
   const auto bytes = std::filesystem::file_size(file, error);
   if (error) fail("{}: {}", file.string(), error.message());
@@ -326,7 +326,7 @@ onnx::ModelProto parse(const std::filesystem::path& file) {
   }
   std::ifstream stream(file, std::ios::binary);
   if (!stream) fail("{}: cannot be opened: {}", file.string(), errno_message(errno));
-  onnx::ModelProto model;
+  ::onnx::ModelProto model;
   if (!model.ParseFromIstream(&stream) || !model.has_graph()) {
     fail("{}: is not an ONNX model, or is damaged", file.string());
   }
@@ -335,12 +335,12 @@ onnx::ModelProto parse(const std::filesystem::path& file) {
 
 }  // namespace
 
-Graph load_onnx(const std::filesystem::path& file) {
-  const onnx::ModelProto model = parse(file);
+Graph load(const std::filesystem::path& file) {
+  const ::onnx::ModelProto model = parse(file);
   Graph graph = Reader(model, file.string()).read();
   sort_nodes(graph);
   infer(graph);
   return graph;
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -13,7 +13,7 @@
 
 #include "framework/error.h"
 
-namespace fmp {
+namespace fmp::onnx {
 namespace {
 
 constexpr int64_t kMaxElements = int64_t{1} << 26;  // of one value
@@ -561,4 +561,4 @@ std::optional<GraphTensor> fold_node(const Graph& graph, const GraphNode& node) 
   return GraphTensor{prepared.shape, std::move(output)};
 }
 
-}  // namespace fmp
+}  // namespace fmp::onnx

@@ -7,7 +7,7 @@
 
 #include "framework/onnx/graph.h"
 
-namespace fmp {
+namespace fmp::onnx {
 
 // One node, ready to run. All shapes and attributes are checked beforehand, so that run() cannot
 // fail. `inputs` are in the node's order, empty where absent, row-major as their shapes say.
@@ -47,4 +47,4 @@ struct Rearrangement {
 };
 std::optional<Rearrangement> prepare_rearrangement(const Graph& graph, const GraphNode& node);
 
-}  // namespace fmp
+}  // namespace fmp::onnx

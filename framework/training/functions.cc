@@ -8,9 +8,6 @@
 namespace fmp {
 namespace {
 
-// The input quantizer covers [-2, 2).
-constexpr float kInputRange = 2.0F;
-
 Variable make_activation(const TileShape& shape, int bits, ElementType code_type) {
   auto result = std::make_shared<Activation>();
   result->bits = bits;
@@ -63,10 +60,6 @@ ops::LayerShape shape_of(const Layer& layer) {
 }
 
 int padding_of(const Layer& layer) { return (layer.kernel - 1) / 2; }
-
-float input_scale(int input_bits) {
-  return kInputRange / static_cast<float>(1 << (input_bits - 1));
-}
 
 Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
                       const RunContext& context) {

@@ -31,9 +31,6 @@ ops::LayerShape shape_of(const Layer& layer);
 // Rows of zeros that a layer wants around its input.
 int padding_of(const Layer& layer);
 
-// Value of an input code of 1.
-float input_scale(int input_bits);
-
 // The frames of a batch as the first layer reads them.
 Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
                       const RunContext& context);
