@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "experiments/run_directory.h"
@@ -135,6 +136,16 @@ void Console::plan(const RoundRecord& r) {
            layer.at("backward_weight") != "dense";
   });
   if (others > 0) line("       plan " + plan_to_text(r.plan));
+  std::map<std::string, std::string> layers_of;  // by what a library refused
+  for (const nlohmann::json& layer : r.plan) {
+    for (const std::string refused : layer.value("refused", nlohmann::json::array())) {
+      layers_of[refused] +=
+          (layers_of[refused].empty() ? "" : ", ") + layer.at("layer").get<std::string>();
+    }
+  }
+  for (const auto& [refused, layers] : layers_of) {
+    line(fmt::format("       not a candidate for {}: {}", layers, refused));
+  }
 }
 
 void Console::summary(const nlohmann::json& s, const std::string& directory) {

@@ -48,6 +48,7 @@ nlohmann::json plan_to_json(const std::vector<LayerPlan>& plan) {
                       {"forward", ops::kernel_name(layer.forward)},
                       {"backward_data", ops::kernel_name(layer.backward_data)},
                       {"backward_weight", ops::kernel_name(layer.backward_weight)}});
+    if (!layer.refused.empty()) result.back()["refused"] = layer.refused;
   }
   return result;
 }
@@ -68,6 +69,7 @@ std::vector<LayerPlan> plan_from_json(const nlohmann::json& json) {
     layer.forward = kernel_of(entry.at("forward"));
     layer.backward_data = kernel_of(entry.at("backward_data"));
     layer.backward_weight = kernel_of(entry.at("backward_weight"));
+    if (entry.contains("refused")) layer.refused = entry.at("refused");
     plan.push_back(std::move(layer));
   }
   return plan;

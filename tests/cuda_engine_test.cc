@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -203,6 +204,7 @@ TEST_F(CudaEngineTest, TheTimedPlanNamesEveryLayer) {
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_EQ(actual[i].layer, expected[i].layer);
     EXPECT_EQ(actual[i].density, expected[i].density);
+    EXPECT_TRUE(actual[i].refused.empty()) << actual[i].refused[0];
   }
 }
 
@@ -253,7 +255,7 @@ TEST_F(CudaEngineTest, GraphsChangeNothingForKernelsOfLibraries) {
       network.steps = 10;  // no statistics, so that all steps are alike
       std::vector<LayerPlan> plan;
       for (const Layer& layer : network.layers())
-        plan.push_back({layer.name, 1, kernel, kernel, kernel});
+        plan.push_back({layer.name, 1, kernel, kernel, kernel, {}});
       cuda.set_plan(plan);
       cuda.train_epoch(network, data, range_of(0, 160), kSeed, 1, 1e-2);
       results.push_back(values_of(network));
@@ -263,6 +265,32 @@ TEST_F(CudaEngineTest, GraphsChangeNothingForKernelsOfLibraries) {
 }
 
 #ifdef FMP_SIMT
+// What a library refuses is no candidate, and a run goes on without it.
+TEST_F(CudaEngineTest, ARefusalOfALibraryIsNoCandidate) {
+  struct Refusing {
+    Refusing() { setenv("SIMT_REFUSE", "cusparseSpMM,cublasGemmStridedBatchedEx", 1); }
+    ~Refusing() { unsetenv("SIMT_REFUSE"); }
+  } refusing;
+  TrainerOptions options = trainer_options();
+  options.sparse_threshold.reset();
+  Trainer cuda(options, make_cuda_engine());
+  const TinyDataset data(200);
+  Network network(tiny_config(), kSeed);
+  for (const LayerPlan& layer : cuda.plan(network)) {
+    using ops::Kernel;
+    for (const Kernel kernel : {layer.forward, layer.backward_data}) {
+      EXPECT_TRUE(kernel == Kernel::kDense || kernel == Kernel::kSparse) << layer.layer;
+    }
+    EXPECT_NE(layer.backward_weight, Kernel::kCublas) << layer.layer;
+    ASSERT_EQ(layer.refused.size(), 5U) << layer.layer;  // three of cuBLAS, two of cuSPARSE
+    EXPECT_TRUE(layer.refused[0].starts_with("cublas forward: ")) << layer.refused[0];
+    EXPECT_NE(layer.refused[4].find("CUSPARSE_STATUS_NOT_SUPPORTED"), std::string::npos)
+        << layer.refused[4];
+  }
+  const EpochResult result = cuda.train_epoch(network, data, range_of(0, 120), kSeed, 1, 1e-2);
+  EXPECT_EQ(result.frames, 120);
+}
+
 TEST_F(CudaEngineTest, RangesAreNamedAfterLayerPassAndPlan) {
   const TinyDataset data(200);
   Network network(tiny_config(), kSeed);

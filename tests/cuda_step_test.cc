@@ -124,7 +124,7 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   std::vector<LayerPlan> plan;
   const ops::Kernel kernel = GetParam().kernel;
   for (const Layer& layer : network.layers())
-    plan.push_back({layer.name, 1, kernel, kernel, kernel});
+    plan.push_back({layer.name, 1, kernel, kernel, kernel, {}});
   for (Trainer* trainer : {&cpu, &cuda}) trainer->set_plan(plan);
   Network device_network = network;
   for (int step = 0; step < kSteps; ++step) {

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: MIT
 // Times every pass of every layer of VGG10 on a device with every kernel that can run it, on random
 // frames. One JSON object a line:
-//   {"layer": "conv2", "pass": "forward", "kernel": "dense", "seconds": 1.2e-4}
-// The passes are those of tools/roofline.py. Needs nothing but the kernels.
+//   {"density": 1, "layer": "conv2", "pass": "forward", "kernel": "dense", "seconds": 1.2e-4}
+// or, where a library refuses the pass, "failed" with its words instead of "seconds". The passes
+// are those of tools/roofline.py. Needs nothing but the kernels.
+//
+// A pass is captured into a graph some times over and the device times the graph: launches cost the
+// host more than the small layers the device.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -18,22 +23,66 @@
 
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/runtime.h"
 
 namespace fmp {
 namespace {
 
+using cuda::Kernel;
+
 constexpr const char* kUsage =
-    "usage: cuda_bench [--batch FRAMES] [--density D] [--repetitions R] [--length L] [--channels "
-    "C]\n"
-    "Defaults: batch 4096, density 1, 20 repetitions, length 1024, 64 channels.\n";
+    "usage: cuda_bench [--batch FRAMES] [--density D[,D...]] [--kernels K[,K...]] [--repetitions "
+    "R]\n"
+    "                  [--length L] [--channels C]\n"
+    "Kernels: dense, sparse, cublas, cusparse. Defaults: batch 4096, density 1, all kernels, 20\n"
+    "repetitions, length 1024, 64 channels.\n";
 constexpr int kConvolutions = 7, kPool = 2, kTaps = 3, kBits = 8, kDenseWidth = 128, kClasses = 24;
 constexpr unsigned kSeed = 20253;
-constexpr cuda::Stream kStream = nullptr;
+// Operands repeat after this many elements, a prime: drawing hundreds of millions takes the host
+// longer than the device takes for all of its work.
+constexpr size_t kDrawn = 1048573;
+// A graph is timed this often, and its best time counts.
+constexpr int kTimedGraphs = 2;
 
 struct BenchOptions {
   int batch = 4096, repetitions = 20, length = 1024, channels = 64;
-  double density = 1;
+  std::vector<double> densities{1};
+  std::vector<Kernel> kernels{Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse};
 };
+
+// Calls take(part) for the parts between commas, until it returns false.
+bool for_each_part(std::string_view list, const std::function<bool(std::string_view)>& take) {
+  for (;;) {
+    const size_t comma = list.find(',');
+    if (!take(list.substr(0, comma))) return false;
+    if (comma == std::string_view::npos) return true;
+    list.remove_prefix(comma + 1);
+  }
+}
+
+// False: it is no number.
+bool parse_number(std::string_view text, double& value) {
+  const std::string copy(text);
+  char* end = nullptr;
+  value = std::strtod(copy.c_str(), &end);
+  return !copy.empty() && *end == '\0';
+}
+
+bool add_density(std::string_view text, std::vector<double>& densities) {
+  double value = 0;
+  if (!parse_number(text, value) || !(value > 0 && value <= 1)) return false;
+  densities.push_back(value);
+  return true;
+}
+
+bool add_kernel(std::string_view text, std::vector<Kernel>& kernels) {
+  for (const Kernel kernel : BenchOptions{}.kernels) {
+    if (text != cuda::kernel_name(kernel)) continue;
+    kernels.push_back(kernel);
+    return true;
+  }
+  return false;
+}
 
 // False: the arguments are wrong.
 bool parse(std::span<char*> arguments, BenchOptions& o) {
@@ -43,35 +92,67 @@ bool parse(std::span<char*> arguments, BenchOptions& o) {
                                             {"--channels", &o.channels}};
   for (size_t i = 1; i < arguments.size(); i += 2) {
     if (i + 1 == arguments.size()) return false;
-    char* end = nullptr;
-    const double value = std::strtod(arguments[i + 1], &end);
-    if (*end != '\0') return false;
-    if (std::string_view(arguments[i]) == "--density") {
-      o.density = value;
-    } else if (const auto option = integers.find(arguments[i]);
-               option != integers.end() && value >= 1 && value < 1 << 20) {
-      *option->second = static_cast<int>(value);
+    const std::string_view name = arguments[i], value = arguments[i + 1];
+    double number = 0;
+    if (name == "--density") {
+      o.densities.clear();
+      if (!for_each_part(value, [&](auto part) { return add_density(part, o.densities); }))
+        return false;
+    } else if (name == "--kernels") {
+      o.kernels.clear();
+      if (!for_each_part(value, [&](auto part) { return add_kernel(part, o.kernels); }))
+        return false;
+    } else if (const auto option = integers.find(name); option != integers.end() &&
+                                                        parse_number(value, number) &&
+                                                        number >= 1 && number < 1 << 20) {
+      *option->second = static_cast<int>(number);
     } else {
       return false;
     }
   }
-  return o.density > 0 && o.density <= 1 && o.length % (1 << kConvolutions) == 0;
+  return o.length % (1 << kConvolutions) == 0;
 }
 
-template <typename T>
-cuda::DeviceBuffer<T> upload(const std::vector<T>& values) {
-  cuda::DeviceBuffer<T> buffer(std::span<const T>(values), kStream);
-  cuda::synchronize(kStream);
-  return buffer;
-}
+// Random operands of every size.
+class Drawn {
+ public:
+  Drawn() : floats_(kDrawn), codes_(kDrawn) {
+    std::mt19937 random(kSeed);
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    for (float& v : floats_) v = uniform(random);
+    for (uint8_t& v : codes_) v = static_cast<uint8_t>(random() & 0x7f);
+  }
+  cuda::DeviceBuffer<float> floats(size_t count, cuda::Stream stream) const {
+    return repeated(floats_, count, stream);
+  }
+  cuda::DeviceBuffer<uint8_t> codes(size_t count, cuda::Stream stream) const {
+    return repeated(codes_, count, stream);
+  }
+
+ private:
+  template <typename T>
+  static cuda::DeviceBuffer<T> repeated(const std::vector<T>& values, size_t count,
+                                        cuda::Stream stream) {
+    cuda::DeviceBuffer<T> buffer(count);
+    for (size_t at = 0; at < count; at += values.size()) {
+      cuda::copy_to_device(buffer.data() + at, values.data(),
+                           std::min(values.size(), count - at) * sizeof(T), stream);
+    }
+    cuda::synchronize(stream);
+    return buffer;
+  }
+  std::vector<float> floats_;
+  std::vector<uint8_t> codes_;
+};
 
 // A layer with all that its passes read and write.
 class LayerBench {
  public:
   LayerBench(std::string name, const ops::LayerShape& shape, const cuda::Tile& in, int out_pad,
-             const BenchOptions& options, cuda::Libraries& libraries, std::mt19937& random)
+             const BenchOptions& options, cuda::Libraries& libraries, const Drawn& drawn)
       : name_(std::move(name)),
         options_(options),
+        stream_(libraries.stream()),
         shape_(shape),
         in_(in),
         out_{in.frames, shape.length / shape.pool, shape.out_channels, out_pad},
@@ -79,50 +160,47 @@ class LayerBench {
                  in.length == shape.length ? in.pad : 0},
         conv_(cuda::conv_shape(shape, in)),
         is_output_(name_ == "output"),
-        x_(random_bytes(in.code_bytes(), random)),
+        x_(drawn.codes(in.code_bytes(), stream_)),
         out_codes_(out_.code_bytes()),
-        weight_(random_floats(static_cast<size_t>(shape.weights()), random)),
+        weight_(drawn.floats(static_cast<size_t>(shape.weights()), stream_)),
         grad_(weight_.size()),
         y_(dy_tile_.floats()),
         dx_(in.floats()),
-        dp_(random_floats(cuda::Tile{in.frames, out_.length, out_.channels, 0}.floats(), random)),
-        of_channels_(upload(std::vector<float>(static_cast<size_t>(shape.out_channels), 1.0F))),
-        running_(upload(std::vector<float>(static_cast<size_t>(shape.out_channels) * 2, 1.0F))),
+        dp_(drawn.floats(cuda::Tile{in.frames, out_.length, out_.channels, 0}.floats(), stream_)),
+        of_channels_(ones(static_cast<size_t>(shape.out_channels))),
+        running_(ones(static_cast<size_t>(shape.out_channels) * 2)),
         channel_grad_(static_cast<size_t>(shape.out_channels) * 2 + 1) {
-    std::bernoulli_distribution alive(options.density);
-    std::vector<uint8_t> mask;
-    for (size_t i = 0; i < weight_.size(); ++i) mask.push_back(alive(random) ? 1 : 0);
     weights_.use_libraries(&libraries);
-    weights_.set_mask(conv_, options.density < 1 ? mask : std::vector<uint8_t>(), kStream);
-    cuda::set_bytes(y_.data(), 0, y_.size() * sizeof(float), kStream);
   }
 
   const cuda::Tile& out() const { return out_; }
 
-  void run() {
-    using cuda::Kernel;
-    for (const Kernel kernel :
-         {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
+  void run(double density) {
+    density_ = density;
+    std::mt19937 random(kSeed);
+    std::bernoulli_distribution alive(density);
+    std::vector<uint8_t> mask;
+    for (size_t i = 0; density < 1 && i < weight_.size(); ++i) {
+      mask.push_back(alive(random) ? 1 : 0);
+    }
+    weights_.set_mask(conv_, mask, stream_);
+    cuda::set_bytes(y_.data(), 0, y_.size() * sizeof(float), stream_);
+    for (const Kernel kernel : options_.kernels) {
       if (cuda::is_library(kernel) && !cuda::exact_in_floats(shape_)) continue;
       weights_.compile(shape_, conv_, weight_.data(), true, {kernel, kernel, kernel}, true,
-                       kStream);
-      products(cuda::kernel_name(kernel));
+                       stream_);
+      products(kernel);
     }
-    weights_.compile(shape_, conv_, weight_.data(), true, {}, true, kStream);
+    weights_.compile(shape_, conv_, weight_.data(), true, {}, true, stream_);
     if (!is_output_) activations();
   }
 
  private:
-  static cuda::DeviceBuffer<uint8_t> random_bytes(size_t count, std::mt19937& random) {
-    std::vector<uint8_t> values(count);
-    for (uint8_t& v : values) v = static_cast<uint8_t>(random() & 0x7f);
-    return upload(values);
-  }
-  static cuda::DeviceBuffer<float> random_floats(size_t count, std::mt19937& random) {
-    std::uniform_real_distribution<float> uniform(-1, 1);
-    std::vector<float> values(count);
-    for (float& v : values) v = uniform(random);
-    return upload(values);
+  cuda::DeviceBuffer<float> ones(size_t count) const {
+    const std::vector<float> values(count, 1.0F);
+    cuda::DeviceBuffer<float> buffer(std::span<const float>(values), stream_);
+    cuda::synchronize(stream_);
+    return buffer;
   }
 
   cuda::Input input() const {
@@ -130,31 +208,61 @@ class LayerBench {
             of_channels_.data()};
   }
 
-  // Seconds of one run; many are put on the stream before the clock stops.
-  template <typename Pass>
-  double seconds_of(const Pass& pass) const {
+  // Seconds of one run.
+  double seconds_of(const std::function<void()>& pass) const {
     pass();  // allocates
-    cuda::synchronize(kStream);
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < options_.repetitions; ++i) pass();
-    cuda::synchronize(kStream);
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
-           options_.repetitions;
-  }
-  void print(const char* pass, const char* kernel, double seconds) const {
-    std::printf("{\"layer\": \"%s\", \"pass\": \"%s\", \"kernel\": \"%s\", \"seconds\": %.4g}\n",
-                name_.c_str(), pass, kernel, seconds);
+    cuda::Graph graph;
+    graph.capture(stream_, [&] {
+      for (int i = 0; i < options_.repetitions; ++i) pass();
+    });
+    cuda::Event begin(cuda::Event::Timing::kYes), end(cuda::Event::Timing::kYes);
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kTimedGraphs; ++i) {
+      begin.record(stream_);
+      graph.launch(stream_);
+      end.record(stream_);
+      best = std::min(best, end.seconds_since(begin) / options_.repetitions);
+    }
+    return best;
   }
 
-  void products(const char* kernel) {
+  void print(const char* pass, const char* kernel, const std::string& result) const {
+    std::printf("{\"density\": %g, \"layer\": \"%s\", \"pass\": \"%s\", \"kernel\": \"%s\", %s}\n",
+                density_, name_.c_str(), pass, kernel, result.c_str());
+    std::fflush(stdout);  // for whoever reads what there is when this is killed
+  }
+  void print(const char* pass, const char* kernel, double seconds) const {
+    char text[64];
+    std::snprintf(text, sizeof(text), "\"seconds\": %.4g", seconds);
+    print(pass, kernel, std::string(text));
+  }
+  // In JSON.
+  static std::string quoted(const std::string& text) {
+    std::string result = "\"";
+    for (const char c : text) {
+      if (c == '"' || c == '\\') result += '\\';
+      result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+    }
+    return result + '"';
+  }
+
+  // A library may refuse a pass, which the others do not suffer from.
+  void time(const char* pass, Kernel kernel, const std::function<void()>& body) const {
+    try {
+      print(pass, cuda::kernel_name(kernel), seconds_of(body));
+    } catch (const cuda::LibraryError& error) {
+      print(pass, cuda::kernel_name(kernel), "\"failed\": " + quoted(error.what()));
+    }
+  }
+
+  void products(Kernel kernel) {
     const cuda::Input x = input();
-    print("forward", kernel, seconds_of([&] { weights_.forward(x, y_.data(), kStream); }));
-    print("backward weight", kernel, seconds_of([&] {
-            weights_.backward_weight(x, dy_tile_, y_.data(), grad_.data(), kStream);
-          }));
+    time("forward", kernel, [&] { weights_.forward(x, y_.data(), stream_); });
+    time("backward weight", kernel,
+         [&] { weights_.backward_weight(x, dy_tile_, y_.data(), grad_.data(), stream_); });
     if (in_.channels == 2) return;  // nobody wants the gradient of the frames
-    print("backward data", kernel,
-          seconds_of([&] { weights_.backward_data(dy_tile_, y_.data(), dx_.data(), kStream); }));
+    time("backward data", kernel,
+         [&] { weights_.backward_data(dy_tile_, y_.data(), dx_.data(), stream_); });
   }
 
   // What a hidden layer does beside its products: the whole less those.
@@ -167,23 +275,25 @@ class LayerBench {
     const double forward = seconds_of([&] {
       cuda::hidden_forward_train(shape_, conv_, x, weights_, parameters, false, running_.data(),
                                  running_.data() + channels, state, out_, out_codes_.data(),
-                                 kStream);
+                                 stream_);
     });
     const double backward = seconds_of([&] {
       cuda::hidden_backward(shape_, conv_, x, weights_, parameters, state, dp_.data(), nullptr,
                             {grad_.data(), channel_grad_.data(), channel_grad_.data() + channels,
                              channel_grad_.data() + 2 * channels},
-                            nullptr, kStream);
+                            nullptr, stream_);
     });
-    print("activation", "", forward - seconds_of([&] { weights_.forward(x, y_.data(), kStream); }));
+    print("activation", "", forward - seconds_of([&] { weights_.forward(x, y_.data(), stream_); }));
     print("activation backward", "", backward - seconds_of([&] {
                                        weights_.backward_weight(x, dy_tile_, y_.data(),
-                                                                grad_.data(), kStream);
+                                                                grad_.data(), stream_);
                                      }));
   }
 
   std::string name_;
   const BenchOptions& options_;
+  cuda::Stream stream_;
+  double density_ = 1;
   ops::LayerShape shape_;
   cuda::Tile in_, out_, dy_tile_;
   cuda::ConvShape conv_;
@@ -194,12 +304,14 @@ class LayerBench {
 };
 
 void bench(const BenchOptions& options) {
-  std::mt19937 random(kSeed);
-  cuda::Libraries libraries(kStream);
+  const cuda::MemoryCache cache;  // layers take over each other's memory
+  const cuda::OwnedStream stream;
+  cuda::Libraries libraries(stream);
+  const Drawn drawn;
   cuda::Tile tile{options.batch, options.length, 2, (kTaps - 1) / 2};
   const auto run = [&](const std::string& name, const ops::LayerShape& shape, int out_pad) {
-    LayerBench layer(name, shape, tile, out_pad, options, libraries, random);
-    layer.run();
+    LayerBench layer(name, shape, tile, out_pad, options, libraries, drawn);
+    for (const double density : options.densities) layer.run(density);
     tile = layer.out();
   };
   for (int i = 0; i < kConvolutions; ++i) {

@@ -224,6 +224,7 @@ Json plan_json(const std::vector<LayerPlan>& plan) {
                       {"forward", ops::kernel_name(p.forward)},
                       {"backward_data", ops::kernel_name(p.backward_data)},
                       {"backward_weight", ops::kernel_name(p.backward_weight)}});
+    if (!p.refused.empty()) result.back()["refused"] = p.refused;
   }
   return result;
 }
@@ -426,6 +427,9 @@ void print(const Json& r) {
     fmt::print("{:8} {:8.4f}  {:9}{:15}{}\n", p["layer"].get<std::string>(),
                p["density"].get<double>(), p["forward"].get<std::string>(),
                p["backward_data"].get<std::string>(), p["backward_weight"].get<std::string>());
+    for (const std::string refused : p.value("refused", Json::array())) {
+      fmt::print("         not a candidate: {}\n", refused);
+    }
   }
 }
 

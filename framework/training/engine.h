@@ -22,6 +22,8 @@ struct LayerPlan {
   double density = 0;  // nonzero weight codes / weights
   ops::Kernel forward = ops::Kernel::kDense, backward_data = ops::Kernel::kDense,
               backward_weight = ops::Kernel::kDense;
+  // Kernels that were no candidates, as their library refused them: kernel, pass and its words.
+  std::vector<std::string> refused;
 };
 
 // What a batch gave. The spans are valid until the callback that got them returns.

@@ -109,7 +109,10 @@ class LayerTimer {
 
 LayerPlan plan_of(std::span<const LayerPlan> plan, const Layer& layer) {
   const auto found = std::ranges::find(plan, layer.name, &LayerPlan::layer);
-  return found == plan.end() ? LayerPlan{.layer = layer.name} : *found;
+  if (found != plan.end()) return *found;
+  LayerPlan dense;
+  dense.layer = layer.name;
+  return dense;
 }
 
 ops::PassPlan pass_plan(const LayerPlan& plan) {

@@ -6,7 +6,7 @@
 //              matrices overlap; dx[l] likewise with weights transposed and taps flipped;
 //              dw[l] (O x TC) = dy[l] (O x lanes) * x[l ..]^T, summed over l in a fixed order
 //   cuSPARSE:  refuses matrices that overlap ("batchStride >= ld * rows",
-//              cusparseDnMatSetStridedBatch), so tap by tap: y[l] += W_t (O x C, CSR) * x[l + t]
+//              cusparseDnMatSetStridedBatch), so tap by tap: y[l] += W_t (O x C, sparse) * x[l + t]
 //              for all l in one call; dw likewise, in the places of W_t only (SDDMM)
 //
 // Both multiply floats. Codes are unpacked first; sums of their products are exact below 2^24.
@@ -81,7 +81,7 @@ Weights::TapMatrices Weights::tap_matrices(int out, int taps, int in, bool trans
   m.columns = in;
   m.taps = taps;
   const Packing packing{out, in, taps, transposed};
-  std::vector<int> row_begin, column, place;
+  std::vector<int> row_begin, row, column, place;
   for (int t = 0; t < taps; ++t) {
     m.begin.push_back(static_cast<int>(column.size()));
     for (int o = 0; o < out; ++o) {
@@ -89,6 +89,7 @@ Weights::TapMatrices Weights::tap_matrices(int out, int taps, int in, bool trans
       for (int c = 0; c < in; ++c) {
         const size_t at = packing.place(o, t, c);
         if (!mask.empty() && mask[at] == 0) continue;
+        row.push_back(o);
         column.push_back(c);
         place.push_back(static_cast<int>(at));
       }
@@ -97,11 +98,22 @@ Weights::TapMatrices Weights::tap_matrices(int out, int taps, int in, bool trans
   }
   m.begin.push_back(static_cast<int>(column.size()));
   m.row_begin = DeviceBuffer<int>(row_begin, stream);
+  m.row = DeviceBuffer<int>(row, stream);
   m.column = DeviceBuffer<int>(column, stream);
   m.place = DeviceBuffer<int>(place, stream);
   m.value = DeviceBuffer<float>(column.size());
   synchronize(stream);  // the lists on the host end here
   return m;
+}
+
+SparsePattern Weights::TapMatrices::pattern(int tap) const {
+  const int first = begin[static_cast<size_t>(tap)];
+  return {.rows = rows,
+          .columns = columns,
+          .nonzeros = begin[static_cast<size_t>(tap) + 1] - first,
+          .row_begin = row_begin.data() + tap * (rows + 1),
+          .row = row.data() + first,
+          .column = column.data() + first};
 }
 
 void Weights::compile_for_libraries(bool backward, Stream stream) {
@@ -153,16 +165,14 @@ void Weights::multiply_taps(const TapMatrices& taps, int lanes, const float* x, 
     const int count = taps.begin[static_cast<size_t>(t) + 1] - begin;
     if (count == 0) continue;
     const size_t row = static_cast<size_t>(taps.columns) * static_cast<size_t>(lanes);
-    libraries_->run(
-        BatchedSpmm{.a = {taps.rows, taps.columns, count,
-                          taps.row_begin.data() + t * (taps.rows + 1), taps.column.data() + begin},
-                    .values = taps.value.data() + begin,
-                    .n = lanes,
-                    .batches = shape_.out_length,
-                    .b = x + static_cast<size_t>(t) * row,
-                    .c = y,
-                    .add = written,
-                    .deterministic = deterministic});
+    libraries_->run(BatchedSpmm{.a = taps.pattern(t),
+                                .values = taps.value.data() + begin,
+                                .n = lanes,
+                                .batches = shape_.out_length,
+                                .b = x + static_cast<size_t>(t) * row,
+                                .c = y,
+                                .add = written,
+                                .deterministic = deterministic});
     written = true;
   }
   if (written) return;
@@ -243,15 +253,13 @@ void Weights::backward_weight_library(const Input& x, const Tile& dy_tile, const
     if (count == 0) continue;
     const size_t offset = static_cast<size_t>(begin) * static_cast<size_t>(positions);
     const size_t row = static_cast<size_t>(taps.columns) * static_cast<size_t>(lanes);
-    libraries_->run(
-        BatchedSddmm{.c = {taps.rows, taps.columns, count,
-                           taps.row_begin.data() + t * (taps.rows + 1), taps.column.data() + begin},
-                     .columns = taps.repeated.data() + offset,
-                     .values = partial + offset,
-                     .k = lanes,
-                     .batches = positions,
-                     .a = gradient,
-                     .b = values + static_cast<size_t>(t) * row});
+    libraries_->run(BatchedSddmm{.c = taps.pattern(t),
+                                 .columns = taps.repeated.data() + offset,
+                                 .values = partial + offset,
+                                 .k = lanes,
+                                 .batches = positions,
+                                 .a = gradient,
+                                 .b = values + static_cast<size_t>(t) * row});
     add_slices(partial + offset, positions, count, taps.place.data() + begin, x.scale, grad,
                stream);
   }

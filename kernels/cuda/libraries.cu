@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 #include <cusparse.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -20,22 +21,21 @@ namespace {
 // What cuBLAS' documentation recommends for sm_90.
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
-class LibraryError : public std::runtime_error {
- public:
-  LibraryError(const char* call, const char* name, const char* text, const SourceLine& where)
-      : std::runtime_error(std::string(where.file) + ":" + std::to_string(where.line) + ": " +
-                           call + ": " + name + ": " + text) {}
-};
+[[noreturn]] void fail(const char* call, const char* name, const char* text,
+                       const SourceLine& where) {
+  throw LibraryError(std::string(where.file) + ":" + std::to_string(where.line) + ": " + call +
+                     ": " + name + ": " + text);
+}
 
 void check(cublasStatus_t status, const char* call,
            const SourceLine& where = SourceLine::current()) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw LibraryError(call, cublasGetStatusName(status), cublasGetStatusString(status), where);
+  fail(call, cublasGetStatusName(status), cublasGetStatusString(status), where);
 }
 void check(cusparseStatus_t status, const char* call,
            const SourceLine& where = SourceLine::current()) {
   if (status == CUSPARSE_STATUS_SUCCESS) return;
-  throw LibraryError(call, cusparseGetErrorName(status), cusparseGetErrorString(status), where);
+  fail(call, cusparseGetErrorName(status), cusparseGetErrorString(status), where);
 }
 
 // Owns a handle or descriptor of one of the libraries.
@@ -72,11 +72,31 @@ class DenseBatch {
   Owned<cusparseDnMatDescr_t, cusparseDestroyDnMat> matrix_;
 };
 
-// stride: elements from the columns and values of one matrix to those of the next.
-class CsrBatch {
+// One matrix for a whole batch, by rows (CSR) ...
+enum class Format { kCsr, kCoo };
+class SparseBatch {
  public:
-  CsrBatch(const CsrPattern& p, const int* columns, const float* values, int batches,
-           int64_t stride) {
+  SparseBatch(Format format, const SparsePattern& p, const float* values, int batches) {
+    if (format == Format::kCsr) {
+      create_csr(p, p.column, values, batches, 0);
+      return;
+    }
+    check(
+        cusparseCreateCoo(matrix_.address(), p.rows, p.columns, p.nonzeros, const_cast<int*>(p.row),
+                          const_cast<int*>(p.column), const_cast<float*>(values),
+                          CUSPARSE_INDEX_32I, CUSPARSE_INDEX_BASE_ZERO, CUDA_R_32F),
+        "cusparseCreateCoo");
+    check(cusparseCooSetStridedBatch(get(), batches, 0), "cusparseCooSetStridedBatch");
+  }
+  // ... or one pattern for values that differ: columns [batches][nonzeros], values likewise.
+  SparseBatch(const SparsePattern& p, const int* columns, const float* values, int batches) {
+    create_csr(p, columns, values, batches, p.nonzeros);
+  }
+  cusparseSpMatDescr_t get() const { return matrix_.get(); }
+
+ private:
+  void create_csr(const SparsePattern& p, const int* columns, const float* values, int batches,
+                  int64_t stride) {
     check(cusparseCreateCsr(matrix_.address(), p.rows, p.columns, p.nonzeros,
                             const_cast<int*>(p.row_begin), const_cast<int*>(columns),
                             const_cast<float*>(values), CUSPARSE_INDEX_32I, CUSPARSE_INDEX_32I,
@@ -84,9 +104,6 @@ class CsrBatch {
           "cusparseCreateCsr");
     check(cusparseCsrSetStridedBatch(get(), batches, 0, stride), "cusparseCsrSetStridedBatch");
   }
-  cusparseSpMatDescr_t get() const { return matrix_.get(); }
-
- private:
   Owned<cusparseSpMatDescr_t, cusparseDestroySpMat> matrix_;
 };
 
@@ -119,7 +136,15 @@ class Sparse {
     check(cusparseSetStream(handle_.get(), stream), "cusparseSetStream");
   }
   cusparseHandle_t handle() const { return handle_.get(); }
-  void* buffer(size_t bytes) { return buffer_.reserve(bytes); }
+  // Memory that a product asks for. One that asks for more than there is counts as refused.
+  void* buffer(size_t bytes) {
+    try {
+      return buffer_.reserve(bytes);
+    } catch (const CudaError& error) {
+      if (error.status() != cudaErrorMemoryAllocation) throw;
+      throw LibraryError(std::string("the buffer of cuSPARSE: ") + error.what());
+    }
+  }
 
  private:
   DeviceBuffer<std::byte> buffer_;
@@ -137,12 +162,27 @@ struct Libraries::Handles {
   std::unique_ptr<Sparse> sparse;
 
   cublasHandle_t use_blas() {
-    if (!blas) blas = std::make_unique<Blas>(static_cast<cudaStream_t>(stream));
+    if (!blas) blas = made<Blas>();
     return blas->handle();
   }
   Sparse& use_sparse() {
-    if (!sparse) sparse = std::make_unique<Sparse>(static_cast<cudaStream_t>(stream));
+    if (!sparse) sparse = made<Sparse>();
     return *sparse;
+  }
+
+ private:
+  // A library that is not there refuses everything.
+  template <typename Library>
+  std::unique_ptr<Library> made() const {
+    try {
+      return std::make_unique<Library>(static_cast<cudaStream_t>(stream));
+    } catch (const CudaError&) {
+      throw;
+    } catch (const LibraryError&) {
+      throw;
+    } catch (const std::runtime_error& error) {
+      throw LibraryError(error.what());
+    }
   }
 };
 
@@ -165,13 +205,13 @@ void Libraries::run(const BatchedGemm& g) {
 }
 
 void Libraries::run(const BatchedSpmm& s) {
-  const CsrBatch a(s.a, s.a.column, s.values, s.batches, 0);
+  // The documentation promises the same bits from run to run for COO_ALG2 and CSR_ALG3 alone, of
+  // which the latter takes no batches; and the most speed with row-major matrices for CSR_ALG2.
+  const SparseBatch a(s.deterministic ? Format::kCoo : Format::kCsr, s.a, s.values, s.batches);
   const DenseBatch b(s.a.columns, s.n, s.b, s.batches), c(s.a.rows, s.n, s.c, s.batches);
   const float* beta = s.add ? &kOne : &kZero;
-  // The documentation promises the same bits from run to run for the third algorithm alone, and the
-  // most speed with row-major matrices for the second.
   const cusparseSpMMAlg_t algorithm =
-      s.deterministic ? CUSPARSE_SPMM_CSR_ALG3 : CUSPARSE_SPMM_CSR_ALG2;
+      s.deterministic ? CUSPARSE_SPMM_COO_ALG2 : CUSPARSE_SPMM_CSR_ALG2;
   Sparse& sparse = handles_->use_sparse();
   size_t bytes = 0;
   check(cusparseSpMM_bufferSize(sparse.handle(), kPlain, kPlain, &kOne, a.get(), b.get(), beta,
@@ -184,7 +224,7 @@ void Libraries::run(const BatchedSpmm& s) {
 
 void Libraries::run(const BatchedSddmm& s) {
   const DenseBatch a(s.c.rows, s.k, s.a, s.batches), b(s.c.columns, s.k, s.b, s.batches);
-  const CsrBatch c(s.c, s.columns, s.values, s.batches, s.c.nonzeros);
+  const SparseBatch c(s.c, s.columns, s.values, s.batches);
   Sparse& sparse = handles_->use_sparse();
   size_t bytes = 0;
   check(cusparseSDDMM_bufferSize(sparse.handle(), kPlain, kTransposed, &kOne, a.get(), b.get(),

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 
 #include "kernels/cuda/device_memory.h"
 
@@ -26,17 +27,19 @@ struct BatchedGemm {
   int64_t c_stride = 0;
 };
 
-// Rows of a sparse matrix in device memory, indices from 0, columns ascending in a row.
-struct CsrPattern {
+// Where a sparse matrix in device memory has entries: row by row, indices from 0, columns ascending
+// in a row.
+struct SparsePattern {
   int rows = 0, columns = 0, nonzeros = 0;
   const int* row_begin = nullptr;  // [rows + 1]
+  const int* row = nullptr;        // [nonzeros]
   const int* column = nullptr;     // [nonzeros]
 };
 
 // C[i] = A * B[i], or += if `add`: A sparse m x k, the same for all; B[i] k x n and C[i] m x n
 // row-major without gaps. A matrix may not overlap the next of its batch, which cuSPARSE refuses.
 struct BatchedSpmm {
-  CsrPattern a{};
+  SparsePattern a{};
   const float* values = nullptr;  // of A
   int n = 0, batches = 0;
   const float* b = nullptr;
@@ -49,7 +52,7 @@ struct BatchedSpmm {
 // values[i] = the elements of A[i] * B[i]^T in the places of a pattern: A[i] rows x k, B[i]
 // columns x k row-major without gaps.
 struct BatchedSddmm {
-  CsrPattern c{};
+  SparsePattern c{};
   // [batches][nonzeros]; cuSPARSE reads the columns of each matrix of a batch apart.
   const int* columns = nullptr;
   float* values = nullptr;  // [batches][nonzeros]
@@ -57,10 +60,17 @@ struct BatchedSddmm {
   const float *a = nullptr, *b = nullptr;
 };
 
+// A call that a library refused, or that failed: file, line, call and status. Whether a library
+// takes a call is known only when it is asked: callers that have another kernel go on with that
+// one.
+class LibraryError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // Handles of both libraries for the work of one stream; each is loaded and made by its first run,
-// which therefore must not be one that is being captured. Every failure throws std::runtime_error
-// with file, line, call and status. Sums are of fp32 throughout, never of TF32 or emulated: sums of
-// integers are exact below 2^24. Calls are not thread-safe.
+// which therefore must not be one that is being captured. Every failure throws LibraryError. Sums
+// are of fp32 throughout, never of TF32 or emulated: sums of integers are exact below 2^24. Calls
+// are not thread-safe.
 class Libraries {
  public:
   explicit Libraries(Stream stream);

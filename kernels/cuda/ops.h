@@ -19,6 +19,7 @@
 namespace fmp::cuda {
 
 class Libraries;
+struct SparsePattern;
 
 // Frames that sit side by side come in warps.
 inline constexpr int kWarpLanes = 32;
@@ -154,9 +155,11 @@ class Weights {
   struct TapMatrices {
     int rows = 0, columns = 0, taps = 0;
     std::vector<int> begin;  // first entry of each tap, on the host
-    DeviceBuffer<int> row_begin, column, place;
+    DeviceBuffer<int> row_begin, row, column, place;
     DeviceBuffer<float> value;
     DeviceBuffer<int> repeated;  // columns of each tap, once for each position
+
+    SparsePattern pattern(int tap) const;
   };
   void gather(const DeviceBuffer<int>& place, const DeviceBuffer<float>& value, bool scaled,
               Stream stream) const;

@@ -119,6 +119,8 @@ cublasStatus_t cublasGemmStridedBatchedEx(
   const auto multiply = [=] {
     check_handle(handle);
     require(!simt::device_failed(), CUBLAS_STATUS_EXECUTION_FAILED, "a kernel failed before");
+    require(!simt::is_to_be_refused("cublasGemmStridedBatchedEx"), CUBLAS_STATUS_NOT_SUPPORTED,
+            "cublasGemmStridedBatchedEx is refused as SIMT_REFUSE asks");
     require(handle->has_stream, CUBLAS_STATUS_NOT_INITIALIZED, "the handle has no stream");
     require(simt::stream_exists(handle->stream), CUBLAS_STATUS_INVALID_VALUE,
             "the handle's stream is destroyed");

@@ -3,6 +3,7 @@
 // fault every call fails until cudaDeviceReset(), as on a device. A stream that captures records
 // its work instead, and refuses what CUDA refuses then.
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <set>
@@ -365,6 +366,12 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
 }
 
 namespace simt {
+
+bool is_to_be_refused(const std::string& call) {
+  const char* calls = std::getenv("SIMT_REFUSE");
+  return calls != nullptr &&
+         ("," + std::string(calls) + ",").find("," + call + ",") != std::string::npos;
+}
 
 bool device_failed() { return broken; }
 bool stream_captures(cudaStream_t stream) { return stream != nullptr && stream->captures; }

@@ -33,16 +33,23 @@ struct cusparseDnMatDescr {
   }
 };
 
+// By rows (CSR) or by entries (COO).
 struct cusparseSpMatDescr {
   int64_t rows, columns, nonzeros;
-  int *offsets, *indices;
+  int* offsets;      // of rows; CSR
+  int* row_indices;  // COO
+  int* indices;
   float* values;
   int base;
   int batches = 1;
   int64_t offsets_stride = 0, columns_values_stride = 0;
 
+  bool is_csr() const { return offsets != nullptr; }
   simt::Extent offsets_extent() const {
     return {"row offsets", offsets, rows + 1, 1, 0, batches, offsets_stride};
+  }
+  simt::Extent row_indices_extent() const {
+    return {"row indices", row_indices, nonzeros, 1, 0, batches, columns_values_stride};
   }
   simt::Extent indices_extent() const {
     return {"column indices", indices, nonzeros, 1, 0, batches, columns_values_stride};
@@ -51,11 +58,25 @@ struct cusparseSpMatDescr {
     return {"values", values, nonzeros, 1, 0, batches, columns_values_stride};
   }
   int offset(int batch, int64_t row) const { return offsets[batch * offsets_stride + row] - base; }
-  int column(int batch, int entry) const {
+  int row(int batch, int64_t entry) const {
+    return row_indices[batch * columns_values_stride + entry] - base;
+  }
+  int column(int batch, int64_t entry) const {
     return indices[batch * columns_values_stride + entry] - base;
   }
-  float* value(int batch, int entry) const {
+  float* value(int batch, int64_t entry) const {
     return values + batch * columns_values_stride + entry;
+  }
+  // Calls body(entry) for the entries of a row, whose pattern was checked.
+  template <typename Body>
+  void for_each_of_row(int batch, int64_t of_row, const Body& body) const {
+    if (is_csr()) {
+      for (int i = offset(batch, of_row); i < offset(batch, of_row + 1); ++i) body(i);
+      return;
+    }
+    for (int64_t i = 0; i < nonzeros; ++i) {
+      if (row(batch, i) == of_row) body(i);
+    }
   }
 };
 
@@ -78,6 +99,11 @@ void require_none(const std::string& wrong) {
   require(wrong.empty(), CUSPARSE_STATUS_EXECUTION_FAILED, wrong);
 }
 
+void require_aligned(const void* array) {
+  require_valid(reinterpret_cast<uintptr_t>(array) % sizeof(float) == 0,
+                "an array that is not aligned to its elements");
+}
+
 template <typename Call>
 cusparseStatus_t answer(const Call& call) {
   return simt::answer(CUSPARSE_STATUS_SUCCESS, detail, call);
@@ -94,9 +120,11 @@ void check_matrix(cusparseConstSpMatDescr_t matrix) {
 }
 
 // What both products check before they look at their operands.
-void check_call(cusparseHandle_t handle, const void* alpha, const void* beta,
+void check_call(const char* call, cusparseHandle_t handle, const void* alpha, const void* beta,
                 cudaDataType compute) {
   check_handle(handle);
+  require(!simt::is_to_be_refused(call), CUSPARSE_STATUS_NOT_SUPPORTED,
+          std::string(call) + " is refused as SIMT_REFUSE asks");
   require(!simt::device_failed(), CUSPARSE_STATUS_EXECUTION_FAILED, "a kernel failed before");
   require(handle->has_stream, CUSPARSE_STATUS_NOT_INITIALIZED, "the handle has no stream");
   require_valid(simt::stream_exists(handle->stream), "the handle's stream is destroyed");
@@ -121,25 +149,35 @@ void check_buffer(const void* buffer, size_t bytes) {
                 "buffer: not aligned to 16 bytes");
 }
 
-// The pattern is a CSR matrix of this index base. Device memory must be open.
+// The pattern is a matrix of its format and index base. Device memory must be open.
 void check_pattern(const cusparseSpMatDescr& m) {
-  require_none(m.offsets_extent().unreadable());
+  require_none((m.is_csr() ? m.offsets_extent() : m.row_indices_extent()).unreadable());
   require_none(m.indices_extent().unreadable());
   const simt::OpenDeviceMemory open;
   for (int b = 0; b < m.batches; ++b) {
-    require_none(m.offset(b, 0) == 0 ? "" : "row offsets do not begin with the index base");
-    require_none(m.offset(b, m.rows) == m.nonzeros
-                     ? ""
-                     : "row offsets do not end with the number of nonzeros");
+    if (m.is_csr()) {
+      require_none(m.offset(b, 0) == 0 ? "" : "row offsets do not begin with the index base");
+      require_none(m.offset(b, m.rows) == m.nonzeros
+                       ? ""
+                       : "row offsets do not end with the number of nonzeros");
+      for (int64_t row = 0; row < m.rows; ++row) {
+        require_none(m.offset(b, row) <= m.offset(b, row + 1) ? "" : "row offsets decrease");
+      }
+    } else {
+      for (int64_t i = 0; i < m.nonzeros; ++i) {
+        const int row = m.row(b, i);
+        require_none(row >= 0 && row < m.rows ? "" : "a row index is out of range");
+        require_none(i == 0 || m.row(b, i - 1) <= row ? "" : "entries are not sorted by row");
+      }
+    }
     for (int64_t row = 0; row < m.rows; ++row) {
-      require_none(m.offset(b, row) <= m.offset(b, row + 1) ? "" : "row offsets decrease");
-      for (int i = m.offset(b, row); i < m.offset(b, row + 1); ++i) {
+      int before = -1;
+      m.for_each_of_row(b, row, [&](int64_t i) {
         const int column = m.column(b, i);
         require_none(column >= 0 && column < m.columns ? "" : "a column index is out of range");
-        require_none(i == m.offset(b, row) || m.column(b, i - 1) < column
-                         ? ""
-                         : "column indices of a row do not ascend");
-      }
+        require_none(before < column ? "" : "column indices of a row do not ascend");
+        before = column;
+      });
     }
   }
 }
@@ -175,18 +213,24 @@ struct Spmm {
 
   // Bytes of the buffer.
   size_t check() const {
-    check_call(handle, alpha, beta, compute_type);
+    check_call("cusparseSpMM", handle, alpha, beta, compute_type);
     check_matrix(a);
     check_matrix(b);
     check_matrix(c);
-    require(!transposed(op_a) &&
-                (algorithm == CUSPARSE_SPMM_CSR_ALG2 || algorithm == CUSPARSE_SPMM_CSR_ALG3),
-            CUSPARSE_STATUS_NOT_SUPPORTED, "an algorithm for CSR and a plain A expected");
+    require(!transposed(op_a), CUSPARSE_STATUS_NOT_SUPPORTED, "a plain A expected");
+    const bool of_csr = algorithm == CUSPARSE_SPMM_CSR_ALG2 || algorithm == CUSPARSE_SPMM_CSR_ALG3;
+    require(of_csr || algorithm == CUSPARSE_SPMM_COO_ALG1 || algorithm == CUSPARSE_SPMM_COO_ALG2,
+            CUSPARSE_STATUS_NOT_SUPPORTED, "algorithm");
+    require(of_csr == a->is_csr(), CUSPARSE_STATUS_NOT_SUPPORTED,
+            "the algorithm is for another format");
     const Operand right{b, transposed(op_b)};
     require_valid(a->columns == right.rows() && a->rows == c->rows && right.columns() == c->columns,
                   "shapes do not fit");
     require(b->order == c->order, CUSPARSE_STATUS_NOT_SUPPORTED, "orders of B and C differ");
     check_batches(a->batches, b->batches, c->batches);
+    require(algorithm != CUSPARSE_SPMM_CSR_ALG3 || a->batches == 1, CUSPARSE_STATUS_NOT_SUPPORTED,
+            "SPMM_CSR_ALG3 takes one batch");
+    require_valid(c->batches == 1 || c->stride != 0, "matrices C of the batch overlap");
     return buffer_bytes(*a, c->columns);
   }
   void run() const {
@@ -203,12 +247,12 @@ struct Spmm {
     for (int batch = 0; batch < c->batches; ++batch) {
       for (int64_t row = 0; row < c->rows; ++row) {
         std::fill(sums.begin(), sums.end(), 0.0F);
-        for (int i = a->offset(batch, row); i < a->offset(batch, row + 1); ++i) {
+        a->for_each_of_row(batch, row, [&](int64_t i) {
           for (int64_t column = 0; column < c->columns; ++column) {
             sums[static_cast<size_t>(column)] +=
                 *a->value(batch, i) * right.at(batch, a->column(batch, i), column);
           }
-        }
+        });
         for (int64_t column = 0; column < c->columns; ++column) {
           float* out = c->at(batch, row, column);
           *out = scale * sums[static_cast<size_t>(column)] + (keep == 0 ? 0.0F : keep * *out);
@@ -230,11 +274,12 @@ struct Sddmm {
   cusparseSDDMMAlg_t algorithm;
 
   size_t check() const {
-    check_call(handle, alpha, beta, compute_type);
+    check_call("cusparseSDDMM", handle, alpha, beta, compute_type);
     check_matrix(a);
     check_matrix(b);
     check_matrix(c);
     require(algorithm == CUSPARSE_SDDMM_ALG_DEFAULT, CUSPARSE_STATUS_NOT_SUPPORTED, "algorithm");
+    require(c->is_csr(), CUSPARSE_STATUS_NOT_SUPPORTED, "format of C: CSR expected");
     const Operand left{a, transposed(op_a)}, right{b, transposed(op_b)};
     require_valid(
         left.columns() == right.rows() && left.rows() == c->rows && right.columns() == c->columns,
@@ -257,14 +302,14 @@ struct Sddmm {
     const Operand left{a, transposed(op_a)}, right{b, transposed(op_b)};
     for (int batch = 0; batch < c->batches; ++batch) {
       for (int64_t row = 0; row < c->rows; ++row) {
-        for (int i = c->offset(batch, row); i < c->offset(batch, row + 1); ++i) {
+        c->for_each_of_row(batch, row, [&](int64_t i) {
           float sum = 0;
           for (int64_t k = 0; k < left.columns(); ++k) {
             sum += left.at(batch, row, k) * right.at(batch, k, c->column(batch, i));
           }
           float* out = c->value(batch, i);
           *out = scale * sum + (keep == 0 ? 0.0F : keep * *out);
-        }
+        });
       }
     }
     written.mark_written();
@@ -353,6 +398,7 @@ cusparseStatus_t cusparseCreateDnMat(cusparseDnMatDescr_t* matrix, int64_t rows,
                       " x " + std::to_string(columns) + " matrix");
     require(type == CUDA_R_32F, CUSPARSE_STATUS_NOT_SUPPORTED, "type: CUDA_R_32F expected");
     require_valid(simt::is_device_address(values), "dense values are not in device memory");
+    require_aligned(values);
     *matrix = new cusparseDnMatDescr{rows, columns, ld, static_cast<float*>(values), order};
     dense_matrices.insert(*matrix);
   });
@@ -363,8 +409,9 @@ cusparseStatus_t cusparseDnMatSetStridedBatch(cusparseDnMatDescr_t matrix, int b
     check_matrix(matrix);
     require_valid(batches > 0, "no batches");
     const int64_t least = matrix->ld * (matrix->by_row() ? matrix->rows : matrix->columns);
-    require_valid(stride >= least, "batch stride " + std::to_string(stride) + " of matrices of " +
-                                       std::to_string(least) + " elements");
+    require_valid(stride == 0 || stride >= least, "batch stride " + std::to_string(stride) +
+                                                      " of matrices of " + std::to_string(least) +
+                                                      " elements");
     matrix->batches = batches;
     matrix->stride = stride;
   });
@@ -377,34 +424,47 @@ cusparseStatus_t cusparseDestroyDnMat(cusparseConstDnMatDescr_t matrix) {
   });
 }
 
+namespace {
+
+// Keeps what both formats check of a new matrix.
+void create_sparse(cusparseSpMatDescr_t* matrix, const cusparseSpMatDescr& of,
+                   bool types_are_good) {
+  require_valid(of.rows > 0 && of.columns > 0 && of.nonzeros > 0,
+                "a sparse matrix without elements");
+  require_valid(of.nonzeros <= of.rows * of.columns, "more nonzeros than elements");
+  require(types_are_good, CUSPARSE_STATUS_NOT_SUPPORTED,
+          "types: 32-bit indices and CUDA_R_32F expected");
+  const int* rows = of.is_csr() ? of.offsets : of.row_indices;
+  for (const void* array : {static_cast<const void*>(rows), static_cast<const void*>(of.indices),
+                            static_cast<const void*>(of.values)}) {
+    require_valid(simt::is_device_address(array), "a sparse matrix is not in device memory");
+    require_aligned(array);
+  }
+  *matrix = new cusparseSpMatDescr(of);
+  sparse_matrices.insert(*matrix);
+}
+
+}  // namespace
+
 cusparseStatus_t cusparseCreateCsr(cusparseSpMatDescr_t* matrix, int64_t rows, int64_t columns,
                                    int64_t nonzeros, void* row_offsets, void* column_indices,
                                    void* values, cusparseIndexType_t offset_type,
                                    cusparseIndexType_t index_type, cusparseIndexBase_t base,
                                    cudaDataType type) {
   return answer([&] {
-    require_valid(rows > 0 && columns > 0 && nonzeros > 0 && nonzeros <= rows * columns,
-                  "a sparse matrix of an impossible size");
-    require(
-        offset_type == CUSPARSE_INDEX_32I && index_type == CUSPARSE_INDEX_32I && type == CUDA_R_32F,
-        CUSPARSE_STATUS_NOT_SUPPORTED, "types: 32-bit indices and CUDA_R_32F expected");
-    for (const void* array : {row_offsets, column_indices, values}) {
-      require_valid(simt::is_device_address(array), "a sparse matrix is not in device memory");
-    }
-    *matrix = new cusparseSpMatDescr{rows,
-                                     columns,
-                                     nonzeros,
-                                     static_cast<int*>(row_offsets),
-                                     static_cast<int*>(column_indices),
-                                     static_cast<float*>(values),
-                                     base == CUSPARSE_INDEX_BASE_ONE ? 1 : 0};
-    sparse_matrices.insert(*matrix);
+    create_sparse(matrix,
+                  {rows, columns, nonzeros, static_cast<int*>(row_offsets), nullptr,
+                   static_cast<int*>(column_indices), static_cast<float*>(values),
+                   base == CUSPARSE_INDEX_BASE_ONE ? 1 : 0},
+                  offset_type == CUSPARSE_INDEX_32I && index_type == CUSPARSE_INDEX_32I &&
+                      type == CUDA_R_32F);
   });
 }
 cusparseStatus_t cusparseCsrSetStridedBatch(cusparseSpMatDescr_t matrix, int batches,
                                             int64_t offsets_stride, int64_t columns_values_stride) {
   return answer([&] {
     check_matrix(matrix);
+    require_valid(matrix->is_csr(), "a matrix of another format");
     require_valid(batches > 0, "no batches");
     require_valid(offsets_stride == 0 || offsets_stride >= matrix->rows + 1,
                   "batch stride of row offsets that overlap");
@@ -413,6 +473,31 @@ cusparseStatus_t cusparseCsrSetStridedBatch(cusparseSpMatDescr_t matrix, int bat
     matrix->batches = batches;
     matrix->offsets_stride = offsets_stride;
     matrix->columns_values_stride = columns_values_stride;
+  });
+}
+
+cusparseStatus_t cusparseCreateCoo(cusparseSpMatDescr_t* matrix, int64_t rows, int64_t columns,
+                                   int64_t nonzeros, void* row_indices, void* column_indices,
+                                   void* values, cusparseIndexType_t index_type,
+                                   cusparseIndexBase_t base, cudaDataType type) {
+  return answer([&] {
+    create_sparse(matrix,
+                  {rows, columns, nonzeros, nullptr, static_cast<int*>(row_indices),
+                   static_cast<int*>(column_indices), static_cast<float*>(values),
+                   base == CUSPARSE_INDEX_BASE_ONE ? 1 : 0},
+                  index_type == CUSPARSE_INDEX_32I && type == CUDA_R_32F);
+  });
+}
+cusparseStatus_t cusparseCooSetStridedBatch(cusparseSpMatDescr_t matrix, int batches,
+                                            int64_t stride) {
+  return answer([&] {
+    check_matrix(matrix);
+    require_valid(!matrix->is_csr(), "a matrix of another format");
+    require_valid(batches > 0, "no batches");
+    require_valid(stride == 0 || stride >= matrix->nonzeros,
+                  "batch stride of entries that overlap");
+    matrix->batches = batches;
+    matrix->columns_values_stride = stride;
   });
 }
 cusparseStatus_t cusparseDestroySpMat(cusparseConstSpMatDescr_t matrix) {

@@ -27,6 +27,7 @@ enum cusparseIndexType_t { CUSPARSE_INDEX_32I = 2, CUSPARSE_INDEX_64I = 3 };
 enum cusparseIndexBase_t { CUSPARSE_INDEX_BASE_ZERO = 0, CUSPARSE_INDEX_BASE_ONE = 1 };
 enum cusparseSpMMAlg_t {
   CUSPARSE_SPMM_COO_ALG1 = 1,
+  CUSPARSE_SPMM_COO_ALG2 = 2,
   CUSPARSE_SPMM_CSR_ALG2 = 6,
   CUSPARSE_SPMM_CSR_ALG3 = 12,
 };
@@ -47,7 +48,7 @@ cusparseStatus_t cusparseSetStream(cusparseHandle_t handle, cudaStream_t stream)
 cusparseStatus_t cusparseCreateDnMat(cusparseDnMatDescr_t* matrix, int64_t rows, int64_t columns,
                                      int64_t ld, void* values, cudaDataType type,
                                      cusparseOrder_t order);
-// stride >= ld * columns if column-major, ld * rows if row-major.
+// stride >= ld * columns if column-major, ld * rows if row-major, or 0: one matrix for all batches.
 cusparseStatus_t cusparseDnMatSetStridedBatch(cusparseDnMatDescr_t matrix, int batches,
                                               int64_t stride);
 cusparseStatus_t cusparseDestroyDnMat(cusparseConstDnMatDescr_t matrix);
@@ -57,7 +58,14 @@ cusparseStatus_t cusparseCreateCsr(cusparseSpMatDescr_t* matrix, int64_t rows, i
                                    void* values, cusparseIndexType_t offset_type,
                                    cusparseIndexType_t index_type, cusparseIndexBase_t base,
                                    cudaDataType type);
+// Entries sorted by row.
+cusparseStatus_t cusparseCreateCoo(cusparseSpMatDescr_t* matrix, int64_t rows, int64_t columns,
+                                   int64_t nonzeros, void* row_indices, void* column_indices,
+                                   void* values, cusparseIndexType_t index_type,
+                                   cusparseIndexBase_t base, cudaDataType type);
 // Strides of 0: one matrix for all batches.
+cusparseStatus_t cusparseCooSetStridedBatch(cusparseSpMatDescr_t matrix, int batches,
+                                            int64_t stride);
 cusparseStatus_t cusparseCsrSetStridedBatch(cusparseSpMatDescr_t matrix, int batches,
                                             int64_t offsets_stride, int64_t columns_values_stride);
 cusparseStatus_t cusparseDestroySpMat(cusparseConstSpMatDescr_t matrix);

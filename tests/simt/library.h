@@ -46,6 +46,10 @@ Status answer(Status success, std::string& why, const Call& call) {
   }
 }
 
+// Whether the environment's SIMT_REFUSE, names of calls with commas between, asks this call to be
+// refused as not supported: how tests see what a program makes of a library that refuses.
+bool is_to_be_refused(const std::string& call);
+
 // Rows of memory of one matrix after another: `batches` times `lines` runs of `run` elements of 4
 // bytes.
 struct Extent {

@@ -180,7 +180,8 @@ struct Matrices {
   cudaDataType type = CUDA_R_32F, compute = CUDA_R_32F;
   cusparseOperation_t op_a = CUSPARSE_OPERATION_NON_TRANSPOSE,
                       op_b = CUSPARSE_OPERATION_NON_TRANSPOSE;
-  cusparseSpMMAlg_t algorithm = CUSPARSE_SPMM_CSR_ALG3;
+  cusparseSpMMAlg_t algorithm = CUSPARSE_SPMM_CSR_ALG2;
+  bool coo = false, coo_batches = false;  // row indices in `offsets`
   float one = 1, zero = 0;
   const float *alpha = nullptr, *beta = nullptr;  // null: one and zero
   void* buffer = nullptr;                         // null: as large as the call asks
@@ -195,10 +196,15 @@ struct Matrices {
       if (status == CUSPARSE_STATUS_SUCCESS) status = call();
     };
     then([&] {
-      return cusparseCreateCsr(&ma, a_rows, a_columns, nonzeros, offsets, indices, values,
-                               index_type, index_type, base, type);
+      return coo ? cusparseCreateCoo(&ma, a_rows, a_columns, nonzeros, offsets, indices, values,
+                                     index_type, base, type)
+                 : cusparseCreateCsr(&ma, a_rows, a_columns, nonzeros, offsets, indices, values,
+                                     index_type, index_type, base, type);
     });
-    then([&] { return cusparseCsrSetStridedBatch(ma, a_batches, offsets_stride, values_stride); });
+    then([&] {
+      return coo_batches ? cusparseCooSetStridedBatch(ma, a_batches, values_stride)
+                         : cusparseCsrSetStridedBatch(ma, a_batches, offsets_stride, values_stride);
+    });
     then([&] { return cusparseCreateDnMat(&mb, b_rows, b_columns, ldb, b, type, b_order); });
     then([&] { return cusparseDnMatSetStridedBatch(mb, b_batches, b_stride); });
     then([&] { return cusparseCreateDnMat(&mc, 2, 2, ldc, c, type, c_order); });
@@ -280,18 +286,61 @@ class CusparseTest : public RuntimeTest {
 };
 
 TEST_F(CusparseTest, MultipliesOneSparseMatrixWithABatch) {
+  Matrices csr;
+  fill(csr);
+  Matrices coo = csr;
+  coo.coo = coo.coo_batches = true;
+  coo.offsets = upload(std::vector<int>{0, 0, 1});
+  coo.algorithm = CUSPARSE_SPMM_COO_ALG2;
+  for (Matrices* m : {&csr, &coo}) {
+    const Floats expected{11, 14, 9, 12, 29, 32, 27, 30};
+    ASSERT_EQ(m->run(), CUSPARSE_STATUS_SUCCESS) << cusparseGetErrorString(m->run());
+    EXPECT_EQ(download(static_cast<float*>(m->c), 8), expected);
+    m->beta = &m->one;
+    ASSERT_EQ(m->run(), CUSPARSE_STATUS_SUCCESS);
+    const Floats twice = download(static_cast<float*>(m->c), 8);
+    for (size_t i = 0; i < 8; ++i) EXPECT_EQ(twice[i], 2 * expected[i]);
+  }
+  // One B for both.
+  csr.beta = nullptr;
+  csr.b_stride = 0;
+  ASSERT_EQ(csr.run(), CUSPARSE_STATUS_SUCCESS) << cusparseGetErrorString(csr.run());
+  EXPECT_EQ(download(static_cast<float*>(csr.c), 8), (Floats{11, 14, 9, 12, 11, 14, 9, 12}));
+}
+
+// As cuSPARSE does ("SPMM_CSR_ALG3 does not supported numBatches != 1").
+TEST_F(CusparseTest, TheThirdAlgorithmTakesOneBatch) {
   Matrices m;
   fill(m);
-  const Floats expected{11, 14, 9, 12, 29, 32, 27, 30};
-  for (const cusparseSpMMAlg_t algorithm : {CUSPARSE_SPMM_CSR_ALG2, CUSPARSE_SPMM_CSR_ALG3}) {
-    m.algorithm = algorithm;
-    ASSERT_EQ(m.run(), CUSPARSE_STATUS_SUCCESS) << cusparseGetErrorString(m.run());
-    EXPECT_EQ(download(static_cast<float*>(m.c), 8), expected);
-  }
-  m.beta = &m.one;
-  ASSERT_EQ(m.run(), CUSPARSE_STATUS_SUCCESS);
-  const Floats twice = download(static_cast<float*>(m.c), 8);
-  for (size_t i = 0; i < 8; ++i) EXPECT_EQ(twice[i], 2 * expected[i]);
+  m.algorithm = CUSPARSE_SPMM_CSR_ALG3;
+  EXPECT_EQ(m.run(), CUSPARSE_STATUS_NOT_SUPPORTED);
+  m.a_batches = m.b_batches = m.c_batches = 1;
+  EXPECT_EQ(m.run(), CUSPARSE_STATUS_SUCCESS) << cusparseGetErrorString(m.run());
+}
+
+TEST_F(CusparseTest, RefusesEachWrongListOfEntries) {
+  Matrices m;
+  fill(m);
+  m.coo = m.coo_batches = true;
+  m.offsets = upload(std::vector<int>{0, 0, 1});
+  m.algorithm = CUSPARSE_SPMM_COO_ALG2;
+  void* unsorted = upload(std::vector<int>{0, 1, 0});
+  void* far_row = upload(std::vector<int>{0, 0, 2});
+  void* short_rows = upload(std::vector<int>{0, 0});
+  const std::vector<Wrong<Matrices>> wrongs = {
+      {"algorithm of CSR", [](Matrices& x) { x.algorithm = CUSPARSE_SPMM_CSR_ALG2; },
+       "another format"},
+      {"batches of CSR", [](Matrices& x) { x.coo_batches = false; }, "another format"},
+      {"entries overlap", [](Matrices& x) { x.values_stride = 2; }, "entries that overlap"},
+      {"not sorted", [&](Matrices& x) { x.offsets = unsorted; }, "not sorted by row"},
+      {"row out of range", [&](Matrices& x) { x.offsets = far_row; }, "row index is out of range"},
+      {"rows too short", [&](Matrices& x) { x.offsets = short_rows; }, "row indices: its 12"},
+      {"rows not aligned", [](Matrices& x) { x.offsets = static_cast<char*>(x.offsets) + 2; },
+       "not aligned"},
+      {"too many batches", [](Matrices& x) { x.a_batches = x.b_batches = x.c_batches = 65536; },
+       "more than 65535"},
+  };
+  expect_refusals(m, wrongs);
 }
 
 TEST_F(CusparseTest, ReadsColumnMajorMatricesAndIndicesFromOne) {
@@ -327,6 +376,9 @@ TEST_F(CusparseTest, RefusesEachWrongProduct) {
       {"orders differ", [](Matrices& x) { x.c_order = CUSPARSE_ORDER_COL; }, "orders of B and C"},
       {"B overlaps", [](Matrices& x) { x.b_stride = 2; }, "batch stride 2 of matrices of 6"},
       {"C overlaps", [](Matrices& x) { x.c_stride = 3; }, "batch stride 3 of matrices of 4"},
+      {"one C for all", [](Matrices& x) { x.c_stride = 0; }, "matrices C of the batch overlap"},
+      {"algorithm of COO", [](Matrices& x) { x.algorithm = CUSPARSE_SPMM_COO_ALG2; },
+       "another format"},
       {"offsets overlap", [](Matrices& x) { x.offsets_stride = 2; }, "row offsets that overlap"},
       {"values overlap", [](Matrices& x) { x.values_stride = 2; }, "columns and values that"},
       {"no batches", [](Matrices& x) { x.b_batches = 0; }, "no batches"},
@@ -336,13 +388,12 @@ TEST_F(CusparseTest, RefusesEachWrongProduct) {
       {"shapes", [](Matrices& x) { x.a_columns = 4; }, "shapes do not fit"},
       {"B transposed", [](Matrices& x) { x.op_b = CUSPARSE_OPERATION_TRANSPOSE; }, "shapes do not"},
       {"A transposed", [](Matrices& x) { x.op_a = CUSPARSE_OPERATION_TRANSPOSE; }, "a plain A"},
-      {"algorithm", [](Matrices& x) { x.algorithm = CUSPARSE_SPMM_COO_ALG1; }, "for CSR"},
       {"index base", [](Matrices& x) { x.base = CUSPARSE_INDEX_BASE_ONE; }, "begin with the index"},
       {"index type", [](Matrices& x) { x.index_type = CUSPARSE_INDEX_64I; }, "32-bit indices"},
       {"type", [](Matrices& x) { x.type = CUDA_R_16F; }, "CUDA_R_32F expected"},
       {"compute type", [](Matrices& x) { x.compute = CUDA_R_16F; }, "not fp32"},
       {"nonzeros", [](Matrices& x) { x.nonzeros = 2; }, "end with the number of nonzeros"},
-      {"too many nonzeros", [](Matrices& x) { x.nonzeros = 7; }, "impossible size"},
+      {"too many nonzeros", [](Matrices& x) { x.nonzeros = 7; }, "more nonzeros than"},
       {"decreasing offsets", [&](Matrices& x) { x.offsets = decreasing; }, "row offsets decrease"},
       {"end of offsets", [&](Matrices& x) { x.offsets = other_end; }, "end with the number"},
       {"column out of range", [&](Matrices& x) { x.indices = far_column; }, "out of range"},

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "framework/training/cuda/plan_timer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
+#include <cstdint>
 #include <limits>
 
 #include "framework/training/functions.h"
@@ -18,9 +22,19 @@ constexpr int kRepetitions = 3;
 // Operands do not matter for the time, but must be there: codes of 1, and floats near 1.
 constexpr int kCodeByte = 0x01, kFloatByte = 0x3f;
 
-struct Seconds {
-  double forward, backward_data, backward_weight;
-};
+enum class Pass : uint8_t { kForward, kBackwardData, kBackwardWeight };
+constexpr std::array kPasses{Pass::kForward, Pass::kBackwardData, Pass::kBackwardWeight};
+
+const char* name_of(Pass pass) {
+  return pass == Pass::kForward        ? "forward"
+         : pass == Pass::kBackwardData ? "backward data"
+                                       : "backward weight";
+}
+cuda::Kernel& kernel_of(LayerPlan& plan, Pass pass) {
+  return pass == Pass::kForward        ? plan.forward
+         : pass == Pass::kBackwardData ? plan.backward_data
+                                       : plan.backward_weight;
+}
 
 class LayerTimer {
  public:
@@ -42,7 +56,8 @@ class LayerTimer {
     x_scale_ = cuda::DeviceBuffer<float>(std::span(&one, 1), stream_);
     cuda::set_bytes(x_.data(), integers_ ? kCodeByte : kFloatByte, x_.size(), stream_);
     cuda::set_bytes(y_.data(), kFloatByte, y_.size() * sizeof(float), stream_);
-    cuda::synchronize(stream_);
+    weights_.use_libraries(&libraries);
+    weights_.set_mask(conv_, layer.weight.mask, stream_);
   }
 
   // Whether the kernel may run the forward pass: its integers must be exact.
@@ -50,39 +65,38 @@ class LayerTimer {
     return !cuda::is_library(kernel) || !integers_ || cuda::exact_in_floats(shape_);
   }
 
-  // Of one kernel in all passes, but for a forward pass that it may not run.
-  Seconds time(cuda::Kernel kernel) {
+  // The kernel for all passes, but for a forward pass that it may not run.
+  void compile(cuda::Kernel kernel) {
     const cuda::PassPlan plan(allows_forward(kernel) ? kernel : cuda::Kernel::kDense, kernel,
                               kernel);
-    cuda::Weights weights;
-    weights.use_libraries(&libraries_);
-    weights.set_mask(conv_, layer_.weight.mask, stream_);
-    weights.compile(shape_, conv_, weight_.data(), integers_, plan, true, stream_);
-    run(weights);  // allocates
-    constexpr double kNever = std::numeric_limits<double>::infinity();
-    Seconds best{kNever, kNever, kNever};
+    weights_.compile(shape_, conv_, weight_.data(), integers_, plan, true, stream_);
+  }
+
+  // Seconds of a pass with the kernel that was compiled. Throws cuda::LibraryError where a library
+  // refuses it.
+  double time(Pass pass) {
+    run(pass);  // allocates
+    double best = std::numeric_limits<double>::infinity();
     for (int i = 0; i < kRepetitions; ++i) {
-      const Seconds now = run(weights);
-      best.forward = std::min(best.forward, now.forward);
-      best.backward_data = std::min(best.backward_data, now.backward_data);
-      best.backward_weight = std::min(best.backward_weight, now.backward_weight);
+      begin_.record(stream_);
+      run(pass);
+      end_.record(stream_);
+      best = std::min(best, end_.seconds_since(begin_));
     }
     return best;
   }
 
  private:
-  Seconds run(cuda::Weights& weights) {
+  void run(Pass pass) {
     const cuda::Input x{in_, integers_ ? ElementType::kU8 : ElementType::kF32, x_.data(),
                         integers_ ? x_scale_.data() : nullptr};
-    begin_.record(stream_);
-    weights.forward(x, y_.data(), stream_);
-    forward_.record(stream_);
-    weights.backward_data(out_, y_.data(), dx_.data(), stream_);
-    data_.record(stream_);
-    weights.backward_weight(x, out_, y_.data(), grad_.data(), stream_);
-    weight_done_.record(stream_);
-    return {forward_.seconds_since(begin_), data_.seconds_since(forward_),
-            weight_done_.seconds_since(data_)};
+    if (pass == Pass::kForward) {
+      weights_.forward(x, y_.data(), stream_);
+    } else if (pass == Pass::kBackwardData) {
+      weights_.backward_data(out_, y_.data(), dx_.data(), stream_);
+    } else {
+      weights_.backward_weight(x, out_, y_.data(), grad_.data(), stream_);
+    }
   }
 
   const Layer& layer_;
@@ -95,8 +109,8 @@ class LayerTimer {
   cuda::DeviceBuffer<float> weight_;
   cuda::DeviceBuffer<uint8_t> x_;
   cuda::DeviceBuffer<float> y_, dx_, grad_, x_scale_;
-  cuda::Event begin_{cuda::Event::Timing::kYes}, forward_{cuda::Event::Timing::kYes},
-      data_{cuda::Event::Timing::kYes}, weight_done_{cuda::Event::Timing::kYes};
+  cuda::Weights weights_;
+  cuda::Event begin_{cuda::Event::Timing::kYes}, end_{cuda::Event::Timing::kYes};
 };
 
 }  // namespace
@@ -106,17 +120,24 @@ LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& 
   const cuda::Range range("plan " + layer.name);
   LayerTimer timer(layer, batch, libraries);
   LayerPlan plan = dense_plan(layer);
-  Seconds best = timer.time(Kernel::kDense);
-  const auto choose = [](Kernel kernel, double seconds, Kernel& chosen, double& fastest) {
-    if (seconds >= fastest) return;
-    chosen = kernel;
-    fastest = seconds;
-  };
-  for (const Kernel kernel : {Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
-    const Seconds now = timer.time(kernel);
-    if (timer.allows_forward(kernel)) choose(kernel, now.forward, plan.forward, best.forward);
-    choose(kernel, now.backward_data, plan.backward_data, best.backward_data);
-    choose(kernel, now.backward_weight, plan.backward_weight, best.backward_weight);
+  std::array<double, kPasses.size()> best;
+  best.fill(std::numeric_limits<double>::infinity());
+  for (const Kernel kernel :
+       {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
+    timer.compile(kernel);
+    for (const Pass pass : kPasses) {
+      if (pass == Pass::kForward && !timer.allows_forward(kernel)) continue;
+      double& fastest = best[static_cast<size_t>(pass)];
+      try {
+        const double seconds = timer.time(pass);
+        if (seconds >= fastest) continue;
+        fastest = seconds;
+        kernel_of(plan, pass) = kernel;
+      } catch (const cuda::LibraryError& error) {
+        plan.refused.push_back(
+            fmt::format("{} {}: {}", cuda::kernel_name(kernel), name_of(pass), error.what()));
+      }
+    }
   }
   return plan;
 }
