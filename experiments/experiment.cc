@@ -45,18 +45,17 @@ nlohmann::json plan_to_json(const std::vector<LayerPlan>& plan) {
   for (const LayerPlan& layer : plan) {
     result.push_back({{"layer", layer.layer},
                       {"density", layer.density},
-                      {"forward", ops::kernel_name(layer.forward)},
-                      {"backward_data", ops::kernel_name(layer.backward_data)},
-                      {"backward_weight", ops::kernel_name(layer.backward_weight)}});
+                      {"forward", kernel_name(layer.forward)},
+                      {"backward_data", kernel_name(layer.backward_data)},
+                      {"backward_weight", kernel_name(layer.backward_weight)}});
     if (!layer.refused.empty()) result.back()["refused"] = layer.refused;
   }
   return result;
 }
 
-ops::Kernel kernel_of(const nlohmann::json& name) {
-  using ops::Kernel;
+Kernel kernel_of(const nlohmann::json& name) {
   for (const Kernel k : {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse})
-    if (name == ops::kernel_name(k)) return k;
+    if (name == kernel_name(k)) return k;
   fail("the checkpoint's plan names an unknown kernel {}", name.dump());
 }
 
@@ -201,7 +200,7 @@ nlohmann::json FmpExperiment::describe(const Network& network) const {
                       {"kind", to_string(layer.kind)},
                       {"in_channels", layer.in_channels},
                       {"out_channels", layer.out_channels},
-                      {"kernel", layer.kernel},
+                      {"kernel", layer.taps},
                       {"positions", c.positions},
                       {"weight_bits", c.weight_bits},
                       {"input_bits", c.input_bits},

@@ -120,7 +120,7 @@ std::vector<T> unpack(const Tensor& tile) {
 }
 
 void expect_weights(const FixtureFile& file, const std::string& group, const Layer& layer,
-                    const ops::CompiledWeights& weights) {
+                    const cpu::Weights& weights) {
   if (layer.weight_bits == kFloatBits) return;
   const std::vector<int> codes(weights.codes().begin(), weights.codes().end());
   expect_same(codes, file.read<int>(group + "weight_codes"), group + "weight_codes");
@@ -148,7 +148,8 @@ void expect_logits(const FixtureFile& file, const std::string& group, const Acti
 
 std::vector<LayerWorkspace> make_workspaces(const Network& network, bool sparse) {
   std::vector<LayerWorkspace> workspaces(network.layers().size());
-  for (LayerWorkspace& workspace : workspaces) workspace.plan = {sparse, sparse, sparse};
+  for (LayerWorkspace& workspace : workspaces)
+    workspace.plan = PassPlan::all(sparse ? Kernel::kSparse : Kernel::kDense);
   return workspaces;
 }
 
@@ -205,15 +206,15 @@ TEST_P(Brevitas, ForwardInTrainingGivesTheSameCodes) {
   Network network = read_network(file_, "initial");
   std::vector<Layer>& layers = network.layers();
   std::vector<LayerWorkspace> workspaces = make_workspaces(network, sparse_);
-  const RunContext context;
+  const cpu::RunContext context;
   const bool collect = network.steps < kThresholdStatisticSteps;
   Tape tape;
-  Variable x = input_frames(read_batch(file_), network.config(), padding_of(layers[0]), context);
+  Variable x = input_frames(read_batch(file_), network.config(), layers[0].padding(), context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     const std::string group = "step1/" + layers[i].name + "/";
     if (i > 0 && flatten_before(network, i)) x = flatten(tape, x);
     x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
-                     padding_of(layers[i + 1]), context);
+                     layers[i + 1].padding(), context);
     expect_weights(file_, group, layers[i], workspaces[i].weights);
     expect_activation(file_, group, *x);
     if (HasFatalFailure()) return;
@@ -228,12 +229,12 @@ TEST_P(Brevitas, ForwardInEvaluationGivesTheSameCodes) {
   const Network network = read_network(file_, "after");
   const std::vector<Layer>& layers = network.layers();
   std::vector<LayerWorkspace> workspaces = make_workspaces(network, sparse_);
-  const RunContext context;
-  Variable x = input_frames(read_batch(file_), network.config(), padding_of(layers[0]), context);
+  const cpu::RunContext context;
+  Variable x = input_frames(read_batch(file_), network.config(), layers[0].padding(), context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     const std::string group = "evaluation/" + layers[i].name + "/";
     if (i > 0 && flatten_before(network, i)) x = flatten(x);
-    x = hidden_layer(x, layers[i], workspaces[i], padding_of(layers[i + 1]), context);
+    x = hidden_layer(x, layers[i], workspaces[i], layers[i + 1].padding(), context);
     expect_weights(file_, group, layers[i], workspaces[i].weights);
     expect_activation(file_, group, *x);
     if (HasFatalFailure()) return;

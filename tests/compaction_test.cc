@@ -88,12 +88,12 @@ std::vector<int> inputs_from(const Layer& layer, const Layer& next, int channel)
 }
 
 size_t weight_index(const Layer& layer, int output, int tap, int input) {
-  return static_cast<size_t>((output * layer.kernel + tap) * layer.in_channels + input);
+  return static_cast<size_t>((output * layer.taps + tap) * layer.in_channels + input);
 }
 
 void mask_row(Network& network, size_t layer_index, int channel) {
   Layer& layer = network.layers()[layer_index];
-  for (int tap = 0; tap < layer.kernel; ++tap) {
+  for (int tap = 0; tap < layer.taps; ++tap) {
     for (int input = 0; input < layer.in_channels; ++input) {
       layer.weight.mask[weight_index(layer, channel, tap, input)] = 0;
     }
@@ -106,7 +106,7 @@ void mask_column(Network& network, size_t layer_index, int channel) {
   Layer& next = network.layers()[layer_index + 1];
   for (const int input : inputs_from(layer, next, channel)) {
     for (int output = 0; output < next.out_channels; ++output) {
-      for (int tap = 0; tap < next.kernel; ++tap) {
+      for (int tap = 0; tap < next.taps; ++tap) {
         next.weight.mask[weight_index(next, output, tap, input)] = 0;
       }
     }
@@ -156,7 +156,7 @@ void expect_same_survivors(const Network& small, const Network& large, const Cha
     ASSERT_EQ(a.out_channels, static_cast<int>(outputs.size())) << b.name;
     ASSERT_EQ(a.in_channels, static_cast<int>(inputs.size())) << b.name;
     for (int o = 0; o < a.out_channels; ++o) {
-      for (int t = 0; t < a.kernel; ++t) {
+      for (int t = 0; t < a.taps; ++t) {
         for (int i = 0; i < a.in_channels; ++i) {
           const size_t at = weight_index(a, o, t, i);
           const size_t from =
@@ -442,7 +442,7 @@ struct Case {
 };
 
 // The small networks have fewer than eight channels everywhere, the wide one more, before and
-// after: so the backward kernels sum in the same order (see ops::prefers_dense_backward).
+// after: so the backward kernels sum in the same order (see cpu::prefers_dense_backward).
 NetworkConfig narrow_config() {
   NetworkConfig config = small_config();
   config.dense = {7, 6};

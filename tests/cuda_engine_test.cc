@@ -244,10 +244,9 @@ TEST_F(CudaEngineTest, PeakMemoryIsThatOfTheLargestBatch) {
 
 // Graphs hold the libraries' work, too.
 TEST_F(CudaEngineTest, GraphsChangeNothingForKernelsOfLibraries) {
-  using ops::Kernel;
   const TinyDataset data(200);
   for (const Kernel kernel : {Kernel::kCublas, Kernel::kCusparse}) {
-    SCOPED_TRACE(ops::kernel_name(kernel));
+    SCOPED_TRACE(kernel_name(kernel));
     std::vector<std::vector<float>> results;
     for (const bool graphs : {false, true}) {
       Trainer cuda(trainer_options(), make_cuda_engine({.graphs = graphs}));
@@ -255,7 +254,7 @@ TEST_F(CudaEngineTest, GraphsChangeNothingForKernelsOfLibraries) {
       network.steps = 10;  // no statistics, so that all steps are alike
       std::vector<LayerPlan> plan;
       for (const Layer& layer : network.layers())
-        plan.push_back({layer.name, 1, kernel, kernel, kernel, {}});
+        plan.push_back({PassPlan::all(kernel), layer.name, 1, {}});
       cuda.set_plan(plan);
       cuda.train_epoch(network, data, range_of(0, 160), kSeed, 1, 1e-2);
       results.push_back(values_of(network));
@@ -277,7 +276,6 @@ TEST_F(CudaEngineTest, ARefusalOfALibraryIsNoCandidate) {
   const TinyDataset data(200);
   Network network(tiny_config(), kSeed);
   for (const LayerPlan& layer : cuda.plan(network)) {
-    using ops::Kernel;
     for (const Kernel kernel : {layer.forward, layer.backward_data}) {
       EXPECT_TRUE(kernel == Kernel::kDense || kernel == Kernel::kSparse) << layer.layer;
     }

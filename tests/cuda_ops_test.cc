@@ -14,6 +14,7 @@
 
 #include "framework/network/tensor.h"
 #include "framework/random.h"
+#include "kernels/cpu/ops.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
 
@@ -126,7 +127,7 @@ std::vector<T> from_cuda(const Buffer<T>& buffer, const Dims& dims, int pad) {
 
 struct Case {
   const char* name;
-  ops::LayerShape shape;
+  LayerShape shape;
   int64_t frames;
   ElementType input;  // kU8, kS8 or kF32
   bool masked = false;
@@ -245,7 +246,7 @@ struct Operands {
   bool integers() const { return test.input != kF32; }
 
   const Case& test;
-  ops::LayerShape shape;
+  LayerShape shape;
   Dims in, out;
   int pad;
   Floats weight, gamma, beta, bias, mean, var, values, dp;
@@ -257,18 +258,12 @@ struct Operands {
   Buffer<float> device_values, device_scale;
 };
 
-using cuda::Kernel;
-
-bool only_survivors(Kernel kernel) {
-  return kernel == Kernel::kSparse || kernel == Kernel::kCusparse;
-}
-
 struct DeviceWeights {
   DeviceWeights(const Operands& o, Kernel kernel)
       : shape(cuda::conv_shape(o.shape, o.cuda_tile_shape)), value(upload(o.weight)) {
     weights.use_libraries(CudaOpsTest::libraries.get());
     weights.set_mask(shape, o.mask, kStream);
-    weights.compile(o.shape, shape, value.data(), o.integers(), {kernel, kernel, kernel}, true,
+    weights.compile(o.shape, shape, value.data(), o.integers(), PassPlan::all(kernel), true,
                     kStream);
   }
   cuda::ConvShape shape;
@@ -287,7 +282,7 @@ void for_each_kernel(const Operands& o, const Body& body) {
   for (const Kernel kernel :
        {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
     if (cuda::is_library(kernel) && integers && !cuda::exact_in_floats(o.shape)) continue;
-    SCOPED_TRACE(cuda::kernel_name(kernel));
+    SCOPED_TRACE(kernel_name(kernel));
     body(kernel);
     if (testing::Test::HasFatalFailure()) return;
   }
@@ -295,7 +290,7 @@ void for_each_kernel(const Operands& o, const Body& body) {
 
 TEST_P(CudaOpsTest, WeightsAreQuantizedAsOnTheCpu) {
   const Operands o(GetParam());
-  ops::CompiledWeights expected;
+  cpu::Weights expected;
   expected.compile(o.shape, o.weight, o.mask, {}, true);
   DeviceWeights device(o, Kernel::kDense);
   const cuda::Weights::Summary summary = device.weights.summary(kStream);
@@ -318,15 +313,15 @@ TEST_P(CudaOpsTest, WeightsAreQuantizedAsOnTheCpu) {
 
 TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
   const Operands o(GetParam());
-  ops::CompiledWeights cpu_weights;
+  cpu::Weights cpu_weights;
   cpu_weights.compile(o.shape, o.weight, o.mask, {}, false);
   const bool codes = o.shape.act_bits != kFloatBits;
   const int out_pad = o.out.length == 1 ? 0 : 2;  // nobody pads a single position
   Tensor expected =
       Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, codes ? kU8 : kF32);
-  const float scale = ops::hidden_forward_eval(o.shape, o.cpu_x.view(), o.x_scale, cpu_weights,
+  const float scale = cpu::hidden_forward_eval({o.cpu_x.view(), o.x_scale}, cpu_weights,
                                                {o.gamma, o.beta, o.test.threshold}, o.mean, o.var,
-                                               expected.view(), 1);
+                                               expected.view(), {});
   const Buffer<float> gamma = upload(o.gamma), beta = upload(o.beta), mean = upload(o.mean),
                       var = upload(o.var), threshold = upload(Floats{o.test.threshold});
   const cuda::Tile out{o.out.frames, o.out.length, o.out.channels, out_pad};
@@ -336,8 +331,8 @@ TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
     Buffer<uint8_t> out_codes(codes ? out.code_bytes() : 0);
     Buffer<float> out_values(codes ? 0 : out.floats());
     cuda::hidden_forward_eval(
-        o.shape, device.shape, o.input(), device.weights,
-        {gamma.data(), beta.data(), threshold.data()}, mean.data(), var.data(), state, out,
+        o.input(), device.weights, {gamma.data(), beta.data(), threshold.data()},
+        {mean.data(), var.data()}, state, out,
         codes ? static_cast<void*>(out_codes.data()) : out_values.data(), kStream);
     if (codes) {
       EXPECT_EQ(state.scalars.to_host(kStream)[0].act_scale, scale);
@@ -359,27 +354,28 @@ TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
 // A training step of a hidden layer on both backends.
 TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
   const Operands o(GetParam());
-  const ops::LayerShape& s = o.shape;
+  const LayerShape& s = o.shape;
   const bool codes = s.act_bits != kFloatBits;
   const int out_pad = o.out.length == 1 ? 0 : 1;
   constexpr double kExtra = 0.625;  // gradient of the scale from elsewhere
   const size_t channels = o.gamma.size();
 
-  ops::CompiledWeights cpu_weights;
-  cpu_weights.compile(s, o.weight, o.mask, {true, true, true}, true);
+  cpu::Weights cpu_weights;
+  cpu_weights.compile(s, o.weight, o.mask, PassPlan::all(Kernel::kSparse), true);
   Tensor out =
       Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, codes ? kU8 : kF32);
   Floats mean = o.mean, var = o.var, dw(o.weight.size()), dgamma(channels), dbeta(channels);
-  const ops::HiddenParameters parameters{o.gamma, o.beta, o.test.threshold};
-  ops::HiddenState cpu_state;
-  ops::hidden_forward_train(s, o.cpu_x.view(), o.x_scale, cpu_weights, parameters, o.test.collect,
-                            {mean, var}, cpu_state, out.view(), 1);
+  const cpu::HiddenParameters parameters{o.gamma, o.beta, o.test.threshold};
+  cpu::HiddenState cpu_state;
+  const cpu::Input cpu_x{o.cpu_x.view(), o.x_scale};
+  cpu::hidden_forward_train(cpu_x, cpu_weights, parameters, o.test.collect, {mean, var}, cpu_state,
+                            out.view(), {});
   const Dims seen{o.in.frames, s.length, s.in_channels};
   Tensor dx = Tensor::tile({seen.frames, seen.length, seen.channels, 0}, kF32);
-  ops::HiddenGradients cpu_gradients{dw, dgamma, dbeta};
+  cpu::HiddenGradients cpu_gradients{dw, dgamma, dbeta};
   const Tensor dp = cpu_tile(o.dp, o.out, 0, kF32);
-  ops::hidden_backward(s, o.cpu_x.view(), o.x_scale, cpu_weights, parameters, cpu_state, dp.view(),
-                       kExtra, cpu_gradients, dx.view(), 1);
+  cpu::hidden_backward(cpu_x, cpu_weights, parameters, cpu_state, dp.view(), kExtra, cpu_gradients,
+                       dx.view(), {});
   for (size_t i = 0; i < o.mask.size(); ++i) {
     if (o.mask[i] == 0) dw[i] = 0;
   }
@@ -396,10 +392,10 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
     Buffer<uint8_t> out_codes(codes ? out_tile.code_bytes() : 0);
     Buffer<float> out_values(codes ? 0 : out_tile.floats());
     const cuda::HiddenParameters device_parameters{gamma.data(), beta.data(), threshold.data()};
-    cuda::hidden_forward_train(
-        s, device.shape, o.input(), device.weights, device_parameters, o.test.collect,
-        running_mean.data(), running_var.data(), state, out_tile,
-        codes ? static_cast<void*>(out_codes.data()) : out_values.data(), kStream);
+    cuda::hidden_forward_train(o.input(), device.weights, device_parameters, o.test.collect,
+                               {running_mean.data(), running_var.data()}, state, out_tile,
+                               codes ? static_cast<void*>(out_codes.data()) : out_values.data(),
+                               kStream);
     expect_close(running_mean.to_host(kStream), mean, "running mean");
     expect_close(running_var.to_host(kStream), var, "running variance");
     const cuda::HiddenState::Scalars scalars = state.scalars.to_host(kStream)[0];
@@ -429,14 +425,13 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
         device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
                   static_cast<size_t>(out_tile.lanes()));
     cuda::hidden_backward(
-        s, device.shape, o.input(), device.weights, device_parameters, state, device_dp.data(),
-        extra.data(),
+        o.input(), device.weights, device_parameters, state, device_dp.data(), extra.data(),
         {device_dw.data(), device_dgamma.data(), device_dbeta.data(), device_dthreshold.data()},
         device_dx.data(), kStream);
     Floats actual_dw = device_dw.to_host(kStream);
     for (size_t i = 0; i < o.mask.size(); ++i) {
       if (o.mask[i] != 0) continue;
-      if (only_survivors(kernel)) {
+      if (skips_zeros(kernel)) {
         EXPECT_EQ(actual_dw[i], 0.0F) << i;
       }
       actual_dw[i] = 0;
@@ -453,19 +448,19 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
 TEST_P(CudaOpsTest, OutputLayer) {
   const Operands o(GetParam());
   if (o.shape.length != 1) return;  // an output layer has one position
-  const ops::LayerShape& s = o.shape;
+  const LayerShape& s = o.shape;
   const Dims logits_dims{o.out.frames, 1, s.out_channels};
-  ops::CompiledWeights cpu_weights;
-  cpu_weights.compile(s, o.weight, o.mask, {true, true, true}, true);
+  cpu::Weights cpu_weights;
+  cpu_weights.compile(s, o.weight, o.mask, PassPlan::all(Kernel::kSparse), true);
   Tensor logits = Tensor::tile({o.out.frames, 1, s.out_channels, 0}, kF32);
-  ops::output_forward(s, o.cpu_x.view(), o.x_scale, cpu_weights, o.bias, logits.view(), 1);
+  const cpu::Input cpu_x{o.cpu_x.view(), o.x_scale};
+  cpu::output_forward(cpu_x, cpu_weights, o.bias, logits.view(), {});
   Floats dw(o.weight.size()), dbias(o.bias.size());
-  ops::OutputGradients cpu_gradients{dw, dbias};
+  cpu::OutputGradients cpu_gradients{dw, dbias};
   const Dims seen{o.in.frames, 1, s.in_channels};
   Tensor dx = Tensor::tile({seen.frames, 1, seen.channels, 0}, kF32);
   const Tensor dlogits = cpu_tile(o.dp, logits_dims, 0, kF32);
-  ops::output_backward(s, o.cpu_x.view(), o.x_scale, cpu_weights, o.bias, dlogits.view(),
-                       cpu_gradients, dx.view(), 1);
+  cpu::output_backward(cpu_x, cpu_weights, o.bias, dlogits.view(), cpu_gradients, dx.view(), {});
   for (size_t i = 0; i < o.mask.size(); ++i) {
     if (o.mask[i] == 0) dw[i] = 0;
   }
@@ -478,14 +473,14 @@ TEST_P(CudaOpsTest, OutputLayer) {
         device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
                   static_cast<size_t>(out.lanes()));
     Buffer<double> sums(dbias.size()), scales(2);
-    cuda::output_forward(s, o.input(), device.weights, bias.data(), device_logits.data(), kStream);
+    cuda::output_forward(o.input(), device.weights, bias.data(), device_logits.data(), kStream);
     const Floats actual = from_cuda(device_logits, logits_dims, 0);
     if (o.integers() && s.weight_bits != kFloatBits) {
       EXPECT_EQ(actual, from_cpu<float>(logits, logits_dims));
     } else {
       expect_close(actual, from_cpu<float>(logits, logits_dims), "logits");
     }
-    cuda::output_backward(s, o.input(), device.weights, bias.data(), device_dlogits.data(),
+    cuda::output_backward(o.input(), device.weights, bias.data(), device_dlogits.data(),
                           {device_dw.data(), device_dbias.data(), sums.data(), scales.data()},
                           device_dx.data(), kStream);
     Floats actual_dw = device_dw.to_host(kStream);
@@ -517,12 +512,11 @@ TEST_P(CudaOpsTest, ResultsAreTheSameFromRunToRun) {
       Buffer<float> mean = upload(o.mean), var = upload(o.var), dw(o.weight.size()),
                     dgamma(o.gamma.size()), dbeta(o.gamma.size()), dthreshold(1);
       const cuda::HiddenParameters parameters{gamma.data(), beta.data(), threshold.data()};
-      cuda::hidden_forward_train(o.shape, device.shape, o.input(), device.weights, parameters,
-                                 o.test.collect && codes, mean.data(), var.data(), state, out,
-                                 out_memory.data(), kStream);
-      cuda::hidden_backward(
-          o.shape, device.shape, o.input(), device.weights, parameters, state, dp.data(), nullptr,
-          {dw.data(), dgamma.data(), dbeta.data(), dthreshold.data()}, nullptr, kStream);
+      cuda::hidden_forward_train(o.input(), device.weights, parameters, o.test.collect && codes,
+                                 {mean.data(), var.data()}, state, out, out_memory.data(), kStream);
+      cuda::hidden_backward(o.input(), device.weights, parameters, state, dp.data(), nullptr,
+                            {dw.data(), dgamma.data(), dbeta.data(), dthreshold.data()}, nullptr,
+                            kStream);
       results.push_back(dw.to_host(kStream));
       for (const Buffer<float>* more : {&dgamma, &dbeta, &dthreshold, &mean, &var}) {
         const Floats values = more->to_host(kStream);
@@ -563,7 +557,7 @@ TEST_F(CudaOpTest, FramesArePacked) {
 // gradient that is missing anywhere is seen.
 TEST_F(CudaOpTest, GradientsByCodesAreAsExactAsInFp32) {
   constexpr double kBound = 0x1p-22;
-  const ops::LayerShape layer{21, 35, 3, 11, 1, 8, 8, 8};
+  const LayerShape layer{21, 35, 3, 11, 1, 8, 8, 8};
   const cuda::Tile x_tile{70, layer.length, layer.in_channels, 1},
       dy_tile{70, layer.length, layer.out_channels, 1};
   const Dims in{70, layer.length, layer.in_channels}, out{70, layer.length, layer.out_channels};
@@ -634,8 +628,8 @@ TEST_F(CudaOpTest, SoftmaxCrossEntropy) {
     const Tensor logits = cpu_tile(values, dims, 0, kF32);
     Tensor gradient = Tensor::tile({frames, 1, kClasses, 0}, kF32);
     gradient.fill_zero();
-    const ops::LossResult expected =
-        ops::softmax_cross_entropy(logits.view(), labels, gradient.view(), predicted);
+    const cpu::LossResult expected =
+        cpu::softmax_cross_entropy(logits.view(), labels, gradient.view(), predicted);
 
     const Buffer<float> device_logits = cuda_tile(values, dims, 0),
                         device_gradient(device_logits.size());
@@ -654,7 +648,7 @@ TEST_F(CudaOpTest, SoftmaxCrossEntropy) {
 }
 
 TEST_F(CudaOpTest, AdamFollowsTheCpuBitByBit) {
-  const ops::AdamOptions options{0.01, 0.9, 0.999, 1e-8};
+  const AdamOptions options{0.01, 0.9, 0.999, 1e-8};
   constexpr size_t kCount = 1037;
   Random random(kSeed, "adam");
   Floats value(kCount), m(kCount), v(kCount), gradient(kCount);
@@ -668,7 +662,7 @@ TEST_F(CudaOpTest, AdamFollowsTheCpuBitByBit) {
   const Buffer<unsigned> not_finite = upload(std::vector<unsigned>{0});
   for (int step = 1; step <= 5; ++step) {
     for (float& g : gradient) g = random.uniform(-1.0F, 1.0F);
-    ops::adam_step(options, step, gradient, mask, value, m, v);
+    cpu::adam_step(options, step, gradient, mask, value, m, v);
     const Buffer<float> device_gradient = upload(gradient);
     const Buffer<cuda::AdamFactors> factors =
         upload(std::vector<cuda::AdamFactors>{cuda::adam_factors(options, step)});
@@ -725,7 +719,7 @@ TEST_F(CudaOpTest, ReleasedMemoryIsUsedAgain) {
 }
 
 TEST_F(CudaOpTest, NonFiniteWeightsAreRefused) {
-  const ops::LayerShape layer{3, 2, 1, 1, 1, 8, 8, 8};
+  const LayerShape layer{3, 2, 1, 1, 1, 8, 8, 8};
   const cuda::ConvShape shape = cuda::conv_shape(layer, {1, 1, 3, 0});
   Floats weight(6, 0.5F);
   weight[4] = std::numeric_limits<float>::quiet_NaN();
@@ -741,13 +735,12 @@ TEST_F(CudaOpTest, NonFiniteWeightsAreRefused) {
 }
 
 TEST_F(CudaOpTest, LibrariesRunOnlyWhatIsExactOnTheirStream) {
-  const ops::LayerShape layer{3, 2, 1, 1, 1, 8, 8, 8}, wide{600, 2, 1, 1, 1, 8, 8, 8};
+  const LayerShape layer{3, 2, 1, 1, 1, 8, 8, 8}, wide{600, 2, 1, 1, 1, 8, 8, 8};
   EXPECT_TRUE(cuda::exact_in_floats(layer));
   EXPECT_TRUE(cuda::exact_in_floats({518, 2, 1, 1, 1, 8, 8, 8}));
   EXPECT_FALSE(cuda::exact_in_floats({519, 2, 1, 1, 1, 8, 8, 8}));
   EXPECT_TRUE(cuda::exact_in_floats({519, 2, 1, 1, 1, 8, 7, 8}));
-  const auto compile = [](const ops::LayerShape& of, cuda::Libraries* handles,
-                          const cuda::PassPlan& plan) {
+  const auto compile = [](const LayerShape& of, cuda::Libraries* handles, const PassPlan& plan) {
     const cuda::ConvShape shape = cuda::conv_shape(of, {1, 1, of.in_channels, 0});
     const Buffer<float> device = upload(Floats(static_cast<size_t>(of.weights()), 0.5F));
     cuda::Weights weights;
@@ -757,15 +750,15 @@ TEST_F(CudaOpTest, LibrariesRunOnlyWhatIsExactOnTheirStream) {
     cuda::synchronize(kStream);
   };
   for (const Kernel kernel : {Kernel::kCublas, Kernel::kCusparse}) {
-    EXPECT_NO_THROW(compile(layer, libraries.get(), {kernel, kernel, kernel}));
-    EXPECT_THROW(compile(layer, nullptr, {kernel, kernel, kernel}), std::invalid_argument);
-    EXPECT_THROW(compile(wide, libraries.get(), {kernel, kernel, kernel}), std::invalid_argument);
+    EXPECT_NO_THROW(compile(layer, libraries.get(), PassPlan::all(kernel)));
+    EXPECT_THROW(compile(layer, nullptr, PassPlan::all(kernel)), std::invalid_argument);
+    EXPECT_THROW(compile(wide, libraries.get(), PassPlan::all(kernel)), std::invalid_argument);
     EXPECT_NO_THROW(compile(wide, libraries.get(), {Kernel::kDense, kernel, kernel}));
   }
 }
 
 TEST_F(CudaOpTest, TilesThatALayerDoesNotReadAreRefused) {
-  const ops::LayerShape layer{3, 2, 3, 8, 1, 8, 8, 8};
+  const LayerShape layer{3, 2, 3, 8, 1, 8, 8, 8};
   EXPECT_NO_THROW(cuda::conv_shape(layer, {5, 8, 3, 1}));
   for (const cuda::Tile& tile : {cuda::Tile{5, 8, 4, 1}, {5, 7, 3, 1}, {5, 8, 3, 0}}) {
     EXPECT_THROW(cuda::conv_shape(layer, tile), std::invalid_argument);

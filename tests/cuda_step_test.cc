@@ -86,7 +86,7 @@ void expect_close(const Network& actual, const Network& expected) {
 
 struct Case {
   std::string name;
-  ops::Kernel kernel;
+  Kernel kernel;
   bool pruned, is_float;
 };
 
@@ -122,9 +122,9 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   // Without the cache, tests/simt sees accesses to memory that was released.
   Trainer cuda(options, make_cuda_engine({.cache_memory = false}));
   std::vector<LayerPlan> plan;
-  const ops::Kernel kernel = GetParam().kernel;
+  const Kernel kernel = GetParam().kernel;
   for (const Layer& layer : network.layers())
-    plan.push_back({layer.name, 1, kernel, kernel, kernel, {}});
+    plan.push_back({PassPlan::all(kernel), layer.name, 1, {}});
   for (Trainer* trainer : {&cpu, &cuda}) trainer->set_plan(plan);
   Network device_network = network;
   for (int step = 0; step < kSteps; ++step) {
@@ -147,12 +147,12 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest,
-                         testing::Values(Case{"Dense", ops::Kernel::kDense, false, false},
-                                         Case{"PrunedSparse", ops::Kernel::kSparse, true, false},
-                                         Case{"Float", ops::Kernel::kDense, false, true},
-                                         Case{"Cublas", ops::Kernel::kCublas, false, false},
-                                         Case{"FloatCublas", ops::Kernel::kCublas, false, true},
-                                         Case{"Cusparse", ops::Kernel::kCusparse, true, false}),
+                         testing::Values(Case{"Dense", Kernel::kDense, false, false},
+                                         Case{"PrunedSparse", Kernel::kSparse, true, false},
+                                         Case{"Float", Kernel::kDense, false, true},
+                                         Case{"Cublas", Kernel::kCublas, false, false},
+                                         Case{"FloatCublas", Kernel::kCublas, false, true},
+                                         Case{"Cusparse", Kernel::kCusparse, true, false}),
                          [](const auto& parameter) { return std::string(parameter.param.name); });
 
 }  // namespace

@@ -152,25 +152,25 @@ std::vector<NetworkConfig> odd_configs() {
 }
 
 TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
-  const std::string best = ops::target_name();
+  const std::string best = cpu::target_name();
   for (const NetworkConfig& config : odd_configs()) {
     for (const double density : {1.0, 0.4}) {
-      for (const std::string& target : ops::target_names()) {
-        ops::use_target(target);
+      for (const std::string& target : cpu::target_names()) {
+        cpu::use_target(target);
         const Network network = random_network(config, density, 21);
         IntegerNetwork integers(network);
-        for (const ops::DotProduct dot : {ops::DotProduct::kWide, ops::DotProduct::kNarrow,
-                                          ops::DotProduct::kVnni, ops::DotProduct::kPoints}) {
+        for (const cpu::DotProduct dot : {cpu::DotProduct::kWide, cpu::DotProduct::kNarrow,
+                                          cpu::DotProduct::kVnni, cpu::DotProduct::kPoints}) {
           for (const bool sparse : {false, true}) {
-            for (ops::IntegerLayer& layer : integers.kernels()) {
+            for (cpu::IntegerLayer& layer : integers.kernels()) {
               layer.sparse = sparse;
-              const bool fits = (dot != ops::DotProduct::kNarrow || layer.narrow_fits()) &&
-                                (dot != ops::DotProduct::kPoints || layer.points_fit());
-              layer.dot = fits ? dot : ops::DotProduct::kWide;
-              if (dot == ops::DotProduct::kVnni) layer.dot = ops::best_dot_product(false, false);
+              const bool fits = (dot != cpu::DotProduct::kNarrow || layer.narrow_fits()) &&
+                                (dot != cpu::DotProduct::kPoints || layer.points_fit());
+              layer.dot = fits ? dot : cpu::DotProduct::kWide;
+              if (dot == cpu::DotProduct::kVnni) layer.dot = cpu::best_dot_product(false, false);
             }
             SCOPED_TRACE(testing::Message()
-                         << target << ", " << ops::name_of(dot) << ", sparse " << sparse
+                         << target << ", " << cpu::name_of(dot) << ", sparse " << sparse
                          << ", length " << config.length << ", density " << density);
             expect_same(network, integers, 37, 5);
           }
@@ -178,11 +178,11 @@ TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
       }
     }
   }
-  ops::use_target(best);
+  cpu::use_target(best);
 }
 
 // The code of a sum, written down plainly.
-int code_of(const ops::EvaluationState& state, size_t channel, int bits, int32_t sum) {
+int code_of(const cpu::EvaluationState& state, size_t channel, int bits, int32_t sum) {
   const float scaled = static_cast<float>(sum) * state.sum_scale;
   const float normalized = scaled * state.gain[channel];
   const float t = (normalized + state.shift[channel]) / state.act_scale;
@@ -193,19 +193,19 @@ int code_of(const ops::EvaluationState& state, size_t channel, int bits, int32_t
 // at the input, and one for the rest.
 class AnySums {
  public:
-  AnySums(int32_t largest, std::vector<ops::Requantizer> requantizer,
+  AnySums(int32_t largest, std::vector<cpu::Requantizer> requantizer,
           std::vector<int32_t> thresholds)
       : tens_(largest / (kWeight * kInput) + 1),
         layer_(shape(), codes(), kInput, std::move(requantizer), thresholds,
                static_cast<int>(thresholds.size())) {}
 
   std::array<uint8_t, kLanes> operator()(const std::array<int32_t, kLanes>& sums) const {
-    std::vector<uint8_t> storage(static_cast<size_t>(layer_.in_quads()) * ops::kQuadRow + 64);
+    std::vector<uint8_t> storage(static_cast<size_t>(layer_.in_quads()) * cpu::kQuadRow + 64);
     uint8_t* x = storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
     for (size_t lane = 0; lane < kLanes; ++lane) {
       const auto at = [&](int channel) -> uint8_t& {
-        return x[channel / ops::kQuad * ops::kQuadRow + static_cast<int>(lane) * ops::kQuad +
-                 ops::byte_of_channel(channel)];
+        return x[channel / cpu::kQuad * cpu::kQuadRow + static_cast<int>(lane) * cpu::kQuad +
+                 cpu::byte_of_channel(channel)];
       };
       int32_t rest = std::abs(sums[lane]);
       const int sign = sums[lane] < 0 ? 1 : 0;
@@ -216,16 +216,16 @@ class AnySums {
       }
       at(sign) = static_cast<uint8_t>(rest);
     }
-    alignas(64) std::array<uint8_t, ops::kQuadRow> out{};
+    alignas(64) std::array<uint8_t, cpu::kQuadRow> out{};
     layer_.hidden(x, 1, out.data());
     std::array<uint8_t, kLanes> result{};
-    for (size_t lane = 0; lane < kLanes; ++lane) result[lane] = out[lane * ops::kQuad];
+    for (size_t lane = 0; lane < kLanes; ++lane) result[lane] = out[lane * cpu::kQuad];
     return result;
   }
 
  private:
   static constexpr int32_t kWeight = 127, kInput = 255;
-  ops::IntegerShape shape() const { return {4 + 2 * tens_, 1, 1, 1, 1}; }
+  cpu::IntegerShape shape() const { return {4 + 2 * tens_, 1, 1, 1, 1}; }
   std::vector<int8_t> codes() const {
     std::vector<int8_t> codes = {1, -1, 0, 0};
     for (int i = 0; i < tens_; ++i) codes.insert(codes.end(), {kWeight, -kWeight});
@@ -233,7 +233,7 @@ class AnySums {
   }
 
   int tens_;
-  ops::IntegerLayer layer_;
+  cpu::IntegerLayer layer_;
 };
 
 // Every threshold of every channel, from both sides, through the kernels.
@@ -251,21 +251,21 @@ TEST(IntegerNetwork, CodesChangeExactlyWhereTheFloatNetworksDo) {
       float largest = 0;
       for (const float w : layer.weight.value.floats()) largest = std::max(largest, std::fabs(w));
       const float w_scale = largest / static_cast<float>((1 << (bits - 1)) - 1);
-      const ops::EvaluationState state =
-          ops::evaluation_state({.act_bits = bits}, x_scale, w_scale,
+      const cpu::EvaluationState state =
+          cpu::evaluation_state({.act_bits = bits}, x_scale, w_scale,
                                 {layer.gamma.value.floats(), layer.beta.value.floats(),
                                  layer.threshold.value.floats()[0]},
                                 layer.running_mean.floats(), layer.running_var.floats());
       const size_t levels = static_cast<size_t>(data.levels());
       for (int o = 0; o < layer.out_channels; ++o) {
         const size_t c = static_cast<size_t>(o);
-        const ops::SumRange range = data.range(o);
+        const cpu::SumRange range = data.range(o);
         const std::vector<int32_t> thresholds(
             data.thresholds.begin() + static_cast<ptrdiff_t>(c * levels),
             data.thresholds.begin() + static_cast<ptrdiff_t>((c + 1) * levels));
         const AnySums layer_of_sums(std::max(range.high, -range.low), {data.requantizers[c]},
                                     thresholds);
-        ops::Requantizer search = data.requantizers[c];
+        cpu::Requantizer search = data.requantizers[c];
         search.shift = -1;
         search.exact = false;
         const AnySums searching(std::max(range.high, -range.low), {search}, thresholds);
@@ -334,7 +334,7 @@ TEST(Requantizer, EqualsItsThresholdsOnEverySumOrIsNotFound) {
   int64_t in_32_bits = 0;
   for (int trial = 0; trial < 300; ++trial) {
     const int bits = 1 + static_cast<int>(random.below(8));
-    const ops::SumRange range{-static_cast<int32_t>(random.below(20000)),
+    const cpu::SumRange range{-static_cast<int32_t>(random.below(20000)),
                               static_cast<int32_t>(random.below(20000))};
     const double gain = std::exp2(random.uniform(-12.0, 1.0));
     const double shift = random.uniform(-20.0, 20.0);
@@ -345,7 +345,7 @@ TEST(Requantizer, EqualsItsThresholdsOnEverySumOrIsNotFound) {
       thresholds.push_back(static_cast<int32_t>(std::clamp<double>(at, range.low, range.high + 1)));
     }
     std::ranges::sort(thresholds);
-    const ops::Requantizer r = ops::fit_requantizer(thresholds, range, gain);
+    const cpu::Requantizer r = cpu::fit_requantizer(thresholds, range, gain);
     if (r.shift < 0) continue;
     found += r.exact;
     for (int32_t sum = range.low; sum <= range.high; ++sum) {

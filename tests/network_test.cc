@@ -103,7 +103,7 @@ TEST(Network, HasTheShapesOfThePublishedNetwork) {
 TEST(Network, DrawsWeightsAsPyTorchDoes) {
   const Network network(NetworkConfig{}, 42);
   for (const Layer& layer : network.layers()) {
-    const double bound = 1 / std::sqrt(static_cast<double>(layer.kernel) * layer.in_channels);
+    const double bound = 1 / std::sqrt(static_cast<double>(layer.taps) * layer.in_channels);
     double sum = 0, squares = 0, largest = 0;
     for (const float weight : layer.weight.value.floats()) {
       sum += weight;

@@ -64,7 +64,7 @@ size_t place(const TileShape& shape, int64_t n, int l, int c) {
 
 struct Case {
   const char* name;
-  ops::LayerShape shape;
+  LayerShape shape;
   int64_t frames;
   bool masked = false;
   bool collect = false;
@@ -169,7 +169,7 @@ struct Operands {
     return values;
   }
 
-  ops::LayerShape shape;
+  LayerShape shape;
   Floats weight, gamma, beta, bias;
   std::vector<uint8_t> mask;
   float threshold;
@@ -188,7 +188,7 @@ struct FrozenRounding {
 // The fake-quantized weights as a smooth function of the weights.
 class WeightSurrogate {
  public:
-  WeightSurrogate(const ops::LayerShape& shape, const Doubles& weight)
+  WeightSurrogate(const LayerShape& shape, const Doubles& weight)
       : bits_(shape.weight_bits), rounding_(weight.size()) {
     if (bits_ == kFloatBits) return;
     largest_ = static_cast<size_t>(
@@ -255,7 +255,7 @@ class HiddenSurrogate {
 
   // Batch-norm of the convolution, [N][L][O].
   Doubles normalised(const HiddenVariables& v) const {
-    const ops::LayerShape& s = o_.shape;
+    const LayerShape& s = o_.shape;
     const Doubles w = weights_(v.weight);
     const size_t channels = static_cast<size_t>(s.out_channels);
     Doubles z;
@@ -278,7 +278,7 @@ class HiddenSurrogate {
     return z;
   }
   double convolve(const Doubles& x, const Doubles& w, int64_t n, int l, int o) const {
-    const ops::LayerShape& s = o_.shape;
+    const LayerShape& s = o_.shape;
     double sum = 0;
     for (int t = 0; t < s.taps; ++t) {
       const int from = l + t - (s.taps - 1) / 2;
@@ -303,7 +303,7 @@ class HiddenSurrogate {
   }
 
   void freeze(const HiddenVariables& v) {
-    const ops::LayerShape& s = o_.shape;
+    const LayerShape& s = o_.shape;
     const Doubles z = normalised(v);
     if (o_.collect) {
       std::vector<size_t> order(z.size());
@@ -361,23 +361,24 @@ struct HiddenResult {
   Tensor out{}, dx{};
 };
 
-HiddenResult run_hidden(const Operands& o, const ops::PassPlan& plan, int threads) {
-  const ops::LayerShape& s = o.shape;
+HiddenResult run_hidden(const Operands& o, const PassPlan& plan, int threads) {
+  const LayerShape& s = o.shape;
   const int64_t frames = o.x.tile_shape().frames;
   HiddenResult r{Floats(o.weight.size()), Floats(o.gamma.size()), Floats(o.gamma.size()),
                  Floats(o.gamma.size(), 0.5F), Floats(o.gamma.size(), 2.0F)};
   r.out = Tensor::tile(o.dp.tile_shape(),
                        s.act_bits == kFloatBits ? ElementType::kF32 : ElementType::kU8);
   r.dx = Tensor::tile({frames, s.length, s.in_channels, 0}, ElementType::kF32);
-  ops::CompiledWeights weights;
+  cpu::Weights weights;
   weights.compile(s, o.weight, o.mask, plan, true);
-  ops::HiddenState state;
-  const ops::HiddenParameters parameters{o.gamma, o.beta, o.threshold};
-  ops::hidden_forward_train(s, o.x.view(), o.x_scale, weights, parameters, o.collect,
-                            {r.running_mean, r.running_var}, state, r.out.view(), threads);
-  ops::HiddenGradients gradients{r.weight, r.gamma, r.beta};
-  ops::hidden_backward(s, o.x.view(), o.x_scale, weights, parameters, state, o.dp.view(), 0.0,
-                       gradients, r.dx.view(), threads);
+  cpu::HiddenState state;
+  const cpu::HiddenParameters parameters{o.gamma, o.beta, o.threshold};
+  const cpu::Input x{o.x.view(), o.x_scale};
+  cpu::hidden_forward_train(x, weights, parameters, o.collect, {r.running_mean, r.running_var},
+                            state, r.out.view(), {threads});
+  cpu::HiddenGradients gradients{r.weight, r.gamma, r.beta};
+  cpu::hidden_backward(x, weights, parameters, state, o.dp.view(), 0.0, gradients, r.dx.view(),
+                       {threads});
   weights.backward(o.weight, 0.0, r.weight);
   r.threshold = gradients.threshold;
   r.threshold_used = state.threshold;
@@ -446,18 +447,19 @@ TEST_P(HiddenLayerTest, PlanThreadsAndInstructionSetChangeNoBit) {
   const HiddenResult dense = run_hidden(o, {}, 1);
   // Where the dense backward kernels sum in an order of their own, the sparse ones must only agree
   // with each other.
-  const HiddenResult sparse_result =
-      ops::prefers_dense_backward(o.shape, o.mask) ? run_hidden(o, {true, true, true}, 1) : dense;
-  const std::string best = ops::target_name();
-  for (const std::string& target : ops::target_names()) {
+  const HiddenResult sparse_result = cpu::prefers_dense_backward(o.shape, o.mask)
+                                         ? run_hidden(o, PassPlan::all(Kernel::kSparse), 1)
+                                         : dense;
+  const std::string best = cpu::target_name();
+  for (const std::string& target : cpu::target_names()) {
     if (target.starts_with("SSE") || target == "SSSE3") continue;  // no fused multiply-add
-    ops::use_target(target);
-    for (const bool sparse : {false, true}) {
+    cpu::use_target(target);
+    for (const Kernel kernel : {Kernel::kDense, Kernel::kSparse}) {
       for (const int threads : {1, 2, 3}) {
         SCOPED_TRACE(testing::Message()
-                     << target << ' ' << threads << " threads, sparse " << sparse);
-        const HiddenResult r = run_hidden(o, {sparse, sparse, sparse}, threads);
-        const HiddenResult& reference = sparse ? sparse_result : dense;
+                     << target << ' ' << threads << " threads, " << kernel_name(kernel));
+        const HiddenResult r = run_hidden(o, PassPlan::all(kernel), threads);
+        const HiddenResult& reference = kernel == Kernel::kSparse ? sparse_result : dense;
         expect_same_bits<float>(values_of(r.out), values_of(dense.out), "output");
         expect_same_bits<float>(r.weight, reference.weight, "weight gradient");
         expect_same_bits<float>(r.gamma, reference.gamma, "gamma's gradient");
@@ -470,7 +472,7 @@ TEST_P(HiddenLayerTest, PlanThreadsAndInstructionSetChangeNoBit) {
       }
     }
   }
-  ops::use_target(best);
+  cpu::use_target(best);
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, HiddenLayerTest, testing::ValuesIn(kCases),
@@ -480,7 +482,7 @@ class OutputLayerTest : public testing::TestWithParam<Case> {};
 
 TEST_P(OutputLayerTest, GradientsAreDifferenceQuotients) {
   const Operands o(GetParam(), kSeed);
-  const ops::LayerShape& s = o.shape;
+  const LayerShape& s = o.shape;
   const int64_t frames = o.x.tile_shape().frames;
   const bool quantized = s.weight_bits != kFloatBits && s.input_bits != kFloatBits;
   Doubles x = o.inputs(), weight = as_doubles(o.weight), bias = as_doubles(o.bias);
@@ -511,10 +513,11 @@ TEST_P(OutputLayerTest, GradientsAreDifferenceQuotients) {
     return sum;
   };
 
-  ops::CompiledWeights compiled;
+  cpu::Weights compiled;
   compiled.compile(s, o.weight, o.mask, {}, true);
   Tensor logits = Tensor::tile(o.dp.tile_shape(), ElementType::kF32);
-  ops::output_forward(s, o.x.view(), o.x_scale, compiled, o.bias, logits.view(), 2);
+  const cpu::Input input{o.x.view(), o.x_scale};
+  cpu::output_forward(input, compiled, o.bias, logits.view(), {2});
   const Doubles w = weights(weight);
   for (int64_t n = 0; n < frames; ++n) {
     for (int c = 0; c < s.out_channels; ++c) {
@@ -523,10 +526,9 @@ TEST_P(OutputLayerTest, GradientsAreDifferenceQuotients) {
   }
 
   Floats d_weight(o.weight.size()), d_bias(o.bias.size());
-  ops::OutputGradients gradients{d_weight, d_bias};
+  cpu::OutputGradients gradients{d_weight, d_bias};
   Tensor dx = Tensor::tile({frames, 1, s.in_channels, 0}, ElementType::kF32);
-  ops::output_backward(s, o.x.view(), o.x_scale, compiled, o.bias, o.dp.view(), gradients,
-                       dx.view(), 2);
+  cpu::output_backward(input, compiled, o.bias, o.dp.view(), gradients, dx.view(), {2});
   compiled.backward(o.weight, gradients.weight_scale, d_weight);
   Doubles expected_weight = differences(weight, loss);
   for (size_t i = 0; i < o.mask.size(); ++i) {
@@ -577,8 +579,8 @@ TEST(LossTest, CrossEntropyAndItsGradient) {
     }
     return sum;
   };
-  const ops::LossResult result =
-      ops::softmax_cross_entropy(std::as_const(logits).view(), labels, gradient.view(), predicted);
+  const cpu::LossResult result =
+      cpu::softmax_cross_entropy(logits.view(), labels, gradient.view(), predicted);
   EXPECT_NEAR(result.loss_sum, total(), 1e-5 * total());
   const double n = static_cast<double>(frames);
   expect_gradient(values_of(gradient), differences(values, [&] { return total() / n; }), "logits");
@@ -592,7 +594,7 @@ TEST(LossTest, CrossEntropyAndItsGradient) {
 }
 
 TEST(AdamTest, FollowsTheFormulaAndLeavesMaskedValuesAlone) {
-  const ops::AdamOptions options{0.01, 0.9, 0.999, 1e-8};
+  const AdamOptions options{0.01, 0.9, 0.999, 1e-8};
   Random random(kSeed, "adam");
   constexpr size_t kCount = 37;
   Floats value(kCount), gradient(kCount), m(kCount), v(kCount);
@@ -605,7 +607,7 @@ TEST(AdamTest, FollowsTheFormulaAndLeavesMaskedValuesAlone) {
   Doubles expected = as_doubles(value), em(kCount), ev(kCount);
   for (int step = 1; step <= 5; ++step) {
     for (float& g : gradient) g = random.uniform(-1.0F, 1.0F);
-    ops::adam_step(options, step, gradient, mask, value, m, v);
+    cpu::adam_step(options, step, gradient, mask, value, m, v);
     for (size_t i = 0; i < kCount; ++i) {
       const double g = static_cast<double>(gradient[i]);
       em[i] = 0.9 * em[i] + 0.1 * g;
@@ -626,10 +628,10 @@ TEST(AdamTest, FollowsTheFormulaAndLeavesMaskedValuesAlone) {
 }
 
 TEST(WeightsTest, NonFiniteWeightsAreRefused) {
-  const ops::LayerShape shape{3, 2, 1, 1, 1, 8, 8, 8};
+  const LayerShape shape{3, 2, 1, 1, 1, 8, 8, 8};
   Floats weight(6, 0.5F);
   weight[4] = std::numeric_limits<float>::quiet_NaN();
-  ops::CompiledWeights compiled;
+  cpu::Weights compiled;
   EXPECT_THROW(compiled.compile(shape, weight, {}, {}, true), std::domain_error);
   const std::vector<uint8_t> mask = {1, 1, 1, 1, 0, 1};  // a masked weight is not looked at
   EXPECT_NO_THROW(compiled.compile(shape, weight, mask, {}, true));

@@ -130,17 +130,17 @@ class ConvCase {
 // Runs `check` with each instruction set, and with the best one again at the end.
 template <typename Check>
 void for_each_target(const Check& check) {
-  for (const std::string& target : ops::target_names()) {
+  for (const std::string& target : cpu::target_names()) {
     SCOPED_TRACE(target);
-    ops::use_target(target);
-    ASSERT_EQ(ops::target_name(), target);
+    cpu::use_target(target);
+    ASSERT_EQ(cpu::target_name(), target);
     check();
   }
-  ops::use_target(ops::target_names().front());
+  cpu::use_target(cpu::target_names().front());
 }
 
 TEST(SimdTest, UnknownTargetsAreRefused) {
-  EXPECT_THROW(ops::use_target("MMX"), std::invalid_argument);
+  EXPECT_THROW(cpu::use_target("MMX"), std::invalid_argument);
 }
 
 TEST(SimdTest, IntegerConvolutionsAreExact) {
@@ -534,8 +534,9 @@ TEST(SimdTest, ActivationBackward) {
   for (const ActivationCase& size : kActivations) {
     const ActivationData data(size);
     const size_t channels = data.gain.size();
-    // k_g, k_y, k_0 of the second half.
-    const std::vector<float>&k_g = data.second_gain, &k_y = data.second_shift, &k_0 = data.shift;
+    // of_g, of_y, of_one of the second half.
+    const std::vector<float>&of_g = data.second_gain, &of_y = data.second_shift,
+          &of_one = data.shift;
     for_each_target([&] {
       Aligned<float> sums(2 * channels * kLanes), dy(data.y.size);
       const double scale_gradient = cpu::simd().activation_backward_sums(
@@ -543,9 +544,9 @@ TEST(SimdTest, ActivationBackward) {
           data.spec(), data.dp.data(), sums.data());
       std::vector<double> totals(2 * channels, 0.0);
       cpu::simd().add_lane_sums(sums.data(), 2 * size.channels, totals.data());
-      cpu::simd().activation_backward_apply(data.y.data(), data.stride(), size.rows, size.channels,
-                                            data.affine(), data.spec(), data.dp.data(), k_g.data(),
-                                            k_y.data(), k_0.data(), dy.data(), data.stride());
+      cpu::simd().activation_backward_apply(
+          data.y.data(), data.stride(), size.rows, size.channels, data.affine(), data.spec(),
+          data.dp.data(), {of_g.data(), of_y.data(), of_one.data()}, dy.data(), data.stride());
 
       double expected_scale_gradient = 0;
       for (int c = 0; c < size.channels; ++c) {
@@ -559,9 +560,9 @@ TEST(SimdTest, ActivationBackward) {
             if (data.passes(r, c, lane)) {
               g[data.at(r, c, lane)] = static_cast<float>(gradient);
               sum_g += gradient;
-              sum_g_xhat += gradient * (static_cast<double>(k_g[channel]) *
+              sum_g_xhat += gradient * (static_cast<double>(of_g[channel]) *
                                             static_cast<double>(data.y[data.at(r, c, lane)]) +
-                                        static_cast<double>(k_y[channel]));
+                                        static_cast<double>(of_y[channel]));
             }
             if (size.quantized) {
               const double t = static_cast<double>(data.t(r, c, lane));
@@ -577,8 +578,8 @@ TEST(SimdTest, ActivationBackward) {
         for (int r = 0; r < size.rows; ++r) {
           for (int lane = 0; lane < kLanes; ++lane) {
             const size_t at = data.at(r, c, lane);
-            ASSERT_NEAR(dy[at], k_g[channel] * g[at] + k_y[channel] * data.y[at] + k_0[channel],
-                        1e-3);
+            ASSERT_NEAR(dy[at],
+                        of_g[channel] * g[at] + of_y[channel] * data.y[at] + of_one[channel], 1e-3);
           }
         }
       }

@@ -33,7 +33,7 @@ using Clock = std::chrono::steady_clock;
 
 struct ClassifyOptions {
   std::string model, data, format, normalize = "stretch", split = "all";
-  std::string target = ops::target_name();
+  std::string target = cpu::target_name();
   int stretch = 256, batch = 64, threads = 0;
   std::optional<int> snr_min;
   bool json = false, benchmark = false;
@@ -70,7 +70,7 @@ std::optional<ClassifyOptions> parse(int argc, char** argv) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_option("--target", o.target, "instruction set")
-      ->check(CLI::IsMember(ops::target_names()))
+      ->check(CLI::IsMember(cpu::target_names()))
       ->capture_default_str();
   app.add_flag("--json", o.json, "print JSON: one document, or for streams a line per frame");
   app.add_flag("--benchmark", o.benchmark,
@@ -336,17 +336,17 @@ Json benchmark(const ClassifyOptions& o, const IntegerNetwork& network) {
   };
   Json layers = Json::array();
   for (size_t i = 0; i < network.layers().size(); ++i) {
-    const ops::IntegerLayer& kernel = network.kernels()[i];
+    const cpu::IntegerLayer& kernel = network.kernels()[i];
     const IntegerLayerData& data = network.layers()[i];
     layers.push_back(
         {{"layer", data.name},
          {"kernel", kernel.sparse ? "sparse" : "dense"},
-         {"sums", ops::name_of(kernel.dot)},
+         {"sums", cpu::name_of(kernel.dot)},
          {"density", static_cast<double>(data.nonzeros()) / static_cast<double>(data.codes.size())},
          {"channels_with_thresholds",
           std::ranges::count_if(data.requantizers, [](const auto& r) { return !r.exact; })}});
   }
-  Json result = {{"target", ops::target_name()},
+  Json result = {{"target", cpu::target_name()},
                  {"batch", kBatch},
                  {"frames_per_s", std::round(kBatch / batches.front())},
                  {"frames_per_s_median", std::round(kBatch / batches[kRuns / 2])},
@@ -358,7 +358,7 @@ Json benchmark(const ClassifyOptions& o, const IntegerNetwork& network) {
                  {"layers", layers}};
   if (o.json) return result;
   fmt::print("{} frames at a time, {}: {:.0f} frames/s (best of {}), {:.0f} (median)\n", kBatch,
-             ops::target_name(), result["frames_per_s"].get<double>(), kRuns,
+             cpu::target_name(), result["frames_per_s"].get<double>(), kRuns,
              result["frames_per_s_median"].get<double>());
   fmt::print("single frames, ms: p50 {}, p90 {}, p99 {}, max {} ({} frames)\n", percentile(50),
              percentile(90), percentile(99), percentile(100), kSingles);
@@ -376,7 +376,7 @@ void run(const ClassifyOptions& o) {
   if (format == "hdf5" && o.data == "-") {
     throw UsageError("--format: an HDF5 file is not read from a pipe");
   }
-  ops::use_target(o.target);
+  cpu::use_target(o.target);
   const IntegerNetwork network(load_model(o.model));
   Json document;
   if (o.benchmark) document["benchmark"] = benchmark(o, network);

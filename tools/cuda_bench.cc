@@ -28,8 +28,6 @@
 namespace fmp {
 namespace {
 
-using cuda::Kernel;
-
 constexpr const char* kUsage =
     "usage: cuda_bench [--batch FRAMES] [--density D[,D...]] [--kernels K[,K...]] [--repetitions "
     "R]\n"
@@ -77,7 +75,7 @@ bool add_density(std::string_view text, std::vector<double>& densities) {
 
 bool add_kernel(std::string_view text, std::vector<Kernel>& kernels) {
   for (const Kernel kernel : BenchOptions{}.kernels) {
-    if (text != cuda::kernel_name(kernel)) continue;
+    if (text != kernel_name(kernel)) continue;
     kernels.push_back(kernel);
     return true;
   }
@@ -148,7 +146,7 @@ class Drawn {
 // A layer with all that its passes read and write.
 class LayerBench {
  public:
-  LayerBench(std::string name, const ops::LayerShape& shape, const cuda::Tile& in, int out_pad,
+  LayerBench(std::string name, const LayerShape& shape, const cuda::Tile& in, int out_pad,
              const BenchOptions& options, cuda::Libraries& libraries, const Drawn& drawn)
       : name_(std::move(name)),
         options_(options),
@@ -187,8 +185,7 @@ class LayerBench {
     cuda::set_bytes(y_.data(), 0, y_.size() * sizeof(float), stream_);
     for (const Kernel kernel : options_.kernels) {
       if (cuda::is_library(kernel) && !cuda::exact_in_floats(shape_)) continue;
-      weights_.compile(shape_, conv_, weight_.data(), true, {kernel, kernel, kernel}, true,
-                       stream_);
+      weights_.compile(shape_, conv_, weight_.data(), true, PassPlan::all(kernel), true, stream_);
       products(kernel);
     }
     weights_.compile(shape_, conv_, weight_.data(), true, {}, true, stream_);
@@ -249,9 +246,9 @@ class LayerBench {
   // A library may refuse a pass, which the others do not suffer from.
   void time(const char* pass, Kernel kernel, const std::function<void()>& body) const {
     try {
-      print(pass, cuda::kernel_name(kernel), seconds_of(body));
+      print(pass, kernel_name(kernel), seconds_of(body));
     } catch (const cuda::LibraryError& error) {
-      print(pass, cuda::kernel_name(kernel), "\"failed\": " + quoted(error.what()));
+      print(pass, kernel_name(kernel), "\"failed\": " + quoted(error.what()));
     }
   }
 
@@ -273,12 +270,12 @@ class LayerBench {
                                             of_channels_.data()};
     cuda::HiddenState state;
     const double forward = seconds_of([&] {
-      cuda::hidden_forward_train(shape_, conv_, x, weights_, parameters, false, running_.data(),
-                                 running_.data() + channels, state, out_, out_codes_.data(),
-                                 stream_);
+      cuda::hidden_forward_train(x, weights_, parameters, false,
+                                 {running_.data(), running_.data() + channels}, state, out_,
+                                 out_codes_.data(), stream_);
     });
     const double backward = seconds_of([&] {
-      cuda::hidden_backward(shape_, conv_, x, weights_, parameters, state, dp_.data(), nullptr,
+      cuda::hidden_backward(x, weights_, parameters, state, dp_.data(), nullptr,
                             {grad_.data(), channel_grad_.data(), channel_grad_.data() + channels,
                              channel_grad_.data() + 2 * channels},
                             nullptr, stream_);
@@ -294,7 +291,7 @@ class LayerBench {
   const BenchOptions& options_;
   cuda::Stream stream_;
   double density_ = 1;
-  ops::LayerShape shape_;
+  LayerShape shape_;
   cuda::Tile in_, out_, dy_tile_;
   cuda::ConvShape conv_;
   bool is_output_;
@@ -309,7 +306,7 @@ void bench(const BenchOptions& options) {
   cuda::Libraries libraries(stream);
   const Drawn drawn;
   cuda::Tile tile{options.batch, options.length, 2, (kTaps - 1) / 2};
-  const auto run = [&](const std::string& name, const ops::LayerShape& shape, int out_pad) {
+  const auto run = [&](const std::string& name, const LayerShape& shape, int out_pad) {
     LayerBench layer(name, shape, tile, out_pad, options, libraries, drawn);
     for (const double density : options.densities) layer.run(density);
     tile = layer.out();

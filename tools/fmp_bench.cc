@@ -44,7 +44,7 @@ struct BenchOptions {
   DeviceChoice device = DeviceChoice::kAuto;
   uint64_t seed = 1;
   std::string sparse_threshold = "auto";
-  std::string target = ops::target_name();
+  std::string target = cpu::target_name();
   bool compact = false;
   bool json = false;
 };
@@ -90,7 +90,7 @@ std::optional<BenchOptions> parse(int argc, char** argv) {
          "auto = time dense and sparse kernels, or the density below which to use sparse ones")
       ->capture_default_str();
   const CLI::Option* target = app.add_option("--target", o.target, "instruction set of the CPU")
-                                  ->check(CLI::IsMember(ops::target_names()))
+                                  ->check(CLI::IsMember(cpu::target_names()))
                                   ->capture_default_str();
   app.add_flag("--compact", o.compact,
                "drop channels that compute nothing, as fmp_radioml does after each prune");
@@ -199,7 +199,7 @@ double dense_macs(const Network& network) {
   return macs;
 }
 
-Json shares(const ops::Profile& p) {
+Json shares(const cpu::Profile& p) {
   const std::vector<std::pair<const char*, double>> parts = {
       {"unpack", p.unpack},
       {"conv_forward", p.conv_forward},
@@ -221,9 +221,9 @@ Json plan_json(const std::vector<LayerPlan>& plan) {
   for (const LayerPlan& p : plan) {
     result.push_back({{"layer", p.layer},
                       {"density", std::round(10000 * p.density) / 10000},
-                      {"forward", ops::kernel_name(p.forward)},
-                      {"backward_data", ops::kernel_name(p.backward_data)},
-                      {"backward_weight", ops::kernel_name(p.backward_weight)}});
+                      {"forward", kernel_name(p.forward)},
+                      {"backward_data", kernel_name(p.backward_data)},
+                      {"backward_weight", kernel_name(p.backward_weight)}});
     if (!p.refused.empty()) result.back()["refused"] = p.refused;
   }
   return result;
@@ -266,7 +266,7 @@ void add_dense_equivalents(const Subject& subject, double train_seconds, double 
 
 // Best wall-clock seconds of a step; then one more step with the clocks on, which slow it down.
 template <typename Step>
-double best_seconds(const BenchOptions& o, Trainer& trainer, ops::Profile& profile,
+double best_seconds(const BenchOptions& o, Trainer& trainer, cpu::Profile& profile,
                     const Step& step) {
   for (int i = 0; i < o.warm_up.value_or(2); ++i) step();
   double best = std::numeric_limits<double>::infinity();
@@ -284,7 +284,7 @@ double best_seconds(const BenchOptions& o, Trainer& trainer, ops::Profile& profi
 void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json& result) {
   Network& network = subject.network;
   const FrameBatch batch = random_frames(network.config(), o.batch, o.seed);
-  ops::Profile training, evaluation;
+  cpu::Profile training, evaluation;
   const double train_seconds = best_seconds(o, trainer, training, [&] {
     trainer.train_step(network, batch, subject.options.learning_rate);
   });
@@ -297,13 +297,13 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
     const IntegerNetwork integers(network);
     std::vector<int32_t> logits(static_cast<size_t>(o.batch) *
                                 static_cast<size_t>(network.config().classes));
-    ops::Profile unused;
+    cpu::Profile unused;
     integer_seconds =
         best_seconds(o, trainer, unused, [&] { integers.run(batch.codes, logits, {}, o.threads); });
   }
 
   result["threads"] = threads_or_all_cores(o.threads);
-  result["target"] = ops::target_name();
+  result["target"] = cpu::target_name();
   result["train_frames_per_s"] = per_second(o, train_seconds);
   result["eval_frames_per_s"] = per_second(o, eval_seconds);
   result["peak_rss_mb"] = peak_rss_mb();
@@ -376,7 +376,7 @@ Subject make_subject(const BenchOptions& o) {
 }
 
 Json run(const BenchOptions& o) {
-  ops::use_target(o.target);
+  cpu::use_target(o.target);
   DeviceChoice device = o.device;
   std::unique_ptr<Engine> engine = choose_engine(device, o.threads);
   Subject subject = make_subject(o);

@@ -32,7 +32,7 @@ struct Stream {
 // The weights of an output in the order [channels][taps], or [channels][positions] when they were
 // flattened, as the C code's activations are.
 std::vector<int8_t> ordered_weights(const IntegerLayerData& layer, int output) {
-  const ops::IntegerShape& s = layer.shape;
+  const cpu::IntegerShape& s = layer.shape;
   const int outer = s.in_positions > 1 ? s.in_positions : s.taps;  // position or tap
   const int inner = s.in_positions > 1 ? s.in_channels / s.in_positions : s.in_channels;
   const int8_t* weights =
@@ -165,7 +165,7 @@ class Emitter {
     std::string rows;
     const size_t levels = static_cast<size_t>(layer.levels());
     for (size_t o = 0; o < layer.requantizers.size(); ++o) {
-      const ops::Requantizer& r = layer.requantizers[o];
+      const cpu::Requantizer& r = layer.requantizers[o];
       if (r.exact) {
         rows += fmt::format("    {{UINT64_C({}), {}, {}, UINT32_C({}), {}}},\n", r.offset,
                             integer(r.base), integer(r.top), r.multiplier, r.shift);

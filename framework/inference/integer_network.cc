@@ -13,7 +13,7 @@
 #include "framework/data/dataset.h"
 #include "framework/error.h"
 #include "framework/threads.h"
-#include "framework/training/functions.h"
+#include "kernels/cpu/ops.h"
 
 namespace fmp {
 namespace {
@@ -73,7 +73,7 @@ void require_quantized(const Layer& layer) {
 IntegerLayerData describe(const Layer& layer, int in_positions, bool first) {
   IntegerLayerData data;
   data.name = layer.name;
-  data.shape = {layer.in_channels, layer.out_channels, layer.kernel, layer.pool, in_positions};
+  data.shape = {layer.in_channels, layer.out_channels, layer.taps, layer.pool, in_positions};
   data.length = layer.length;
   data.input_bits = layer.input_bits;
   data.signed_input = first;
@@ -83,9 +83,9 @@ IntegerLayerData describe(const Layer& layer, int in_positions, bool first) {
 
 // The weight codes; returns their scale.
 float set_codes(const Layer& layer, IntegerLayerData& data) {
-  ops::CompiledWeights weights;
+  cpu::Weights weights;
   try {
-    weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask, {}, false);
+    weights.compile(layer, layer.weight.value.floats(), layer.weight.mask, {}, false);
   } catch (const std::domain_error& error) {
     fail("{}: {}", layer.name, error.what());
   }
@@ -107,7 +107,7 @@ void check_sums(const IntegerLayerData& data) {
 // The smallest sum in low .. high + 1 whose code is at least k, for every k = 1 .. levels.
 // code_of: from kLanes sums to kLanes codes, not decreasing. Binary searches, a lane each.
 template <typename CodeOf>
-void find_thresholds(const ops::SumRange& range, const CodeOf& code_of,
+void find_thresholds(const cpu::SumRange& range, const CodeOf& code_of,
                      std::span<int32_t> thresholds) {
   for (size_t k = 0; k < thresholds.size(); k += kLanes) {
     std::array<int32_t, kLanes> low{}, high{}, middle{};
@@ -134,8 +134,8 @@ void find_thresholds(const ops::SumRange& range, const CodeOf& code_of,
 // Batch-norm and quantizer as thresholds; returns the scale of the codes.
 float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
                      IntegerLayerData& data) {
-  const ops::EvaluationState state = ops::evaluation_state(
-      shape_of(layer), x_scale, weight_scale,
+  const cpu::EvaluationState state = cpu::evaluation_state(
+      layer, x_scale, weight_scale,
       {layer.gamma.value.floats(), layer.beta.value.floats(), layer.threshold.value.floats()[0]},
       layer.running_mean.floats(), layer.running_var.floats());
   const double unit = double{state.sum_scale} / double{state.act_scale};  // of a sum, in codes
@@ -151,7 +151,7 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
         data.codes[i] = static_cast<int8_t>(-data.codes[i]);
       }
     }
-    const ops::SumRange range = data.range(o);
+    const cpu::SumRange range = data.range(o);
     const float scaled = static_cast<float>(std::max(-range.low, range.high)) * state.sum_scale;
     if (!std::isfinite(scaled) || !std::isfinite(scaled * gain) || !std::isfinite(gain) ||
         !std::isfinite(shift)) {
@@ -160,23 +160,23 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
     const auto code_of = [&](const int32_t* sums, uint8_t* codes) {
       std::array<int32_t, kLanes> original{};
       for (size_t i = 0; i < kLanes; ++i) original[i] = sign * sums[i];
-      ops::activation_codes(state, o, layer.act_bits, original.data(), codes);
+      cpu::activation_codes(state, o, layer.act_bits, original.data(), codes);
     };
     const std::span<int32_t> thresholds =
         std::span(data.thresholds).subspan(channel * levels, levels);
     find_thresholds(range, code_of, thresholds);
     data.requantizers.push_back(
-        ops::fit_requantizer(thresholds, range, std::fabs(double{gain}) * unit));
+        cpu::fit_requantizer(thresholds, range, std::fabs(double{gain}) * unit));
   }
   return state.act_scale;
 }
 
 // The bias in units of the sums.
 void set_bias(const Layer& layer, float scale, IntegerLayerData& data) {
-  const std::vector<float> codes = ops::output_bias_codes(layer.bias.value.floats(), scale);
+  const std::vector<float> codes = cpu::output_bias_codes(layer.bias.value.floats(), scale);
   for (int o = 0; o < layer.out_channels; ++o) {
     const float code = codes[static_cast<size_t>(o)];
-    const ops::SumRange range = data.range(o);
+    const cpu::SumRange range = data.range(o);
     const double largest = static_cast<double>(std::max(range.high, -range.low));
     if (!(std::fabs(static_cast<double>(code)) + largest < static_cast<double>(kLargestSum))) {
       fail("{}: the bias of output {} is {} in units of its sums, too large for 32 bits",
@@ -186,13 +186,13 @@ void set_bias(const Layer& layer, float scale, IntegerLayerData& data) {
   }
 }
 
-ops::IntegerLayer compile(const IntegerLayerData& data) {
-  std::vector<ops::Requantizer> requantizers;
+cpu::IntegerLayer compile(const IntegerLayerData& data) {
+  std::vector<cpu::Requantizer> requantizers;
   std::vector<int32_t> thresholds = data.thresholds;
   const size_t levels = static_cast<size_t>(data.levels());
   for (size_t o = 0; o < data.requantizers.size(); ++o) {
     const int32_t offset = static_cast<int32_t>(offset_of_sums(data, static_cast<int>(o)));
-    requantizers.push_back(ops::shifted(data.requantizers[o], offset));
+    requantizers.push_back(cpu::shifted(data.requantizers[o], offset));
     for (size_t k = o * levels; k < (o + 1) * levels; ++k) thresholds[k] += offset;
   }
   return {
@@ -202,8 +202,8 @@ ops::IntegerLayer compile(const IntegerLayerData& data) {
 
 int padding_of(const IntegerLayerData& layer) { return (layer.shape.taps - 1) / 2; }
 
-size_t row_bytes(const ops::IntegerLayer& layer) {
-  return static_cast<size_t>(layer.in_quads()) * ops::kQuadRow;
+size_t row_bytes(const cpu::IntegerLayer& layer) {
+  return static_cast<size_t>(layer.in_quads()) * cpu::kQuadRow;
 }
 
 }  // namespace
@@ -212,7 +212,7 @@ int64_t IntegerLayerData::nonzeros() const {
   return static_cast<int64_t>(codes.size()) - std::ranges::count(codes, int8_t{0});
 }
 
-ops::SumRange IntegerLayerData::range(int channel) const {
+cpu::SumRange IntegerLayerData::range(int channel) const {
   const WideRange range = wide_range(weights_of(*this, channel), smallest_input(), largest_input());
   return {static_cast<int32_t>(range.low), static_cast<int32_t>(range.high)};
 }
@@ -281,7 +281,7 @@ void IntegerNetwork::run_tile(const int8_t* frames, int count, uint8_t* const (&
     std::memset(rows + bytes + inside, input_offset(data_[layer]), bytes);
     return rows + bytes;
   };
-  ops::pack_quads(frames, count, config_.length, config_.input_channels, input_offset(data_[0]),
+  cpu::pack_quads(frames, count, config_.length, config_.input_channels, input_offset(data_[0]),
                   pad(0, buffers[0]));
   for (size_t i = 0; i + 1 < data_.size(); ++i) {
     kernels_[i].hidden(buffers[i % 2], data_[i].length, pad(i + 1, buffers[(i + 1) % 2]));
@@ -301,7 +301,7 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
   }
   const int64_t tiles = static_cast<int64_t>((count + kLanes - 1) / kLanes);
   const size_t bytes = buffer_bytes();
-  const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * ops::kQuadRow;
+  const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * cpu::kQuadRow;
 #pragma omp parallel num_threads( \
     static_cast <int>(std::min <int64_t>(threads_or_all_cores(threads), tiles)))
   {

@@ -15,7 +15,7 @@ namespace fmp {
 // first layer, unsigned ones for the others.
 struct IntegerLayerData {
   std::string name;
-  ops::IntegerShape shape;
+  cpu::IntegerShape shape;
   int length = 1;  // positions read
   int input_bits = 8;
   bool signed_input = false;
@@ -27,7 +27,7 @@ struct IntegerLayerData {
   // Hidden layers: code = number of thresholds that are <= sum, [O][levels]; the same by a
   // multiplication.
   std::vector<int32_t> thresholds;
-  std::vector<ops::Requantizer> requantizers;  // [O]
+  std::vector<cpu::Requantizer> requantizers;  // [O]
   std::vector<int32_t> bias;                   // [O]; output layer
 
   bool hidden() const { return !thresholds.empty(); }
@@ -36,7 +36,7 @@ struct IntegerLayerData {
   int largest_input() const { return (1 << (signed_input ? input_bits - 1 : input_bits)) - 1; }
   int64_t nonzeros() const;
   // What inputs in their range can sum up to.
-  ops::SumRange range(int channel) const;
+  cpu::SumRange range(int channel) const;
 };
 
 // The float network's logits in integers. It computes float(sum) * scale + bias, every step rounded
@@ -77,8 +77,8 @@ class IntegerNetwork {
   float logit_scale() const { return logit_scale_; }
 
   // The compiled layers, to look at or to choose other kernels for.
-  std::vector<ops::IntegerLayer>& kernels() { return kernels_; }
-  const std::vector<ops::IntegerLayer>& kernels() const { return kernels_; }
+  std::vector<cpu::IntegerLayer>& kernels() { return kernels_; }
+  const std::vector<cpu::IntegerLayer>& kernels() const { return kernels_; }
 
   // frames: [n][length][channels] codes of the input quantizer (see quantize_input). logits:
   // [n][classes], sums plus bias. predicted: [n], or empty. threads: 0 = all cores. Tiles of
@@ -93,7 +93,7 @@ class IntegerNetwork {
 
   NetworkConfig config_;
   std::vector<IntegerLayerData> data_;
-  std::vector<ops::IntegerLayer> kernels_;
+  std::vector<cpu::IntegerLayer> kernels_;
   LogitRounding rounding_;
   float logit_scale_ = 1;
 };

@@ -36,7 +36,7 @@ void for_each_reader(const Link& link, int channel, Visitor visit) {
   const Layer& next = link.next;
   size_t row = 0;
   for (int output = 0; output < next.out_channels; ++output) {
-    for (int tap = 0; tap < next.kernel; ++tap) {
+    for (int tap = 0; tap < next.taps; ++tap) {
       for (int copy = 0; copy < link.copies(); ++copy) {
         visit(output, row + static_cast<size_t>(copy * link.layer.out_channels + channel));
       }
@@ -48,7 +48,7 @@ void for_each_reader(const Link& link, int channel, Visitor visit) {
 // Calls visit(index of the weight) for every weight that writes `channel`.
 template <typename Visitor>
 void for_each_writer(const Layer& layer, int channel, Visitor visit) {
-  const auto count = static_cast<size_t>(layer.kernel) * static_cast<size_t>(layer.in_channels);
+  const auto count = static_cast<size_t>(layer.taps) * static_cast<size_t>(layer.in_channels);
   for (size_t i = 0; i < count; ++i) visit(static_cast<size_t>(channel) * count + i);
 }
 
@@ -106,13 +106,13 @@ class WeightMasker {
 float constant_output(const Layer& layer, int channel) {
   const auto c = static_cast<size_t>(channel);
   const float batch_norm =
-      ops::evaluation_affine(layer.gamma.value.floats()[c], layer.beta.value.floats()[c],
+      cpu::evaluation_affine(layer.gamma.value.floats()[c], layer.beta.value.floats()[c],
                              layer.running_mean.floats()[c], layer.running_var.floats()[c])
           .shift;
   const float shift = std::max(0.0F, batch_norm);
   if (layer.act_bits == kFloatBits) return shift;
   const auto largest_code = static_cast<float>((1 << layer.act_bits) - 1);
-  const float scale = ops::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
+  const float scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
   return std::min(std::nearbyint(shift / scale), largest_code) * scale;
 }
 
@@ -214,7 +214,7 @@ void keep_outputs(Layer& layer, const std::vector<int>& channels) {
     entries.push_back(static_cast<size_t>(channel));
     for_each_writer(layer, channel, [&](size_t i) { writers.push_back(i); });
   }
-  gather(layer.weight, writers, {count, layer.kernel, layer.in_channels});
+  gather(layer.weight, writers, {count, layer.taps, layer.in_channels});
   gather(layer.gamma, entries, {count});
   gather(layer.beta, entries, {count});
   layer.running_mean = gather(layer.running_mean, entries, {count});
@@ -231,7 +231,7 @@ void keep_inputs(const Link& link, const std::vector<int>& channels) {
   }
   std::ranges::sort(readers);  // back to the layout [output][tap][position * channels + channel]
   const int inputs = link.copies() * static_cast<int>(channels.size());
-  gather(next.weight, readers, {next.out_channels, next.kernel, inputs});
+  gather(next.weight, readers, {next.out_channels, next.taps, inputs});
   next.in_channels = inputs;
 }
 

@@ -21,7 +21,7 @@ struct CompactionReport {
 //    layers. One channel always stays, and so does one whose weights include the largest of a
 //    quantized layer: it sets the scale of all others.
 // Dropping changes no output bit in evaluation, and none in training once the thresholds are
-// learned (the percentiles before that are of all channels) while ops::prefers_dense_backward says
+// learned (the percentiles before that are of all channels) while cpu::prefers_dense_backward says
 // the same of a layer. The folded constant is exact, up to the rounding of the value that it is
 // added to, but for the positions where the next convolution's window reaches into the zero
 // padding.

@@ -77,7 +77,7 @@ std::vector<Layer> describe_layers(const NetworkConfig& config) {
   };
   for (size_t i = 0; i < config.filters.size(); ++i) {
     add(Layer::Kind::kConv, fmt::format("conv{}", i + 1), config.filters[i]);
-    layers.back().kernel = config.kernel;
+    layers.back().taps = config.kernel;
     layers.back().pool = config.pool;
     layers.back().length = length;
     length /= config.pool;
@@ -112,8 +112,8 @@ void draw(Parameter& parameter, int64_t fan_in, uint64_t seed) {
 
 void initialize(Layer& layer, uint64_t seed) {
   const int64_t outputs = layer.out_channels;
-  const int64_t fan_in = static_cast<int64_t>(layer.kernel) * layer.in_channels;
-  layer.weight = make_parameter(layer.name + ".weight", {outputs, layer.kernel, layer.in_channels});
+  const int64_t fan_in = layer.fan_in();
+  layer.weight = make_parameter(layer.name + ".weight", {outputs, layer.taps, layer.in_channels});
   layer.weight.mask.assign(static_cast<size_t>(layer.weight.size()), 1);
   draw(layer.weight, fan_in, seed);
   if (layer.kind == Layer::Kind::kOutput) {
@@ -177,11 +177,11 @@ void check_layer(const Layer& layer, const Layer& expected) {
   if (layer.kind != expected.kind) fail("{}: wrong kind of layer", name);
   check_size(name + " inputs", layer.in_channels, expected.in_channels);
   check_size(name + " outputs", layer.out_channels, expected.out_channels);
-  check_size(name + " taps", layer.kernel, expected.kernel);
+  check_size(name + " taps", layer.taps, expected.taps);
   check_size(name + " positions", layer.length, expected.length);
   check_size(name + " pool", layer.pool, expected.pool);
   const int64_t outputs = expected.out_channels;
-  const int64_t weights = outputs * expected.kernel * expected.in_channels;
+  const int64_t weights = expected.weights();
   check_parameter(name + ".weight", layer.weight, weights);
   check_size(name + ".weight mask", static_cast<int64_t>(layer.weight.mask.size()), weights);
   const bool hidden = expected.kind != Layer::Kind::kOutput;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "framework/network/tensor.h"
+#include "kernels/layer.h"
 
 namespace fmp {
 
@@ -51,19 +52,14 @@ struct Parameter {
 };
 
 // One layer with weights: a hidden block (convolution or dense, batch-norm, QuantReLU, pooling) or
-// the output layer (dense with bias).
-struct Layer {
+// the output layer (dense with bias), whose act_bits is kFloatBits.
+struct Layer : LayerShape {
   enum class Kind : uint8_t { kConv, kDense, kOutput };
 
   std::string name;  // "conv1" .. "conv7", "dense1", "dense2", "output"
   Kind kind = Kind::kConv;
-  int in_channels = 0, out_channels = 0;
-  int kernel = 1;  // taps; 1 for dense layers
-  int length = 1;  // positions that it reads and, before pooling, writes; 1 for dense layers
-  int pool = 1;
-  int weight_bits = 8, input_bits = 8, act_bits = 8;  // act_bits: of what it writes (hidden layers)
 
-  // weight: [out_channels][kernel][in_channels]. The first dense layer reads the flattened
+  // weight: [out_channels][taps][in_channels]. The first dense layer reads the flattened
   // activations position-major: in_channels index = position * channels + channel.
   Parameter weight;
   Parameter gamma, beta;  // batch-norm's, [out_channels]; hidden layers

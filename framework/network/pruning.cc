@@ -26,7 +26,7 @@ PrunableLayer prunable(Layer& layer) {
   view.name = layer.name;
   view.kind = layer.kind;
   view.out_channels = layer.out_channels;
-  view.kernel = layer.kernel;
+  view.kernel = layer.taps;
   view.in_channels = layer.in_channels;
   view.positions = layer.positions();
   view.weight_bits = layer.weight_bits;

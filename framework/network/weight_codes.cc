@@ -5,7 +5,7 @@
 #include <cmath>
 #include <span>
 
-#include "kernels/cpu/ops.h"
+#include "kernels/layer.h"
 
 namespace fmp {
 

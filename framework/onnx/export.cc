@@ -178,7 +178,7 @@ class Writer {
   }
 
   void add_convolution(const Layer& layer, float weight_scale) {
-    const int outputs = layer.out_channels, inputs = layer.in_channels, taps = layer.kernel;
+    const int outputs = layer.out_channels, inputs = layer.in_channels, taps = layer.taps;
     const std::span<const float> from = layer.weight.value.floats();  // [O][T][C]
     std::vector<float> weight(from.size());                           // [O][C][T]
     for (size_t o = 0, i = 0; o < static_cast<size_t>(outputs); ++o) {
@@ -249,7 +249,7 @@ class Writer {
     epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
     float scale = 1;
     if (layer.act_bits != kFloatBits) {
-      scale = ops::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
+      scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
     }
     if (as_codes) advance("Div", layer.name, {add_scalar(layer.name + ".divisor", scale)});
     advance("Relu", layer.name);

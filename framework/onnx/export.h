@@ -17,7 +17,7 @@ namespace fmp::onnx {
 // Layers whose weights and inputs are quantized multiply codes: the quantizers of both have the
 // scale 1, with a Div before them, and a Mul brings the sums of a Conv or MatMul to their scale.
 // Such sums are exact in float, whatever their order, and what follows (BatchNormalization, Div,
-// Quant) rounds as ops::EvaluationState says, so that a runtime that executes the graph node by
+// Quant) rounds as cpu::EvaluationState says, so that a runtime that executes the graph node by
 // node finds the codes and predictions of this project. Only the quantizers of the network's input,
 // whose scale is a power of two, and of the output's bias keep their scales.
 //

@@ -17,7 +17,7 @@ class CpuEngine final : public Engine {
   explicit CpuEngine(int threads) { context_.threads = threads_or_all_cores(threads); }
 
   std::string description() const override {
-    return fmt::format("CPU, {}, {} threads", ops::target_name(), context_.threads);
+    return fmt::format("CPU, {}, {} threads", cpu::target_name(), context_.threads);
   }
 
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
@@ -27,7 +27,7 @@ class CpuEngine final : public Engine {
       Tape tape;
       const Variable logits =
           forward(tape, network, workspaces, *batch, options.threshold_statistic_steps, context_);
-      const ops::LossResult loss = cross_entropy(tape, logits, batch->labels);
+      const cpu::LossResult loss = cross_entropy(tape, logits, batch->labels);
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, {}});
       tape.backward();
       ++network.steps;
@@ -42,8 +42,8 @@ class CpuEngine final : public Engine {
     while (const FrameBatch* batch = batches()) {
       predicted.resize(static_cast<size_t>(batch->count));
       const Variable logits = forward(network, workspaces, *batch, context_);
-      const ops::LossResult loss = ops::softmax_cross_entropy(std::as_const(logits->value).view(),
-                                                              batch->labels, {}, predicted);
+      const cpu::LossResult loss =
+          cpu::softmax_cross_entropy(logits->value.view(), batch->labels, {}, predicted);
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, predicted});
     }
   }
@@ -65,29 +65,29 @@ class CpuEngine final : public Engine {
     return plan_by_cpu_timing(layer, batch, context_.threads);
   }
 
-  void set_profile(ops::Profile* profile) override { context_.profile = profile; }
+  void set_profile(cpu::Profile* profile) override { context_.profile = profile; }
 
  private:
   // Workspaces of the network's layers, with the plan of each.
   std::span<LayerWorkspace> prepare(const Network& network, std::span<const LayerPlan> plan) {
     workspaces_.resize(network.layers().size());
     for (size_t i = 0; i < workspaces_.size(); ++i) {
-      workspaces_[i].plan = pass_plan(plan_of(plan, network.layers()[i]));
+      workspaces_[i].plan = plan_of(plan, network.layers()[i]);
     }
     return workspaces_;
   }
 
-  static void adam(Network& network, const ops::AdamOptions& options) {
+  static void adam(Network& network, const AdamOptions& options) {
     ++network.optimizer_steps;
     for (Layer& layer : network.layers()) {
       for (Parameter* p : layer.parameters()) {
-        ops::adam_step(options, network.optimizer_steps, p->grad.floats(), p->mask,
+        cpu::adam_step(options, network.optimizer_steps, p->grad.floats(), p->mask,
                        p->value.floats(), p->moment1.floats(), p->moment2.floats());
       }
     }
   }
 
-  RunContext context_;
+  cpu::RunContext context_;
   std::vector<LayerWorkspace> workspaces_;
 };
 

@@ -13,15 +13,14 @@
 #include "framework/data/dataset.h"
 #include "framework/network/network.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/layer.h"
 
 namespace fmp {
 
 // How a layer's three passes run, as it was decided.
-struct LayerPlan {
+struct LayerPlan : PassPlan {
   std::string layer;
   double density = 0;  // nonzero weight codes / weights
-  ops::Kernel forward = ops::Kernel::kDense, backward_data = ops::Kernel::kDense,
-              backward_weight = ops::Kernel::kDense;
   // Kernels that were no candidates, as their library refused them: kernel, pass and its words.
   std::vector<std::string> refused;
 };
@@ -44,7 +43,7 @@ using BatchSource = std::function<const FrameBatch*()>;
 using ResultSink = std::function<void(const BatchResult&)>;
 
 struct StepOptions {
-  ops::AdamOptions adam;
+  AdamOptions adam;
   // Training steps in which QuantReLU thresholds follow the batches' percentiles.
   int64_t threshold_statistic_steps = kThresholdStatisticSteps;
 };
@@ -79,7 +78,7 @@ class Engine {
   // Most device memory that was held so far; unset on the CPU.
   virtual std::optional<size_t> peak_device_bytes() const { return std::nullopt; }
   // Adds what the CPU's kernels spend their time on to `profile` from now on; null = stop.
-  virtual void set_profile(ops::Profile* /*profile*/) {}
+  virtual void set_profile(cpu::Profile* /*profile*/) {}
 };
 
 // threads: 0 = all cores; results do not depend on it.

@@ -20,7 +20,7 @@ TileShape without_padding(TileShape shape) {
   return shape;
 }
 
-ops::HiddenParameters hidden_parameters(const Layer& layer) {
+cpu::HiddenParameters hidden_parameters(const Layer& layer) {
   const bool quantized = layer.act_bits != kFloatBits;
   return {layer.gamma.value.floats(), layer.beta.value.floats(),
           quantized ? layer.threshold.value.floats()[0] : 1.0F};
@@ -31,17 +31,18 @@ TileShape hidden_output_shape(const Layer& layer, int64_t frames, int padding) {
 }
 
 void compile(const Layer& layer, LayerWorkspace& workspace, bool backward) {
-  workspace.weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask,
-                            workspace.plan, backward);
+  workspace.weights.compile(layer, layer.weight.value.floats(), layer.weight.mask, workspace.plan,
+                            backward);
 }
 
+cpu::Input input_of(const Variable& x) { return {x->value.view(), x->scale}; }
+
 Variable logits_of(const Variable& x, const Layer& layer, const LayerWorkspace& workspace,
-                   const RunContext& context) {
+                   const cpu::RunContext& context) {
   Variable logits = make_activation({x->value.tile_shape().frames, 1, layer.out_channels, 0},
                                     kFloatBits, ElementType::kF32);
-  ops::output_forward(shape_of(layer), x->value.view(), x->scale, workspace.weights,
-                      layer.bias.value.floats(), logits->value.view(), context.threads,
-                      context.profile);
+  cpu::output_forward(input_of(x), workspace.weights, layer.bias.value.floats(),
+                      logits->value.view(), context);
   return logits;
 }
 
@@ -54,39 +55,30 @@ TileView gradient_of(const Variable& x) {
 
 }  // namespace
 
-ops::LayerShape shape_of(const Layer& layer) {
-  return {layer.in_channels, layer.out_channels, layer.kernel,      layer.length,
-          layer.pool,        layer.input_bits,   layer.weight_bits, layer.act_bits};
-}
-
-int padding_of(const Layer& layer) { return (layer.kernel - 1) / 2; }
-
 Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
-                      const RunContext& context) {
+                      const cpu::RunContext& context) {
   const TileShape shape{batch.count, config.length, config.input_channels, padding};
   Variable x = make_activation(shape, config.input_bits, ElementType::kS8);
   x->needs_grad = false;
   if (config.input_bits == kFloatBits) {
-    ops::pack_frames(std::span<const float>(batch.values), x->value.view(), context.threads);
+    cpu::pack_frames(std::span<const float>(batch.values), x->value.view(), context.threads);
   } else {
     x->scale = input_scale(config.input_bits);
-    ops::pack_frames(std::span<const int8_t>(batch.codes), x->value.view(), context.threads);
+    cpu::pack_frames(std::span<const int8_t>(batch.codes), x->value.view(), context.threads);
   }
   return x;
 }
 
 Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
                       bool collect, bool first_collected, int out_padding,
-                      const RunContext& context) {
-  const ops::LayerShape shape = shape_of(layer);
+                      const cpu::RunContext& context) {
   compile(layer, workspace, true);
   Variable y =
       make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
                       layer.act_bits, ElementType::kU8);
-  ops::hidden_forward_train(shape, x->value.view(), x->scale, workspace.weights,
-                            hidden_parameters(layer), collect,
+  cpu::hidden_forward_train(input_of(x), workspace.weights, hidden_parameters(layer), collect,
                             {layer.running_mean.floats(), layer.running_var.floats()},
-                            workspace.state, y->value.view(), context.threads, context.profile);
+                            workspace.state, y->value.view(), context);
   y->scale = workspace.state.act_scale;
   if (workspace.state.collected) {
     float& mean = layer.threshold.value.floats()[0];
@@ -96,13 +88,11 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   }
 
   // Keeps alive: the codes of x (operands of the weight gradient) and y's gradient.
-  tape.record([x, y, &layer, &workspace, shape, context] {
-    ops::HiddenGradients gradients{layer.weight.grad.floats(), layer.gamma.grad.floats(),
+  tape.record([x, y, &layer, &workspace, context] {
+    cpu::HiddenGradients gradients{layer.weight.grad.floats(), layer.gamma.grad.floats(),
                                    layer.beta.grad.floats()};
-    ops::hidden_backward(shape, x->value.view(), x->scale, workspace.weights,
-                         hidden_parameters(layer), workspace.state, std::as_const(y->grad).view(),
-                         y->scale_grad, gradients, gradient_of(x), context.threads,
-                         context.profile);
+    cpu::hidden_backward(input_of(x), workspace.weights, hidden_parameters(layer), workspace.state,
+                         y->grad.view(), y->scale_grad, gradients, gradient_of(x), context);
     workspace.weights.backward(layer.weight.value.floats(), 0.0, layer.weight.grad.floats());
     if (layer.act_bits != kFloatBits) {
       layer.threshold.grad.floats()[0] = static_cast<float>(gradients.threshold);
@@ -113,15 +103,14 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
 }
 
 Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
-                      int out_padding, const RunContext& context) {
+                      int out_padding, const cpu::RunContext& context) {
   compile(layer, workspace, false);
   Variable y =
       make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
                       layer.act_bits, ElementType::kU8);
-  y->scale = ops::hidden_forward_eval(shape_of(layer), x->value.view(), x->scale, workspace.weights,
-                                      hidden_parameters(layer), layer.running_mean.floats(),
-                                      layer.running_var.floats(), y->value.view(), context.threads,
-                                      context.profile);
+  y->scale = cpu::hidden_forward_eval(input_of(x), workspace.weights, hidden_parameters(layer),
+                                      layer.running_mean.floats(), layer.running_var.floats(),
+                                      y->value.view(), context);
   return y;
 }
 
@@ -147,21 +136,20 @@ Variable flatten(Tape& tape, const Variable& x) {
 }
 
 Variable output_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
-                      const RunContext& context) {
+                      const cpu::RunContext& context) {
   compile(layer, workspace, false);
   return logits_of(x, layer, workspace, context);
 }
 
 Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
-                      const RunContext& context) {
+                      const cpu::RunContext& context) {
   compile(layer, workspace, true);
   Variable logits = logits_of(x, layer, workspace, context);
   // Keeps alive: the codes of x and the logits' gradient.
   tape.record([x, logits, &layer, &workspace, context] {
-    ops::OutputGradients gradients{layer.weight.grad.floats(), layer.bias.grad.floats()};
-    ops::output_backward(shape_of(layer), x->value.view(), x->scale, workspace.weights,
-                         layer.bias.value.floats(), std::as_const(logits->grad).view(), gradients,
-                         gradient_of(x), context.threads, context.profile);
+    cpu::OutputGradients gradients{layer.weight.grad.floats(), layer.bias.grad.floats()};
+    cpu::output_backward(input_of(x), workspace.weights, layer.bias.value.floats(),
+                         logits->grad.view(), gradients, gradient_of(x), context);
     workspace.weights.backward(layer.weight.value.floats(), gradients.weight_scale,
                                layer.weight.grad.floats());
     x->scale_grad += gradients.x_scale;
@@ -170,11 +158,11 @@ Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   return logits;
 }
 
-ops::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<const uint8_t> labels) {
+cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<const uint8_t> labels) {
   Tensor gradient = Tensor::tile(logits->value.tile_shape(), ElementType::kF32);
   gradient.fill_zero();
-  const ops::LossResult result =
-      ops::softmax_cross_entropy(std::as_const(logits->value).view(), labels, gradient.view(), {});
+  const cpu::LossResult result =
+      cpu::softmax_cross_entropy(logits->value.view(), labels, gradient.view(), {});
   tape.record([logits, gradient] { logits->grad = gradient; });
   return result;
 }
@@ -182,7 +170,7 @@ ops::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<cons
 namespace {
 
 // Padding that the reader of layer i's output wants.
-int padding_after(const Network& network, size_t i) { return padding_of(network.layers()[i + 1]); }
+int padding_after(const Network& network, size_t i) { return network.layers()[i + 1].padding(); }
 bool flatten_before(const Layer& layer, const Variable& x) {
   return layer.kind != Layer::Kind::kConv && x->value.tile_shape().length != 1;
 }
@@ -191,10 +179,10 @@ bool flatten_before(const Layer& layer, const Variable& x) {
 
 Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, int64_t threshold_statistic_steps,
-                 const RunContext& context) {
+                 const cpu::RunContext& context) {
   std::vector<Layer>& layers = network.layers();
   const bool collect = network.steps < threshold_statistic_steps;
-  Variable x = input_frames(batch, network.config(), padding_of(layers[0]), context);
+  Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     if (flatten_before(layers[i], x)) x = flatten(tape, x);
     x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
@@ -205,9 +193,9 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
 }
 
 Variable forward(const Network& network, std::span<LayerWorkspace> workspaces,
-                 const FrameBatch& batch, const RunContext& context) {
+                 const FrameBatch& batch, const cpu::RunContext& context) {
   const std::vector<Layer>& layers = network.layers();
-  Variable x = input_frames(batch, network.config(), padding_of(layers[0]), context);
+  Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     if (flatten_before(layers[i], x)) x = flatten(x);
     x = hidden_layer(x, layers[i], workspaces[i], padding_after(network, i), context);

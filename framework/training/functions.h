@@ -12,28 +12,17 @@
 
 namespace fmp {
 
-// How operations run.
-struct RunContext {
-  int threads = 1;
-  ops::Profile* profile = nullptr;  // filled when not null
-};
-
 // What a layer keeps between steps beside its parameters: its plan, its compiled weights and the
 // memory of its forward pass.
 struct LayerWorkspace {
-  ops::PassPlan plan;
-  ops::CompiledWeights weights;
-  ops::HiddenState state;
+  PassPlan plan;
+  cpu::Weights weights;
+  cpu::HiddenState state;
 };
-
-ops::LayerShape shape_of(const Layer& layer);
-
-// Rows of zeros that a layer wants around its input.
-int padding_of(const Layer& layer);
 
 // The frames of a batch as the first layer reads them.
 Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
-                      const RunContext& context);
+                      const cpu::RunContext& context);
 
 // Convolution or dense layer, batch-norm, QuantReLU and pooling, in training mode: batch
 // statistics, running statistics updated; while `collect`, the threshold follows the batches'
@@ -41,10 +30,10 @@ Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int 
 // the tape.
 Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
                       bool collect, bool first_collected, int out_padding,
-                      const RunContext& context);
+                      const cpu::RunContext& context);
 // The same in evaluation mode.
 Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
-                      int out_padding, const RunContext& context);
+                      int out_padding, const cpu::RunContext& context);
 
 // [length][channels] seen as length * channels channels of a single position.
 Variable flatten(Tape& tape, const Variable& x);
@@ -52,18 +41,18 @@ Variable flatten(const Variable& x);
 
 // Dense layer with bias; the result is float logits.
 Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
-                      const RunContext& context);
+                      const cpu::RunContext& context);
 Variable output_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
-                      const RunContext& context);
+                      const cpu::RunContext& context);
 
 // Mean softmax cross-entropy of the batch; starts the backward pass from its gradient 1.
-ops::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<const uint8_t> labels);
+cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<const uint8_t> labels);
 
 // The whole network. Training: returns the logits with everything recorded on the tape.
 Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, int64_t threshold_statistic_steps,
-                 const RunContext& context);
+                 const cpu::RunContext& context);
 Variable forward(const Network& network, std::span<LayerWorkspace> workspaces,
-                 const FrameBatch& batch, const RunContext& context);
+                 const FrameBatch& batch, const cpu::RunContext& context);
 
 }  // namespace fmp

@@ -15,17 +15,17 @@ constexpr int kRepetitions = 3;
 // Positions to time per thread: enough work to be measured (some milliseconds), whatever the layer.
 constexpr int64_t kTimedPositions = 2048;
 
-ops::Kernel kernel(bool sparse) { return sparse ? ops::Kernel::kSparse : ops::Kernel::kDense; }
+Kernel kernel(bool sparse) { return sparse ? Kernel::kSparse : Kernel::kDense; }
 
-ops::CompiledWeights compile(const Layer& layer, const ops::PassPlan& plan) {
-  ops::CompiledWeights weights;
-  weights.compile(shape_of(layer), layer.weight.value.floats(), layer.weight.mask, plan, true);
+cpu::Weights compile(const Layer& layer, const PassPlan& plan) {
+  cpu::Weights weights;
+  weights.compile(layer, layer.weight.value.floats(), layer.weight.mask, plan, true);
   return weights;
 }
 
 // Random input codes or values of the layer.
 Tensor random_input(const Layer& layer, int64_t frames) {
-  Tensor x = Tensor::tile({frames, layer.length, layer.in_channels, padding_of(layer)},
+  Tensor x = Tensor::tile({frames, layer.length, layer.in_channels, layer.padding()},
                           layer.input_bits == kFloatBits ? ElementType::kF32 : ElementType::kU8);
   Random random(0, "plan");
   if (x.type() == ElementType::kF32) {
@@ -53,13 +53,13 @@ class LayerTimer {
     std::fill_n(dy_.data<float>(), dy_.size(), 1.0F);
   }
 
-  ops::Profile time(const ops::PassPlan& plan) {
-    const ops::CompiledWeights weights = compile(layer_, plan);
-    ops::Profile best;
+  cpu::Profile time(const PassPlan& plan) {
+    const cpu::Weights weights = compile(layer_, plan);
+    cpu::Profile best;
     best.conv_forward = best.conv_backward_data = best.conv_backward_weight =
         std::numeric_limits<double>::infinity();
     for (int i = 0; i < kRepetitions; ++i) {
-      ops::Profile forward, backward;
+      cpu::Profile forward, backward;
       run(weights, forward, backward);
       // The forward kernels want their operands in different forms: that is part of their time.
       best.conv_forward = std::min(best.conv_forward, forward.conv_forward + forward.unpack);
@@ -76,33 +76,30 @@ class LayerTimer {
     return per_channel_.floats().subspan(static_cast<size_t>(i * n), static_cast<size_t>(n));
   }
 
-  void run(const ops::CompiledWeights& weights, ops::Profile& forward, ops::Profile& backward) {
-    const ops::LayerShape shape = shape_of(layer_);
-    const ConstTileView x = std::as_const(x_).view(), dy = std::as_const(dy_).view();
+  void run(const cpu::Weights& weights, cpu::Profile& forward, cpu::Profile& backward) {
+    const cpu::Input x{x_.view(), 1.0F};
     if (layer_.kind == Layer::Kind::kOutput) {
-      ops::output_forward(shape, x, 1.0F, weights, layer_.bias.value.floats(), dy_.view(), threads_,
-                          &forward);
-      ops::OutputGradients gradients{gradient_.floats(), channel_vector(0)};
-      ops::output_backward(shape, x, 1.0F, weights, layer_.bias.value.floats(), dy, gradients,
-                           dx_.view(), threads_, &backward);
+      cpu::output_forward(x, weights, layer_.bias.value.floats(), dy_.view(), {threads_, &forward});
+      cpu::OutputGradients gradients{gradient_.floats(), channel_vector(0)};
+      cpu::output_backward(x, weights, layer_.bias.value.floats(), dy_.view(), gradients,
+                           dx_.view(), {threads_, &backward});
       return;
     }
     const bool quantized = layer_.act_bits != kFloatBits;
-    const ops::HiddenParameters parameters{layer_.gamma.value.floats(), layer_.beta.value.floats(),
+    const cpu::HiddenParameters parameters{layer_.gamma.value.floats(), layer_.beta.value.floats(),
                                            quantized ? layer_.threshold.value.floats()[0] : 1.0F};
     Tensor out = Tensor::tile(dy_.tile_shape(), quantized ? ElementType::kU8 : ElementType::kF32);
-    ops::hidden_forward_train(shape, x, 1.0F, weights, parameters, false,
-                              {channel_vector(0), channel_vector(1)}, state_, out.view(), threads_,
-                              &forward);
-    ops::HiddenGradients gradients{gradient_.floats(), channel_vector(2), channel_vector(3)};
-    ops::hidden_backward(shape, x, 1.0F, weights, parameters, state_, dy, 0.0, gradients,
-                         dx_.view(), threads_, &backward);
+    cpu::hidden_forward_train(x, weights, parameters, false, {channel_vector(0), channel_vector(1)},
+                              state_, out.view(), {threads_, &forward});
+    cpu::HiddenGradients gradients{gradient_.floats(), channel_vector(2), channel_vector(3)};
+    cpu::hidden_backward(x, weights, parameters, state_, dy_.view(), 0.0, gradients, dx_.view(),
+                         {threads_, &backward});
   }
 
   const Layer& layer_;
   int threads_;
   Tensor x_, dy_, dx_, gradient_, per_channel_;
-  ops::HiddenState state_;
+  cpu::HiddenState state_;
 };
 
 }  // namespace
@@ -113,13 +110,6 @@ LayerPlan plan_of(std::span<const LayerPlan> plan, const Layer& layer) {
   LayerPlan dense;
   dense.layer = layer.name;
   return dense;
-}
-
-ops::PassPlan pass_plan(const LayerPlan& plan) {
-  const auto sparse = [](ops::Kernel kernel) {
-    return kernel == ops::Kernel::kSparse || kernel == ops::Kernel::kCusparse;
-  };
-  return {sparse(plan.forward), sparse(plan.backward_data), sparse(plan.backward_weight)};
 }
 
 LayerPlan dense_plan(const Layer& layer) {
@@ -139,11 +129,11 @@ LayerPlan plan_by_density(const Layer& layer, double threshold) {
 LayerPlan plan_by_cpu_timing(const Layer& layer, int batch, int threads) {
   const int64_t wanted = std::max<int64_t>(1, kTimedPositions / layer.length) * threads * kLanes;
   LayerTimer timer(layer, std::min<int64_t>(batch, wanted), threads);
-  const ops::Profile dense = timer.time({false, false, false});
-  const ops::Profile sparse = timer.time({true, true, true});
+  const cpu::Profile dense = timer.time(PassPlan::all(Kernel::kDense));
+  const cpu::Profile sparse = timer.time(PassPlan::all(Kernel::kSparse));
   LayerPlan plan = dense_plan(layer);
   plan.forward = kernel(sparse.conv_forward < dense.conv_forward);
-  if (!ops::prefers_dense_backward(shape_of(layer), layer.weight.mask)) {
+  if (!cpu::prefers_dense_backward(layer, layer.weight.mask)) {
     plan.backward_data = kernel(sparse.conv_backward_data < dense.conv_backward_data);
     plan.backward_weight = kernel(sparse.conv_backward_weight < dense.conv_backward_weight);
   }

@@ -15,9 +15,6 @@ namespace fmp {
 // The layer's entry in a plan of a whole network; dense if there is none.
 LayerPlan plan_of(std::span<const LayerPlan> plan, const Layer& layer);
 
-// As the CPU runs it, which has no libraries.
-ops::PassPlan pass_plan(const LayerPlan& plan);
-
 // A dense plan with the layer's name and density.
 LayerPlan dense_plan(const Layer& layer);
 

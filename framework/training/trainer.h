@@ -93,7 +93,7 @@ class Trainer {
   const std::vector<LayerPlan>& current_plan() const;
 
   // Adds what the kernels spend their time on to `profile` from now on; null = stop. CPU only.
-  void set_profile(ops::Profile* profile) { engine_->set_profile(profile); }
+  void set_profile(cpu::Profile* profile) { engine_->set_profile(profile); }
   const Engine& engine() const { return *engine_; }
 
  private:

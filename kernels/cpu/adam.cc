@@ -5,7 +5,7 @@
 
 #include "kernels/cpu/ops.h"
 
-namespace fmp::ops {
+namespace fmp::cpu {
 
 void adam_step(const AdamOptions& options, int64_t step, std::span<const float> grad,
                std::span<const uint8_t> mask, std::span<float> value, std::span<float> moment1,
@@ -27,4 +27,4 @@ void adam_step(const AdamOptions& options, int64_t step, std::span<const float> 
   }
 }
 
-}  // namespace fmp::ops
+}  // namespace fmp::cpu

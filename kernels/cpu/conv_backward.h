@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/chunk_conv.h"
 #include "kernels/cpu/chunks.h"
 #include "kernels/cpu/ops.h"
 
@@ -83,14 +84,15 @@ class GradientWindow {
 // the real-valued convolution output, zero in unused lanes). dweight: gradient of the real-valued
 // weights, [O][T][C]. dx: [L][C] without padding, data null = not wanted.
 template <typename Fill>
-void conv_backward(const ChunkConv& conv, const ops::LayerShape& shape, float x_scale, TileView dx,
-                   std::span<float> dweight, int threads, ops::Profile* profile, const Fill& fill) {
+void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, std::span<float> dweight,
+                   const RunContext& context, const Fill& fill) {
+  const LayerShape& shape = conv.shape();
   const Items& items = conv.items();
   WeightGradient gradient(conv, items.count());
   const ptrdiff_t dx_stride = static_cast<ptrdiff_t>(shape.in_channels) * kLanes;
 
   const auto backward_item = [&](int64_t item, float* dw, Scratch& scratch, LapTimer& timer,
-                                 ops::Profile& mine) {
+                                 Profile& mine) {
     GradientWindow window(conv, shape.out_channels, scratch);
     float* dx_item = dx.data == nullptr ? nullptr
                                         : static_cast<float*>(dx.data) +
@@ -111,8 +113,8 @@ void conv_backward(const ChunkConv& conv, const ops::LayerShape& shape, float x_
     }
   };
 
-  for_each_item(gradient.groups(), threads, profile,
-                [&](int64_t group, Scratch& scratch, LapTimer& timer, ops::Profile& mine) {
+  for_each_item(gradient.groups(), context,
+                [&](int64_t group, Scratch& scratch, LapTimer& timer, Profile& mine) {
                   float* dw = scratch.dw.reserve(conv.gradient_sums());
                   std::fill_n(dw, conv.gradient_sums(), 0.0F);
                   for (int64_t item = gradient.first_item(group);

@@ -344,17 +344,17 @@ void add_lane_sums(const float* sums, int count, double* totals) {
 template <bool kQuantized, int kPool>
 void backward_apply(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows, int channels,
                     const ChannelAffine& channel_affine, const ActivationSpec& spec,
-                    const float* HWY_RESTRICT dp, const float* k_g, const float* k_y,
-                    const float* k_0, float* HWY_RESTRICT dy, ptrdiff_t dy_stride) {
+                    const float* HWY_RESTRICT dp, const GradientAffine& gradient,
+                    float* HWY_RESTRICT dy, ptrdiff_t dy_stride) {
   const int pool = kPool > 0 ? kPool : spec.pool;
   const ptrdiff_t dp_stride = static_cast<ptrdiff_t>(channels) * kLanes;
   const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
   for_each_step(rows / pool, [&](int first, auto windows) {
     for (int c = 0; c < channels; ++c) {
       const Affine affine(channel_affine, c);
-      const V of_g = hn::Set(kFloats, k_g[c]);
-      const V of_y = hn::Set(kFloats, k_y[c]);
-      const V constant = hn::Set(kFloats, k_0[c]);
+      const V of_g = hn::Set(kFloats, gradient.of_g[c]);
+      const V of_y = hn::Set(kFloats, gradient.of_y[c]);
+      const V of_one = hn::Set(kFloats, gradient.of_one[c]);
       HWY_UNROLL(16)
       for (int i = first; i < first + decltype(windows)::value; ++i) {
         HWY_UNROLL(16)
@@ -365,7 +365,7 @@ void backward_apply(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows, i
           const Winner w = find_winner<kQuantized>(y_v, y_stride, pool, affine, max_code);
           const V g = passed_gradient(w, clipped, hn::Load(kFloats, dp + i * dp_stride + at));
           for (int j = 0; j < pool; ++j) {
-            const V rest = hn::MulAdd(of_y, hn::Load(kFloats, y_v + j * y_stride), constant);
+            const V rest = hn::MulAdd(of_y, hn::Load(kFloats, y_v + j * y_stride), of_one);
             const auto wins = hn::Eq(w.position, hn::Set(kFloats, static_cast<float>(j)));
             hn::Store(hn::MulAdd(of_g, hn::IfThenElseZero(wins, g), rest), kFloats,
                       dy_v + j * dy_stride);
@@ -378,12 +378,12 @@ void backward_apply(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows, i
 
 void activation_backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
                                const ChannelAffine& affine, const ActivationSpec& spec,
-                               const float* dp, const float* k_g, const float* k_y,
-                               const float* k_0, float* dy, ptrdiff_t dy_stride) {
+                               const float* dp, const GradientAffine& gradient, float* dy,
+                               ptrdiff_t dy_stride) {
   with_pool(spec.pool, [&](auto pool) {
     constexpr int kPool = decltype(pool)::value;
     const auto run = spec.quantized ? backward_apply<true, kPool> : backward_apply<false, kPool>;
-    run(y, y_stride, rows, channels, affine, spec, dp, k_g, k_y, k_0, dy, dy_stride);
+    run(y, y_stride, rows, channels, affine, spec, dp, gradient, dy, dy_stride);
   });
 }
 

@@ -28,10 +28,6 @@ HWY_BEFORE_NAMESPACE();
 namespace fmp::cpu::HWY_NAMESPACE {
 namespace {
 
-using ops::kQuad;
-using ops::kQuadRow;
-using ops::Requantizer;
-
 using IntTag = hn::CappedTag<int32_t, kLanes>;
 constexpr IntTag kInts;
 using VI = hn::Vec<IntTag>;
@@ -205,7 +201,7 @@ HWY_INLINE void add_codes(const IntegerLayerView& layer, int out_quad, int j, co
   }
   HWY_UNROLL(16)
   for (int i = 0; i < N; ++i) {
-    packed[i] = hn::Or(packed[i], hn::ShiftLeftSame(codes[i], 8 * ops::byte_of_channel(j)));
+    packed[i] = hn::Or(packed[i], hn::ShiftLeftSame(codes[i], 8 * byte_of_channel(j)));
   }
 }
 
@@ -403,11 +399,11 @@ void with_variant(const IntegerLayerView& layer, const F& f) {
   };
   switch (layer.dot) {
 #if FMP_HAS_VNNI
-    case ops::DotProduct::kVnni:
+    case DotProduct::kVnni:
       return with_dot(Vnni());
 #endif
 #if FMP_HAS_NARROW
-    case ops::DotProduct::kNarrow:
+    case DotProduct::kNarrow:
       return with_dot(Narrow());
 #endif
     default:

@@ -18,7 +18,7 @@
 #include "kernels/cpu/weights.h"
 #include "kernels/cpu/winograd.h"
 
-namespace fmp::ops {
+namespace fmp::cpu {
 namespace {
 
 // Bits of a multiplier: as many as leave room for the product with a sum in 64 bits.
@@ -125,10 +125,9 @@ void activation_codes(const EvaluationState& state, int channel, int act_bits, c
   alignas(64) std::array<float, kLanes> y{};
   for (size_t i = 0; i < y.size(); ++i) y[i] = static_cast<float>(sums[i]);
   const size_t c = static_cast<size_t>(channel);
-  const cpu::EvaluationSteps steps{state.sum_scale, &state.gain[c], &state.shift[c],
-                                   state.act_scale};
-  const cpu::ActivationSpec spec{1, true, static_cast<float>((1 << act_bits) - 1)};
-  cpu::simd().evaluate_codes(y.data(), kLanes, 1, 1, steps, spec, codes);
+  const EvaluationSteps steps{state.sum_scale, &state.gain[c], &state.shift[c], state.act_scale};
+  const ActivationSpec spec{1, true, static_cast<float>((1 << act_bits) - 1)};
+  simd().evaluate_codes(y.data(), kLanes, 1, 1, steps, spec, codes);
 }
 
 const char* name_of(DotProduct dot) {
@@ -145,7 +144,7 @@ const char* name_of(DotProduct dot) {
 }
 
 DotProduct best_dot_product(bool narrow_fits, bool points_fit) {
-  const cpu::IntegerSimd& simd = cpu::simd().integer;
+  const IntegerSimd& simd = cpu::simd().integer;
   if (simd.has_vnni) return DotProduct::kVnni;
   if (narrow_fits && simd.has_narrow) return DotProduct::kNarrow;
   return points_fit ? DotProduct::kPoints : DotProduct::kWide;
@@ -215,7 +214,7 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
 
 // Leaves points_ empty where they cannot be used.
 void IntegerLayer::pack_points(std::span<const int8_t> codes, int64_t largest_sum) {
-  namespace winograd = cpu::winograd;
+  namespace winograd = winograd;
   const bool fits =
       shape_.taps == winograd::kTaps && shape_.in_positions == 1 &&
       (shape_.pool == 1 || shape_.pool == 2 || shape_.pool == 4) &&
@@ -228,7 +227,7 @@ void IntegerLayer::pack_points(std::span<const int8_t> codes, int64_t largest_su
         codes[static_cast<size_t>((o * shape_.taps + t) * shape_.in_channels + c)]);
   };
   cpu::pack_points(value, [&](const auto& at_point) {
-    cpu::pack_pairs(out_quads() * kQuad, 1, in_quads_ * kQuad, at_point, points_);
+    pack_pairs(out_quads() * kQuad, 1, in_quads_ * kQuad, at_point, points_);
   });
 }
 
@@ -236,8 +235,8 @@ double IntegerLayer::quad_density() const {
   return static_cast<double>(offset_.size()) / static_cast<double>(dense_[0].size());
 }
 
-cpu::IntegerLayerView IntegerLayer::view() const {
-  cpu::IntegerLayerView v;
+IntegerLayerView IntegerLayer::view() const {
+  IntegerLayerView v;
   v.out_quads = out_quads();
   v.taps = shape_.taps;
   v.in_quads = in_quads_;
@@ -259,23 +258,23 @@ cpu::IntegerLayerView IntegerLayer::view() const {
 
 void IntegerLayer::hidden(const uint8_t* x, int rows, uint8_t* out) const {
   if (dot == DotProduct::kPoints && !sparse) {
-    const int groups = rows / cpu::winograd::kOutputs, done = groups * cpu::winograd::kOutputs;
+    const int groups = rows / winograd::kOutputs, done = groups * winograd::kOutputs;
     hidden_at_points(x, groups, out);
     x += static_cast<ptrdiff_t>(done) * in_quads_ * kQuadRow;
     out += static_cast<ptrdiff_t>(done / shape_.pool) * out_quads() * kQuadRow;
     rows -= done;
   }
-  cpu::simd().integer.hidden(view(), x, rows, out);
+  simd().integer.hidden(view(), x, rows, out);
 }
 
 void IntegerLayer::hidden_at_points(const uint8_t* x, int groups, uint8_t* out) const {
-  namespace winograd = cpu::winograd;
+  namespace winograd = winograd;
   static thread_local AlignedBuffer<int16_t> data_buffer;
   static thread_local AlignedBuffer<int32_t> sum_buffer;
-  const cpu::Simd& simd = cpu::simd();
+  const Simd& simd = cpu::simd();
   const int in_channels = in_quads_ * kQuad, out_channels = out_quads() * kQuad;
-  const ptrdiff_t x_stride = cpu::pair_stride(in_channels), x_points = kChunkGroups * x_stride;
-  const ptrdiff_t sum_stride = cpu::operand_stride(out_channels);
+  const ptrdiff_t x_stride = pair_stride(in_channels), x_points = kChunkGroups * x_stride;
+  const ptrdiff_t sum_stride = operand_stride(out_channels);
   const ptrdiff_t sum_points = kChunkGroups * sum_stride;
   int16_t* data = data_buffer.reserve(static_cast<size_t>(winograd::kPoints * x_points));
   int32_t* sums = sum_buffer.reserve(static_cast<size_t>(winograd::kPoints * sum_points));
@@ -286,8 +285,8 @@ void IntegerLayer::hidden_at_points(const uint8_t* x, int groups, uint8_t* out) 
     simd.integer.data_at_points(x + row * in_quads_ * kQuadRow, in_quads_, count, data, x_stride,
                                 x_points);
     for (int p = 0; p < winograd::kPoints; ++p) {
-      const cpu::DensePairWeights weights{out_channels, 1, in_channels,
-                                          points_.data() + static_cast<size_t>(p) * matrix};
+      const DensePairWeights weights{out_channels, 1, in_channels,
+                                     points_.data() + static_cast<size_t>(p) * matrix};
       simd.conv1d_dense_pairs_wrapping(data + p * x_points, x_stride, count, weights,
                                        sums + p * sum_points, sum_stride);
     }
@@ -297,7 +296,7 @@ void IntegerLayer::hidden_at_points(const uint8_t* x, int groups, uint8_t* out) 
 }
 
 void IntegerLayer::output(const uint8_t* x, int32_t* sums) const {
-  cpu::simd().integer.output(view(), x, sums);
+  simd().integer.output(view(), x, sums);
 }
 
 void pack_quads(const int8_t* frames, int count, int length, int channels, int offset,
@@ -314,4 +313,4 @@ void pack_quads(const int8_t* frames, int count, int length, int channels, int o
   }
 }
 
-}  // namespace fmp::ops
+}  // namespace fmp::cpu

@@ -21,10 +21,8 @@
 #include "kernels/tile.h"
 
 namespace fmp::cpu {
-struct IntegerLayerView;
-}
 
-namespace fmp::ops {
+struct IntegerLayerView;
 
 inline constexpr int kQuad = 4;  // channels that lie side by side
 inline int quads(int channels) { return (channels + kQuad - 1) / kQuad; }
@@ -122,7 +120,7 @@ class IntegerLayer {
   void output(const uint8_t* x, int32_t* sums) const;
 
  private:
-  cpu::IntegerLayerView view() const;
+  IntegerLayerView view() const;
   void pack_points(std::span<const int8_t> codes, int64_t largest_sum);
   void hidden_at_points(const uint8_t* x, int groups, uint8_t* out) const;
 
@@ -133,7 +131,7 @@ class IntegerLayer {
   std::vector<Requantizer> requantizers_;  // [out_quads * 4]
   std::vector<int32_t> thresholds_;        // [out_quads * 4][levels + 1]
   std::vector<int16_t> points_;            // weights at Winograd's points
-  // See cpu::IntegerLayerView.
+  // See IntegerLayerView.
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];
 };
 
@@ -142,4 +140,4 @@ class IntegerLayer {
 void pack_quads(const int8_t* frames, int count, int length, int channels, int offset,
                 uint8_t* out);
 
-}  // namespace fmp::ops
+}  // namespace fmp::cpu

@@ -10,18 +10,18 @@ namespace fmp::cpu {
 
 struct IntegerLayerView {
   int out_quads = 0, taps = 0, in_quads = 0, pool = 1;
-  ops::DotProduct dot = ops::DotProduct::kWide;
+  DotProduct dot = DotProduct::kWide;
   bool sparse = false;
   bool two_channels = false;           // no more than that at the input
   const int32_t* row_begin = nullptr;  // compressed rows: outputs, ...
   const int32_t* offset = nullptr;     // ... bytes from the first row of the window
   // Weights, a quad at a time: [0] four bytes in an element, in the order of the tiles; [1] two
   // elements of 16-bit pairs, of channels 0 and 1, then 2 and 3.
-  const int32_t* dense[2] = {};                    // [out_quads][taps][in_quads][4 outputs]
-  const int32_t* values[2] = {};                   // [entries]
-  const ops::Requantizer* requantizers = nullptr;  // [out_quads * 4]
-  const int32_t* thresholds = nullptr;             // [out_quads * 4][levels + 1]
-  int levels = 0;                                  // a power of two less 1
+  const int32_t* dense[2] = {};               // [out_quads][taps][in_quads][4 outputs]
+  const int32_t* values[2] = {};              // [entries]
+  const Requantizer* requantizers = nullptr;  // [out_quads * 4]
+  const int32_t* thresholds = nullptr;        // [out_quads * 4][levels + 1]
+  int levels = 0;                             // a power of two less 1
 };
 
 struct IntegerSimd {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Every operation of a training step on raw tiles, with shapes and meaning. This is the one header
-// through which the framework reaches a backend. No framework types below this line.
+// The CPU backend: every operation of a training step on raw tiles, with shapes and meaning. The
+// twin of kernels/cuda/ops.h.
 //
 // Notation: N frames, O output and C input channels, T taps, L positions. Activations are tiles
 // (kernels/tile.h). Quantized activations are codes, value = code * scale, unsigned b bits after a
@@ -19,61 +19,10 @@
 #include <vector>
 
 #include "kernels/aligned_buffer.h"
+#include "kernels/layer.h"
 #include "kernels/tile.h"
 
-namespace fmp {
-
-// BatchNorm1d's constants, PyTorch's defaults.
-inline constexpr double kBatchNormEpsilon = 1e-5;
-inline constexpr double kBatchNormMomentum = 0.1;
-// Training steps in which a QuantReLU's largest value is the batch's percentile; then it is
-// learned.
-inline constexpr int64_t kThresholdStatisticSteps = 300;
-inline constexpr double kThresholdPercentile = 99.999;
-inline constexpr double kThresholdMomentum = 0.1;
-// Smallest threshold and largest weight that a quantizer divides by.
-inline constexpr float kMinQuantizerRange = 1e-10f;
-
-namespace ops {
-
-// Shape of a layer with weights. A dense layer has taps = 1, length = 1.
-struct LayerShape {
-  int in_channels = 0, out_channels = 0;
-  int taps = 1;    // odd; same padding, stride 1
-  int length = 1;  // positions read and, before pooling, written
-  int pool = 1;    // MaxPool1d window and stride, divides length; 1 = none
-  int input_bits = 8, weight_bits = 8, act_bits = 8;  // 2..8 or kFloatBits
-
-  int64_t weights() const { return static_cast<int64_t>(out_channels) * taps * in_channels; }
-  int64_t fan_in() const { return static_cast<int64_t>(taps) * in_channels; }
-};
-
-// What may run a pass of a layer: a backend's own kernels, or on a device a library's. All give the
-// same integers in the forward pass; on a device, sums of floats differ in their last bits.
-enum class Kernel : uint8_t {
-  kDense,
-  kSparse,    // surviving weights only
-  kCublas,    // a batched product over positions with overlapping matrices, dense
-  kCusparse,  // SpMM tap by tap, and SDDMM for the weights' gradient: surviving weights only
-};
-constexpr const char* kernel_name(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::kSparse:
-      return "sparse";
-    case Kernel::kCublas:
-      return "cublas";
-    case Kernel::kCusparse:
-      return "cusparse";
-    default:
-      return "dense";
-  }
-}
-
-// Which kernel of the CPU's runs each pass of a layer.
-struct PassPlan {
-  bool sparse_forward = false, sparse_backward_data = false, sparse_backward_weight = false;
-  bool operator==(const PassPlan&) const = default;
-};
+namespace fmp::cpu {
 
 // Whether a layer's dense backward kernels are those that sum in an order of their own (Winograd's
 // algorithm, matrix products) and so leave sparse ones behind. A layer that is dense enough for
@@ -87,21 +36,36 @@ struct Profile {
          conv_backward_data = 0, conv_backward_weight = 0, other = 0;
 };
 
+// How operations run. Results do not depend on it.
+struct RunContext {
+  int threads = 1;
+  Profile* profile = nullptr;  // filled when not null
+};
+
+// What a layer reads: codes or values, [L][C] with room for the taps' padding, and the scale of the
+// codes (1 for values).
+struct Input {
+  ConstTileView tile;
+  float scale = 1;
+};
+
 // A layer's weights, fake-quantized and compiled for the kernels of its plan. Quantization as
 // Brevitas' Int8WeightPerTensorFloat: scale = max|w| / (2^(b-1) - 1), code = round_half_even(w /
 // scale), w being masked.
-class CompiledWeights {
+class Weights {
  public:
-  CompiledWeights();
-  ~CompiledWeights();
-  CompiledWeights(CompiledWeights&&) noexcept;
-  CompiledWeights& operator=(CompiledWeights&&) noexcept;
+  Weights();
+  ~Weights();
+  Weights(Weights&&) noexcept;
+  Weights& operator=(Weights&&) noexcept;
 
-  // weight: [O][T][C]; mask: the same shape or empty; backward: also compile what the backward pass
-  // needs. Throws std::domain_error when a weight is not finite.
+  // weight: [O][T][C]; mask: the same shape or empty; plan: kernels of libraries stand for this
+  // backend's own; backward: also compile what the backward pass needs. Throws std::domain_error
+  // when a weight is not finite.
   void compile(const LayerShape& shape, std::span<const float> weight,
                std::span<const uint8_t> mask, const PassPlan& plan, bool backward);
 
+  const LayerShape& shape() const;       // as compiled
   float scale() const;                   // 1 for float weights
   std::span<const float> codes() const;  // [O][T][C]: integers, or the masked weights if float
   int64_t nonzeros() const;              // nonzero codes
@@ -148,13 +112,12 @@ struct HiddenState {
 };
 
 // x -> convolution -> batch-norm with the batch's statistics -> QuantReLU -> max-pool -> out.
-// x: [L][C] codes (or values) with room for the taps' padding; out: [L / pool][O] kU8 codes, or
-// kF32 when act_bits is kFloatBits. collect: take the threshold from this batch (see
-// kThresholdPercentile). running: updated.
-void hidden_forward_train(const LayerShape& shape, ConstTileView x, float x_scale,
-                          const CompiledWeights& weights, const HiddenParameters& parameters,
-                          bool collect, const RunningStatistics& running, HiddenState& state,
-                          TileView out, int threads, Profile* profile = nullptr);
+// out: [L / pool][O] kU8 codes, or kF32 when act_bits is kFloatBits. collect: take the threshold
+// from this batch (see kThresholdPercentile). running: updated.
+void hidden_forward_train(const Input& x, const Weights& weights,
+                          const HiddenParameters& parameters, bool collect,
+                          const RunningStatistics& running, HiddenState& state, TileView out,
+                          const RunContext& context);
 
 // The scale of a QuantReLU's codes: its threshold's size, but not less than kMinQuantizerRange, is
 // the largest code.
@@ -183,13 +146,13 @@ EvaluationState evaluation_state(const LayerShape& shape, float x_scale, float w
 
 // The forward pass in evaluation mode, with evaluation_state(). Returns the scale of the codes
 // written.
-float hidden_forward_eval(const LayerShape& shape, ConstTileView x, float x_scale,
-                          const CompiledWeights& weights, const HiddenParameters& parameters,
-                          std::span<const float> running_mean, std::span<const float> running_var,
-                          TileView out, int threads, Profile* profile = nullptr);
+float hidden_forward_eval(const Input& x, const Weights& weights,
+                          const HiddenParameters& parameters, std::span<const float> running_mean,
+                          std::span<const float> running_var, TileView out,
+                          const RunContext& context);
 
 struct HiddenGradients {
-  std::span<float> weight;       // [O][T][C], of the fake-quantized weights; see CompiledWeights
+  std::span<float> weight;       // [O][T][C], of the fake-quantized weights; see Weights
   std::span<float> gamma, beta;  // [O]
   double threshold = 0;          // of v; 0 while collecting
 };
@@ -197,20 +160,17 @@ struct HiddenGradients {
 // dp: gradient of the output's values, [L / pool][O] kF32 without padding, 0 in unused lanes.
 // act_scale_gradient: further gradient of the output's scale (from the output layer's bias).
 // dx: gradient of the input's values, [L][C] kF32 without padding; data null = not wanted.
-void hidden_backward(const LayerShape& shape, ConstTileView x, float x_scale,
-                     const CompiledWeights& weights, const HiddenParameters& parameters,
+void hidden_backward(const Input& x, const Weights& weights, const HiddenParameters& parameters,
                      const HiddenState& state, ConstTileView dp, double act_scale_gradient,
-                     HiddenGradients& gradients, TileView dx, int threads,
-                     Profile* profile = nullptr);
+                     HiddenGradients& gradients, TileView dx, const RunContext& context);
 
-// logits = x * w + bias, bias fake-quantized at scale x_scale * w_scale (Brevitas' Int32Bias; plain
-// when input or weights are float). logits: [1][O] kF32.
-void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
-                    const CompiledWeights& weights, std::span<const float> bias, TileView logits,
-                    int threads, Profile* profile = nullptr);
+// logits = x * w + bias, bias fake-quantized at scale x.scale * weights.scale() (Brevitas'
+// Int32Bias; plain when input or weights are float). logits: [1][O] kF32.
+void output_forward(const Input& x, const Weights& weights, std::span<const float> bias,
+                    TileView logits, const RunContext& context);
 
-// The bias as output_forward adds it when it is quantized: integers, in units of `scale` = x_scale
-// * weight scale.
+// The bias as output_forward adds it when it is quantized: integers, in units of `scale` = x.scale
+// * weights.scale().
 std::vector<float> output_bias_codes(std::span<const float> bias, float scale);
 
 struct OutputGradients {
@@ -219,10 +179,9 @@ struct OutputGradients {
   double weight_scale = 0, x_scale = 0;  // through the bias quantizer
 };
 
-void output_backward(const LayerShape& shape, ConstTileView x, float x_scale,
-                     const CompiledWeights& weights, std::span<const float> bias,
-                     ConstTileView dlogits, OutputGradients& gradients, TileView dx, int threads,
-                     Profile* profile = nullptr);
+void output_backward(const Input& x, const Weights& weights, std::span<const float> bias,
+                     ConstTileView dlogits, OutputGradients& gradients, TileView dx,
+                     const RunContext& context);
 
 struct LossResult {
   double loss_sum = 0;  // sum of the frames' cross-entropies
@@ -236,9 +195,6 @@ LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> 
 
 // One Adam step (PyTorch's, without weight decay). step: t, from 1. mask: empty, or 0 where nothing
 // may move.
-struct AdamOptions {
-  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
-};
 void adam_step(const AdamOptions& options, int64_t step, std::span<const float> grad,
                std::span<const uint8_t> mask, std::span<float> value, std::span<float> moment1,
                std::span<float> moment2);
@@ -253,5 +209,4 @@ std::vector<std::string> target_names();
 // std::invalid_argument when the machine or the build lacks it.
 void use_target(const std::string& name);
 
-}  // namespace ops
-}  // namespace fmp
+}  // namespace fmp::cpu

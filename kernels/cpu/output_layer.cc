@@ -9,20 +9,19 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/chunk_conv.h"
 #include "kernels/cpu/chunks.h"
 #include "kernels/cpu/conv_backward.h"
 #include "kernels/cpu/ops.h"
 
-namespace fmp::ops {
+namespace fmp::cpu {
 namespace {
 
 bool bias_is_quantized(const LayerShape& shape) {
   return shape.input_bits != kFloatBits && shape.weight_bits != kFloatBits;
 }
 
-float bias_scale(float x_scale, const CompiledWeights& weights) {
-  return x_scale * weights.scale();
-}
+float bias_scale(float x_scale, const Weights& weights) { return x_scale * weights.scale(); }
 
 // float holds every code that training reaches; the bounds are Int32Bias'.
 float bias_code(float bias, float scale) {
@@ -37,39 +36,38 @@ std::vector<float> output_bias_codes(std::span<const float> bias, float scale) {
   return codes;
 }
 
-void output_forward(const LayerShape& shape, ConstTileView x, float x_scale,
-                    const CompiledWeights& weights, std::span<const float> bias, TileView logits,
-                    int threads, Profile* profile) {
-  const cpu::ChunkConv conv(shape, x, weights);
-  const cpu::Items& items = conv.items();
+void output_forward(const Input& x, const Weights& weights, std::span<const float> bias,
+                    TileView logits, const RunContext& context) {
+  const LayerShape& shape = weights.shape();
+  const ChunkConv conv(x.tile, weights);
+  const Items& items = conv.items();
   const ptrdiff_t stride = static_cast<ptrdiff_t>(shape.out_channels) * kLanes;
-  const float scale = bias_scale(x_scale, weights);
+  const float scale = bias_scale(x.scale, weights);
   std::vector<float> offset(bias.begin(), bias.end());
   if (bias_is_quantized(shape)) {
     offset = output_bias_codes(bias, scale);
     for (float& b : offset) b *= scale;
   }
-  cpu::for_each_item(items.count(), threads, profile,
-                     [&](int64_t item, cpu::Scratch& scratch, cpu::LapTimer& timer, Profile& mine) {
-                       const int rows = items.rows(item);
-                       float* y =
-                           static_cast<float*>(logits.data) + items.row(item, 0, 1, 0) * stride;
-                       conv.forward(item, 0, rows, y, stride, scratch, timer, mine);
-                       for (int64_t i = 0; i < rows * stride; ++i) {
-                         y[i] = y[i] * scale + offset[static_cast<size_t>(i % stride / kLanes)];
-                       }
-                       cpu::zero_unused_lanes(items, item, 0, rows, shape.out_channels, y, stride);
-                     });
+  for_each_item(items.count(), context,
+                [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
+                  const int rows = items.rows(item);
+                  float* y = static_cast<float*>(logits.data) + items.row(item, 0, 1, 0) * stride;
+                  conv.forward(item, 0, rows, y, stride, scratch, timer, mine);
+                  for (int64_t i = 0; i < rows * stride; ++i) {
+                    y[i] = y[i] * scale + offset[static_cast<size_t>(i % stride / kLanes)];
+                  }
+                  zero_unused_lanes(items, item, 0, rows, shape.out_channels, y, stride);
+                });
 }
 
-void output_backward(const LayerShape& shape, ConstTileView x, float x_scale,
-                     const CompiledWeights& weights, std::span<const float> bias,
-                     ConstTileView dlogits, OutputGradients& gradients, TileView dx, int threads,
-                     Profile* profile) {
-  const cpu::ChunkConv conv(shape, x, weights);
+void output_backward(const Input& x, const Weights& weights, std::span<const float> bias,
+                     ConstTileView dlogits, OutputGradients& gradients, TileView dx,
+                     const RunContext& context) {
+  const LayerShape& shape = weights.shape();
+  const ChunkConv conv(x.tile, weights);
   const ptrdiff_t stride = static_cast<ptrdiff_t>(shape.out_channels) * kLanes;
   const float* gradient = static_cast<const float*>(dlogits.data);
-  const float scale = bias_scale(x_scale, weights);
+  const float scale = bias_scale(x.scale, weights);
 
   gradients.weight_scale = gradients.x_scale = 0;
   double of_scale = 0;
@@ -86,18 +84,18 @@ void output_backward(const LayerShape& shape, ConstTileView x, float x_scale,
     }
   }
   if (bias_is_quantized(shape)) {
-    gradients.weight_scale = of_scale * static_cast<double>(x_scale);
+    gradients.weight_scale = of_scale * static_cast<double>(x.scale);
     gradients.x_scale = of_scale * static_cast<double>(weights.scale());
   }
 
-  const auto fill = [&](int64_t item, int r0, int rows, float* dy, ptrdiff_t dy_stride,
-                        cpu::Scratch&, cpu::LapTimer&, Profile&) {
+  const auto fill = [&](int64_t item, int r0, int rows, float* dy, ptrdiff_t dy_stride, Scratch&,
+                        LapTimer&, Profile&) {
     for (int r = 0; r < rows; ++r) {
       std::copy_n(gradient + conv.items().row(item, r0 + r, 1, 0) * stride, stride,
                   dy + r * dy_stride);
     }
   };
-  cpu::conv_backward(conv, shape, x_scale, dx, gradients.weight, threads, profile, fill);
+  conv_backward(conv, x.scale, dx, gradients.weight, context, fill);
 }
 
 LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> labels,
@@ -135,4 +133,4 @@ LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> 
   return result;
 }
 
-}  // namespace fmp::ops
+}  // namespace fmp::cpu

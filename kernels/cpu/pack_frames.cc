@@ -5,7 +5,7 @@
 
 #include "kernels/cpu/ops.h"
 
-namespace fmp::ops {
+namespace fmp::cpu {
 namespace {
 
 template <typename T>
@@ -38,4 +38,4 @@ void pack_frames(std::span<const float> frames, TileView out, int threads) {
   pack(frames, out, threads);
 }
 
-}  // namespace fmp::ops
+}  // namespace fmp::cpu

@@ -53,7 +53,14 @@ struct ChannelAffine {
   const float* shift = nullptr;
 };
 
-// The affine step of evaluation; see ops::EvaluationState.
+// dy = of_g * g + of_y * y + of_one per channel: the backward pass of batch-norm.
+struct GradientAffine {
+  const float* of_g = nullptr;
+  const float* of_y = nullptr;
+  const float* of_one = nullptr;
+};
+
+// The affine step of evaluation; see EvaluationState.
 struct EvaluationSteps {
   float sum_scale = 1;
   const float* gain = nullptr;
@@ -153,11 +160,11 @@ struct Simd {
                                      const ActivationSpec& spec, const float* dp, float* sums);
   // totals[i] += sum of the kLanes sums[i].
   void (*add_lane_sums)(const float* sums, int count, double* totals);
-  // Second half: dy = k_g[c] * g + k_y[c] * y + k_0[c].
+  // Second half: dy of every position, from g and y.
   void (*activation_backward_apply)(const float* y, ptrdiff_t y_stride, int rows, int channels,
                                     const ChannelAffine& affine, const ActivationSpec& spec,
-                                    const float* dp, const float* k_g, const float* k_y,
-                                    const float* k_0, float* dy, ptrdiff_t dy_stride);
+                                    const float* dp, const GradientAffine& gradient, float* dy,
+                                    ptrdiff_t dy_stride);
 
   // The elements with t >= threshold among the first `lanes` lanes: their t to `values` and their
   // places (row * channels + channel) * kLanes + lane to `places`, in that order. Both have room

@@ -7,8 +7,7 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
 
-namespace fmp {
-namespace cpu {
+namespace fmp::cpu {
 namespace {
 
 Simd table_of_chosen_target() {
@@ -29,11 +28,7 @@ Simd& table_in_use() {
 
 const Simd& simd() { return table_in_use(); }
 
-}  // namespace cpu
-
-namespace ops {
-
-std::string target_name() { return cpu::simd().target; }
+std::string target_name() { return simd().target; }
 
 std::vector<std::string> target_names() {
   std::vector<std::string> names;
@@ -47,12 +42,11 @@ void use_target(const std::string& name) {
   for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
     if (name != hwy::TargetName(target)) continue;
     hwy::GetChosenTarget().Update(target);
-    cpu::table_in_use() = cpu::table_of_chosen_target();
+    table_in_use() = table_of_chosen_target();
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
     return;
   }
   throw std::invalid_argument("no instruction set named " + name + " on this machine");
 }
 
-}  // namespace ops
-}  // namespace fmp
+}  // namespace fmp::cpu

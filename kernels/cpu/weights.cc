@@ -10,9 +10,10 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "kernels/cpu/chunks.h"
 #include "kernels/cpu/packing.h"
 
-namespace fmp::ops {
+namespace fmp::cpu {
 namespace {
 
 // Sums of products of codes below this are exact in float, in any order.
@@ -20,8 +21,7 @@ constexpr double kExactFloatSum = 16777216.0;  // 2^24
 
 float largest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
 
-void quantize(CompiledWeights::Compiled& w, std::span<const float> weight,
-              std::span<const uint8_t> mask) {
+void quantize(Weights::Compiled& w, std::span<const float> weight, std::span<const uint8_t> mask) {
   const size_t n = weight.size();
   w.codes.resize(n);
   w.alive.assign(mask.begin(), mask.end());
@@ -45,7 +45,7 @@ void quantize(CompiledWeights::Compiled& w, std::span<const float> weight,
 }
 
 // Whether float sums of these codes with the input's codes are exact.
-bool exact_in_float(const CompiledWeights::Compiled& w) {
+bool exact_in_float(const Weights::Compiled& w) {
   const double largest_input = static_cast<double>((1 << w.shape.input_bits) - 1);
   const size_t fan_in = static_cast<size_t>(w.shape.fan_in());
   for (size_t o = 0; o < static_cast<size_t>(w.shape.out_channels); ++o) {
@@ -58,11 +58,11 @@ bool exact_in_float(const CompiledWeights::Compiled& w) {
   return true;
 }
 
-// See packing.h; in the order of cpu::DenseWeights.
+// See packing.h; in the order of DenseWeights.
 template <typename T, typename Value>
 void pack_dense(int out, int taps, int channels, const Value& value, std::vector<T>& packed) {
-  for (int block = 0; block < out; block += cpu::kOutBlock) {
-    const int end = std::min(out, block + cpu::kOutBlock);
+  for (int block = 0; block < out; block += kOutBlock) {
+    const int end = std::min(out, block + kOutBlock);
     for (int t = 0; t < taps; ++t) {
       for (int c = 0; c < channels; ++c) {
         for (int o = block; o < end; ++o) packed.push_back(static_cast<T>(value(o, t, c)));
@@ -72,8 +72,8 @@ void pack_dense(int out, int taps, int channels, const Value& value, std::vector
 }
 
 template <typename Value>
-void pack_sparse(int out, int taps, int channels, const Value& value, cpu::OwnedSparse& sparse) {
-  const ptrdiff_t stride = cpu::operand_stride(channels);
+void pack_sparse(int out, int taps, int channels, const Value& value, OwnedSparse& sparse) {
+  const ptrdiff_t stride = operand_stride(channels);
   sparse.row_begin.assign(1, 0);
   sparse.offset.clear();
   sparse.values.clear();
@@ -91,7 +91,7 @@ void pack_sparse(int out, int taps, int channels, const Value& value, cpu::Owned
 }
 
 // Where gradients are wanted. Only a prune changes it, so it is kept from step to step.
-void list_survivors(CompiledWeights::Compiled& w) {
+void list_survivors(Weights::Compiled& w) {
   const bool known = !w.gradient_index.empty() && w.gradient_mask == w.alive;
   if (known) return;
   w.gradient_mask = w.alive;
@@ -113,7 +113,7 @@ void list_survivors(CompiledWeights::Compiled& w) {
 // than skipping the others.
 constexpr double kDenseEnough = 0.35;
 
-bool three_taps(const LayerShape& shape) { return shape.taps == cpu::winograd::kTaps; }
+bool three_taps(const LayerShape& shape) { return shape.taps == winograd::kTaps; }
 
 // Output channels that have a weight left, input channels that are read, and the weights left.
 struct LiveWeights {
@@ -138,17 +138,25 @@ LiveWeights live_weights(const LayerShape& shape, std::span<const uint8_t> mask)
   return {count(emitted), count(read), alive};
 }
 
+// The kernels of this backend that stand for those of a plan.
+PassPlan own_kernels(const PassPlan& plan) {
+  const auto own = [](Kernel kernel) {
+    return skips_zeros(kernel) ? Kernel::kSparse : Kernel::kDense;
+  };
+  return {own(plan.forward), own(plan.backward_data), own(plan.backward_weight)};
+}
+
 bool same_geometry(const LayerShape& a, const LayerShape& b) {
   return a.in_channels == b.in_channels && a.out_channels == b.out_channels && a.taps == b.taps;
 }
 
-void choose_backward_algorithms(CompiledWeights::Compiled& w, bool fast) {
+void choose_backward_algorithms(Weights::Compiled& w, bool fast) {
   const LayerShape& shape = w.shape;
   w.backward_data_algorithm =
       fast && three_taps(shape) ? DenseAlgorithm::kWinograd : DenseAlgorithm::kDirect;
   // Winograd's weight gradient wants whole groups of positions in each chunk.
-  const bool whole_groups = shape.length % cpu::winograd::kOutputs == 0 &&
-                            cpu::chunk_rows(shape.pool) % cpu::winograd::kOutputs == 0;
+  const bool whole_groups =
+      shape.length % winograd::kOutputs == 0 && chunk_rows(shape.pool) % winograd::kOutputs == 0;
   w.backward_weight_algorithm = !fast                               ? DenseAlgorithm::kDirect
                                 : three_taps(shape) && whole_groups ? DenseAlgorithm::kWinograd
                                                                     : DenseAlgorithm::kProduct;
@@ -159,21 +167,21 @@ void choose_backward_algorithms(CompiledWeights::Compiled& w, bool fast) {
 bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask) {
   const LiveWeights live = live_weights(shape, mask);
   const int64_t all = live.out_channels * shape.taps * live.in_channels;
-  return cpu::winograd::many_channels(live.out_channels, live.in_channels) &&
+  return winograd::many_channels(live.out_channels, live.in_channels) &&
          static_cast<double>(live.weights) >= kDenseEnough * static_cast<double>(all);
 }
 
-CompiledWeights::CompiledWeights() : compiled_(std::make_unique<Compiled>()) {}
-CompiledWeights::~CompiledWeights() = default;
-CompiledWeights::CompiledWeights(CompiledWeights&&) noexcept = default;
-CompiledWeights& CompiledWeights::operator=(CompiledWeights&&) noexcept = default;
+Weights::Weights() : compiled_(std::make_unique<Compiled>()) {}
+Weights::~Weights() = default;
+Weights::Weights(Weights&&) noexcept = default;
+Weights& Weights::operator=(Weights&&) noexcept = default;
 
-void CompiledWeights::compile(const LayerShape& shape, std::span<const float> weight,
-                              std::span<const uint8_t> mask, const PassPlan& plan, bool backward) {
+void Weights::compile(const LayerShape& shape, std::span<const float> weight,
+                      std::span<const uint8_t> mask, const PassPlan& plan, bool backward) {
   Compiled& w = *compiled_;
   if (!same_geometry(shape, w.shape)) w.gradient_index.clear();
   w.shape = shape;
-  w.plan = plan;
+  w.plan = own_kernels(plan);
   quantize(w, weight, mask);
 
   const auto code = [&](int o, int t, int c) {
@@ -183,22 +191,23 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
                static_cast<size_t>(c)];
   };
   const bool integers = shape.weight_bits != kFloatBits && shape.input_bits != kFloatBits;
-  if (integers && !exact_in_float(w)) w.plan.sparse_forward = false;
-  w.integer_forward = integers && !w.plan.sparse_forward;
+  if (integers && !exact_in_float(w)) w.plan.forward = Kernel::kDense;
+  const bool sparse_forward = w.plan.forward == Kernel::kSparse;
+  w.integer_forward = integers && !sparse_forward;
   w.forward_algorithm = w.integer_forward && three_taps(shape) &&
-                                cpu::winograd::many_channels(shape.out_channels, shape.in_channels)
+                                winograd::many_channels(shape.out_channels, shape.in_channels)
                             ? DenseAlgorithm::kWinograd
                             : DenseAlgorithm::kDirect;
   w.forward_pairs.clear();
   w.forward_dense.clear();
-  if (w.plan.sparse_forward) {
+  if (sparse_forward) {
     pack_sparse(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_sparse);
   } else if (w.forward_algorithm == DenseAlgorithm::kWinograd) {
-    cpu::pack_points(code, [&](const auto& at_point) {
-      cpu::pack_pairs(shape.out_channels, 1, shape.in_channels, at_point, w.forward_pairs);
+    pack_points(code, [&](const auto& at_point) {
+      pack_pairs(shape.out_channels, 1, shape.in_channels, at_point, w.forward_pairs);
     });
   } else if (integers) {
-    cpu::pack_pairs(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_pairs);
+    pack_pairs(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_pairs);
   } else {
     pack_dense(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_dense);
   }
@@ -209,27 +218,28 @@ void CompiledWeights::compile(const LayerShape& shape, std::span<const float> we
     return code(o, shape.taps - 1 - t, c) * w.scale;
   };
   w.backward_dense.clear();
-  if (w.plan.sparse_backward_data) {
+  if (w.plan.backward_data == Kernel::kSparse) {
     pack_sparse(shape.in_channels, shape.taps, shape.out_channels, transposed, w.backward_sparse);
   } else if (w.backward_data_algorithm == DenseAlgorithm::kWinograd) {
     const auto part = [&](int c, int t, int o) {
-      return transposed(c, t, o) / cpu::winograd::kWeightDenominator;
+      return transposed(c, t, o) / winograd::kWeightDenominator;
     };
-    cpu::pack_points(part, [&](const auto& at_point) {
+    pack_points(part, [&](const auto& at_point) {
       pack_dense(shape.in_channels, 1, shape.out_channels, at_point, w.backward_dense);
     });
   } else {
     pack_dense(shape.in_channels, shape.taps, shape.out_channels, transposed, w.backward_dense);
   }
-  if (w.plan.sparse_backward_weight) list_survivors(w);
+  if (w.plan.backward_weight == Kernel::kSparse) list_survivors(w);
 }
 
-float CompiledWeights::scale() const { return compiled_->scale; }
-std::span<const float> CompiledWeights::codes() const { return compiled_->codes; }
-int64_t CompiledWeights::nonzeros() const { return compiled_->nonzeros; }
+const LayerShape& Weights::shape() const { return compiled_->shape; }
+float Weights::scale() const { return compiled_->scale; }
+std::span<const float> Weights::codes() const { return compiled_->codes; }
+int64_t Weights::nonzeros() const { return compiled_->nonzeros; }
 
-void CompiledWeights::backward(std::span<const float> weight, double scale_gradient,
-                               std::span<float> grad) const {
+void Weights::backward(std::span<const float> weight, double scale_gradient,
+                       std::span<float> grad) const {
   const Compiled& w = *compiled_;
   const auto alive = [&](size_t i) { return w.alive.empty() || w.alive[i] != 0; };
   for (size_t i = 0; i < grad.size(); ++i) {
@@ -253,4 +263,4 @@ void CompiledWeights::backward(std::span<const float> weight, double scale_gradi
   }
 }
 
-}  // namespace fmp::ops
+}  // namespace fmp::cpu

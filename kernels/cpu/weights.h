@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -21,12 +20,6 @@ inline ptrdiff_t pair_stride(int channels) {
   return static_cast<ptrdiff_t>((channels + 1) / 2) * 2 * kLanes + 2 * kLanes;
 }
 
-// Rows of a chunk: its operands (rows x 64 channels x 16 lanes of float, twice) fill half of a 512
-// KiB second-level cache.
-inline constexpr int kChunkRows = 16;
-// The same for a pooling window, of which it is a multiple.
-inline int chunk_rows(int pool) { return std::max(1, kChunkRows / pool) * pool; }
-
 // A SparseWeights with its memory.
 struct OwnedSparse {
   std::vector<int32_t> row_begin, offset;
@@ -36,10 +29,6 @@ struct OwnedSparse {
   }
 };
 
-}  // namespace fmp::cpu
-
-namespace fmp::ops {
-
 // How the dense kernels compute a pass.
 enum class DenseAlgorithm : uint8_t {
   kDirect,    // tap by tap, in the order of the sparse kernels
@@ -47,9 +36,10 @@ enum class DenseAlgorithm : uint8_t {
   kWinograd,  // see winograd.h
 };
 
-struct CompiledWeights::Compiled {
+struct Weights::Compiled {
   LayerShape shape;
-  PassPlan plan;  // as compiled: a sparse forward pass that would not be exact is dense
+  // As compiled: kDense or kSparse. A sparse forward pass that would not be exact is dense.
+  PassPlan plan;
   float scale = 1;
   float largest = 0;           // max|w|
   std::vector<float> codes;    // [O][T][C]
@@ -64,33 +54,33 @@ struct CompiledWeights::Compiled {
   bool integer_forward = false;        // forward on 16-bit pairs
   std::vector<int16_t> forward_pairs;  // of each point in turn with Winograd's algorithm
   std::vector<float> forward_dense;
-  cpu::OwnedSparse forward_sparse;
+  OwnedSparse forward_sparse;
   std::vector<float> backward_dense;  // transposed, taps flipped, times scale; likewise
-  cpu::OwnedSparse backward_sparse;
-  cpu::OwnedSparse gradient_sparse;     // the surviving weights; values empty
+  OwnedSparse backward_sparse;
+  OwnedSparse gradient_sparse;          // the surviving weights; values empty
   std::vector<int64_t> gradient_index;  // where each of its entries stands in [O][T][C]
   std::vector<uint8_t> gradient_mask;   // the mask for which the two were made
 
-  cpu::DenseWeights forward_dense_view() const {
+  DenseWeights forward_dense_view() const {
     return {shape.out_channels, shape.taps, shape.in_channels, forward_dense.data()};
   }
-  cpu::DensePairWeights forward_pairs_view() const {
+  DensePairWeights forward_pairs_view() const {
     return {shape.out_channels, shape.taps, shape.in_channels, forward_pairs.data()};
   }
-  cpu::DenseWeights backward_dense_view() const {
+  DenseWeights backward_dense_view() const {
     return {shape.in_channels, shape.taps, shape.out_channels, backward_dense.data()};
   }
   // The matrix of a point with Winograd's algorithm.
-  cpu::DensePairWeights forward_pairs_at(int point) const {
-    const size_t size = forward_pairs.size() / cpu::winograd::kPoints;
+  DensePairWeights forward_pairs_at(int point) const {
+    const size_t size = forward_pairs.size() / winograd::kPoints;
     return {shape.out_channels, 1, shape.in_channels,
             forward_pairs.data() + static_cast<size_t>(point) * size};
   }
-  cpu::DenseWeights backward_dense_at(int point) const {
-    const size_t size = backward_dense.size() / cpu::winograd::kPoints;
+  DenseWeights backward_dense_at(int point) const {
+    const size_t size = backward_dense.size() / winograd::kPoints;
     return {shape.in_channels, 1, shape.out_channels,
             backward_dense.data() + static_cast<size_t>(point) * size};
   }
 };
 
-}  // namespace fmp::ops
+}  // namespace fmp::cpu

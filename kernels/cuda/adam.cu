@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 }  // namespace
 
-AdamFactors adam_factors(const ops::AdamOptions& options, int64_t step) {
+AdamFactors adam_factors(const AdamOptions& options, int64_t step) {
   const double t = static_cast<double>(step);
   return {static_cast<float>(options.learning_rate / (1 - std::pow(options.beta1, t))),
           static_cast<float>(std::sqrt(1 - std::pow(options.beta2, t))),

@@ -268,7 +268,7 @@ void add_slices(const float* partial, int slices, int count, const int* places, 
          add_partial_sums, partial, slices, count, places, scale, grad);
 }
 
-ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input) {
+ConvShape conv_shape(const LayerShape& shape, const Tile& input) {
   ConvShape conv{input.channels, shape.out_channels, shape.taps, shape.length, true};
   const bool rows_as_channels =
       shape.taps == 1 && shape.length == 1 && input.pad == 0 && input.length > 1;

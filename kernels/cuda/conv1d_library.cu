@@ -51,7 +51,7 @@ Shape over(size_t count) { return {dim3(blocks_for(count, kBlockThreads)), dim3(
 
 }  // namespace
 
-bool exact_in_floats(const ops::LayerShape& layer) {
+bool exact_in_floats(const LayerShape& layer) {
   if (layer.input_bits == kFloatBits || layer.weight_bits == kFloatBits) return false;
   const int64_t largest_code = (int64_t{1} << layer.input_bits) - 1;
   const int64_t largest_weight = (int64_t{1} << (layer.weight_bits - 1)) - 1;

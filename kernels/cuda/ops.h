@@ -13,8 +13,8 @@
 #include <span>
 #include <vector>
 
-#include "kernels/cpu/ops.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/layer.h"
 
 namespace fmp::cuda {
 
@@ -68,33 +68,15 @@ struct ConvShape {
   bool same_padding = false;  // out_length is the input's; otherwise 1
 };
 // Throws std::invalid_argument when the tile is not what the layer reads.
-ConvShape conv_shape(const ops::LayerShape& shape, const Tile& input);
+ConvShape conv_shape(const LayerShape& shape, const Tile& input);
 
-using ops::Kernel;
-using ops::kernel_name;
 constexpr bool is_library(Kernel k) { return k == Kernel::kCublas || k == Kernel::kCusparse; }
-
-// The twin of ops::PassPlan.
-struct PassPlan {
-  Kernel forward = Kernel::kDense, backward_data = Kernel::kDense, backward_weight = Kernel::kDense;
-
-  PassPlan() = default;
-  PassPlan(Kernel of_forward, Kernel of_data, Kernel of_weight)
-      : forward(of_forward), backward_data(of_data), backward_weight(of_weight) {}
-  PassPlan(const ops::PassPlan& plan)  // NOLINT: a CPU plan is one of this backend, too
-      : PassPlan(own(plan.sparse_forward), own(plan.sparse_backward_data),
-                 own(plan.sparse_backward_weight)) {}
-  bool operator==(const PassPlan&) const = default;
-
- private:
-  static Kernel own(bool sparse) { return sparse ? Kernel::kSparse : Kernel::kDense; }
-};
 
 // Whether fp32 holds the layer's sums of products of codes exactly: below 2^24. Otherwise a library
 // cannot run its integer forward pass.
-bool exact_in_floats(const ops::LayerShape& layer);
+bool exact_in_floats(const LayerShape& layer);
 
-// The twin of ops::CompiledWeights.
+// The twin of cpu::Weights.
 class Weights {
  public:
   // For plans with kernels of libraries: whose handles they use. Call before set_mask(); the
@@ -109,9 +91,11 @@ class Weights {
   // weight: [O][T][C]. input: what the layer reads, as codes or values. backward: also what the
   // backward pass needs. Throws std::invalid_argument when the plan asks for a library that was not
   // given, is of another stream, or would not be exact.
-  void compile(const ops::LayerShape& layer, const ConvShape& shape, const float* weight,
+  void compile(const LayerShape& layer, const ConvShape& shape, const float* weight,
                bool integer_input, const PassPlan& plan, bool backward, Stream stream);
 
+  const LayerShape& layer() const { return layer_; }  // as compiled
+  const ConvShape& conv() const { return shape_; }
   const float* scale() const { return &status_.data()->scale; }
   const float* codes() const { return codes_.data(); }  // [O][T][C]
 
@@ -181,7 +165,7 @@ class Weights {
   void backward_weight_tensor(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
                               Stream stream);
 
-  ops::LayerShape layer_;
+  LayerShape layer_;
   ConvShape shape_;
   PassPlan plan_;
   bool quantized_ = false;  // the weights are codes
@@ -215,7 +199,7 @@ struct HiddenParameters {
   const float* threshold;  // v
 };
 
-// The twin of ops::HiddenState.
+// The twin of cpu::HiddenState.
 class HiddenState {
  public:
   // All in device memory.
@@ -245,17 +229,21 @@ class HiddenState {
   DeviceBuffer<float> dy;        // in the backward pass
 };
 
+struct RunningStatistics {
+  float *mean, *var;  // [O]; var unbiased, as PyTorch's
+};
+
 // out: a tile of codes, or of floats when act_bits is kFloatBits; its padding is written, too.
-void hidden_forward_train(const ops::LayerShape& layer, const ConvShape& shape, const Input& x,
-                          const Weights& weights, const HiddenParameters& parameters, bool collect,
-                          float* running_mean, float* running_var, HiddenState& state,
-                          const Tile& out, void* out_data, Stream stream);
+// running: updated.
+void hidden_forward_train(const Input& x, const Weights& weights,
+                          const HiddenParameters& parameters, bool collect,
+                          const RunningStatistics& running, HiddenState& state, const Tile& out,
+                          void* out_data, Stream stream);
 
 // The same in evaluation mode; state.act_scale() is the scale of the codes.
-void hidden_forward_eval(const ops::LayerShape& layer, const ConvShape& shape, const Input& x,
-                         const Weights& weights, const HiddenParameters& parameters,
-                         const float* running_mean, const float* running_var, HiddenState& state,
-                         const Tile& out, void* out_data, Stream stream);
+void hidden_forward_eval(const Input& x, const Weights& weights, const HiddenParameters& parameters,
+                         const RunningStatistics& running, HiddenState& state, const Tile& out,
+                         void* out_data, Stream stream);
 
 // After a step that collected: the threshold, which is the running mean of the batches'
 // percentiles, or the first one of them.
@@ -268,14 +256,13 @@ struct HiddenGradients {
 };
 
 // dp: [L / pool][O][lane]. act_scale_gradient: a device double, null = 0. dx: null = not wanted.
-void hidden_backward(const ops::LayerShape& layer, const ConvShape& shape, const Input& x,
-                     Weights& weights, const HiddenParameters& parameters, HiddenState& state,
-                     const float* dp, const double* act_scale_gradient,
+void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& parameters,
+                     HiddenState& state, const float* dp, const double* act_scale_gradient,
                      const HiddenGradients& gradients, float* dx, Stream stream);
 
 // logits: [O][lane].
-void output_forward(const ops::LayerShape& layer, const Input& x, const Weights& weights,
-                    const float* bias, float* logits, Stream stream);
+void output_forward(const Input& x, const Weights& weights, const float* bias, float* logits,
+                    Stream stream);
 
 struct OutputGradients {
   float* weight;      // [O][T][C]
@@ -283,9 +270,8 @@ struct OutputGradients {
   double* bias_sums;  // [O], memory for the next
   double* scales;     // 2: of the weights' scale and of the input's, through the bias quantizer
 };
-void output_backward(const ops::LayerShape& layer, const Input& x, Weights& weights,
-                     const float* bias, const float* dlogits, const OutputGradients& gradients,
-                     float* dx, Stream stream);
+void output_backward(const Input& x, Weights& weights, const float* bias, const float* dlogits,
+                     const OutputGradients& gradients, float* dx, Stream stream);
 
 struct LossResult {
   double loss_sum;
@@ -302,7 +288,7 @@ void softmax_cross_entropy(int64_t frames, int classes, const float* logits, con
 struct AdamFactors {
   float step_size, root_correction, beta1, beta2, rest1, rest2, epsilon;
 };
-AdamFactors adam_factors(const ops::AdamOptions& options, int64_t step);
+AdamFactors adam_factors(const AdamOptions& options, int64_t step);
 // mask: null = all. not_finite: becomes 1 when a value is not finite any more; may be null.
 void adam_step(const AdamFactors* factors, size_t count, const float* grad, const uint8_t* mask,
                float* value, float* moment1, float* moment2, unsigned* not_finite, Stream stream);

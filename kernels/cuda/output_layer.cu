@@ -98,14 +98,15 @@ __global__ void __launch_bounds__(kBlockThreads) add_losses(int blocks, LossResu
   partial[0] = total;
 }
 
-bool bias_is_quantized(const ops::LayerShape& layer) {
+bool bias_is_quantized(const LayerShape& layer) {
   return layer.input_bits != kFloatBits && layer.weight_bits != kFloatBits;
 }
 
 }  // namespace
 
-void output_forward(const ops::LayerShape& layer, const Input& x, const Weights& weights,
-                    const float* bias, float* logits, Stream stream) {
+void output_forward(const Input& x, const Weights& weights, const float* bias, float* logits,
+                    Stream stream) {
+  const LayerShape& layer = weights.layer();
   weights.forward(x, logits, stream);
   const int lanes = x.tile.lanes();
   launch(Where("add_bias", native(stream)),
@@ -116,9 +117,9 @@ void output_forward(const ops::LayerShape& layer, const Input& x, const Weights&
          logits);
 }
 
-void output_backward(const ops::LayerShape& layer, const Input& x, Weights& weights,
-                     const float* bias, const float* dlogits, const OutputGradients& gradients,
-                     float* dx, Stream stream) {
+void output_backward(const Input& x, Weights& weights, const float* bias, const float* dlogits,
+                     const OutputGradients& gradients, float* dx, Stream stream) {
+  const LayerShape& layer = weights.layer();
   const Tile dy{x.tile.frames, 1, layer.out_channels, 0};
   const cudaStream_t on = native(stream);
   launch(Where("bias_gradient", on),

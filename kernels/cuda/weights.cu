@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   grad[i] += static_cast<float>(w > 0.0F ? *share : -*share);
 }
 
-float largest_code(const ops::LayerShape& layer) {
+float largest_code(const LayerShape& layer) {
   return layer.weight_bits == kFloatBits ? 0.0F
                                          : static_cast<float>((1 << (layer.weight_bits - 1)) - 1);
 }
@@ -198,7 +198,7 @@ void Weights::gather(const DeviceBuffer<int>& place, const DeviceBuffer<float>& 
          scaled ? scale() : static_cast<const float*>(nullptr), value.data());
 }
 
-void Weights::compile(const ops::LayerShape& layer, const ConvShape& shape, const float* weight,
+void Weights::compile(const LayerShape& layer, const ConvShape& shape, const float* weight,
                       bool integer_input, const PassPlan& plan, bool backward, Stream stream) {
   layer_ = layer;
   shape_ = shape;

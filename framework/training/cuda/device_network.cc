@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "framework/training/functions.h"
+#include "framework/data/dataset.h"
 #include "framework/training/plan.h"
 #include "kernels/cuda/runtime.h"
 
@@ -108,15 +108,15 @@ struct DeviceNetwork::DeviceLayer {
               cuda::Libraries& libraries)
       : hidden(layer.kind != Layer::Kind::kOutput),
         quantized(layer.act_bits != kFloatBits),
-        shape(shape_of(layer)),
+        shape(layer),
         conv(cuda::conv_shape(shape, input)),
-        plan(layer_plan.forward, layer_plan.backward_data, layer_plan.backward_weight),
+        plan(layer_plan),
         out{0, layer.length / layer.pool, layer.out_channels, output_pad},
         compile_name(layer.name + " weights"),
-        forward_name(fmt::format("{} forward {}", layer.name, cuda::kernel_name(plan.forward))),
+        forward_name(fmt::format("{} forward {}", layer.name, kernel_name(plan.forward))),
         backward_name(fmt::format("{} backward data {} weight {}", layer.name,
-                                  cuda::kernel_name(plan.backward_data),
-                                  cuda::kernel_name(plan.backward_weight))),
+                                  kernel_name(plan.backward_data),
+                                  kernel_name(plan.backward_weight))),
         weight(parameters.value(layer.weight)) {
     const Stream stream = libraries.stream();
     weights.use_libraries(&libraries);
@@ -157,9 +157,9 @@ struct DeviceNetwork::DeviceLayer {
   }
 
   bool hidden, quantized;
-  ops::LayerShape shape;
+  LayerShape shape;
   cuda::ConvShape conv;
-  cuda::PassPlan plan;
+  PassPlan plan;
   cuda::Tile out;
   std::string compile_name, forward_name, backward_name;
   float* weight;
@@ -180,7 +180,7 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
     : config_(network.config()),
       stream_(libraries.stream()),
       parameters_(network, use == Use::kTraining, stream_),
-      input_tile_{0, config_.length, config_.input_channels, padding_of(network.layers()[0])},
+      input_tile_{0, config_.length, config_.input_channels, network.layers()[0].padding()},
       factors_(1) {
   const float scale = config_.input_bits == kFloatBits ? 1.0F : input_scale(config_.input_bits);
   input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
@@ -188,7 +188,7 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
   cuda::Tile tile = input_tile_;
   bool integers = config_.input_bits != kFloatBits;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const int output_pad = i + 1 < layers.size() ? padding_of(layers[i + 1]) : 0;
+    const int output_pad = i + 1 < layers.size() ? layers[i + 1].padding() : 0;
     layers_.push_back(std::make_unique<DeviceLayer>(layers[i], tile, output_pad,
                                                     plan_of(plan, layers[i]), parameters_,
                                                     use == Use::kTraining, libraries));
@@ -239,7 +239,7 @@ void DeviceNetwork::forward_output(const cuda::Input& x, float* dlogits, uint8_t
   const int64_t frames = input_tile_.frames;
   const cuda::Range range(layer.forward_name);
   loss_.reserve(cuda::loss_partials(frames));
-  cuda::output_forward(layer.shape, x, layer.weights, layer.bias, logits_.data(), stream_);
+  cuda::output_forward(x, layer.weights, layer.bias, logits_.data(), stream_);
   cuda::softmax_cross_entropy(frames, config_.classes, logits_.data(), labels_.data(), dlogits,
                               predicted, loss_.data(), stream_);
 }
@@ -248,15 +248,14 @@ void DeviceNetwork::backward(DeviceLayer& layer, const cuda::Input& x, const flo
                              const double* of_scale, float* dx) {
   const cuda::Range range(layer.backward_name);
   if (!layer.hidden) {
-    cuda::output_backward(layer.shape, x, layer.weights, layer.bias, dy, layer.output_gradients, dx,
-                          stream_);
+    cuda::output_backward(x, layer.weights, layer.bias, dy, layer.output_gradients, dx, stream_);
     layer.weights.backward(layer.weight, layer.scales.data(), layer.output_gradients.weight,
                            stream_);
     return;
   }
   std::swap(layer.state.dy, dy_);  // one for all layers
-  cuda::hidden_backward(layer.shape, layer.conv, x, layer.weights, layer.values, layer.state, dy,
-                        of_scale, layer.gradients, dx, stream_);
+  cuda::hidden_backward(x, layer.weights, layer.values, layer.state, dy, of_scale, layer.gradients,
+                        dx, stream_);
   std::swap(layer.state.dy, dy_);
   layer.weights.backward(layer.weight, nullptr, layer.gradients.weight, stream_);
 }
@@ -270,9 +269,9 @@ void DeviceNetwork::train_step(bool collect, bool first) {
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
     x = layer->output(frames);
-    cuda::hidden_forward_train(layer->shape, layer->conv, layer->x, layer->weights, layer->values,
-                               collect, layer->mean.data(), layer->var.data(), layer->state,
-                               layer->out, const_cast<void*>(x.data), stream_);
+    cuda::hidden_forward_train(layer->x, layer->weights, layer->values, collect,
+                               {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
+                               const_cast<void*>(x.data), stream_);
     if (layer->state.collected) {
       cuda::follow_threshold(layer->state, first, layer->threshold, stream_);
     }
@@ -309,8 +308,8 @@ void DeviceNetwork::evaluate() {
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
     const cuda::Input y = layer->output(frames);
-    cuda::hidden_forward_eval(layer->shape, layer->conv, x, layer->weights, layer->values,
-                              layer->mean.data(), layer->var.data(), layer->state, layer->out,
+    cuda::hidden_forward_eval(x, layer->weights, layer->values,
+                              {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
                               const_cast<void*>(y.data), stream_);
     x = y;
     if (layer->quantized) x.scale = layer->state.act_scale();

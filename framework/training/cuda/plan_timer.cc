@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <limits>
 
-#include "framework/training/functions.h"
 #include "framework/training/plan.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"
@@ -30,7 +29,7 @@ const char* name_of(Pass pass) {
          : pass == Pass::kBackwardData ? "backward data"
                                        : "backward weight";
 }
-cuda::Kernel& kernel_of(LayerPlan& plan, Pass pass) {
+Kernel& kernel_of(LayerPlan& plan, Pass pass) {
   return pass == Pass::kForward        ? plan.forward
          : pass == Pass::kBackwardData ? plan.backward_data
                                        : plan.backward_weight;
@@ -42,9 +41,9 @@ class LayerTimer {
       : layer_(layer),
         libraries_(libraries),
         stream_(libraries.stream()),
-        shape_(shape_of(layer)),
-        in_{batch, layer.length, layer.in_channels, padding_of(layer)},
-        out_{batch, layer.length, layer.out_channels, padding_of(layer)},
+        shape_(layer),
+        in_{batch, layer.length, layer.in_channels, layer.padding()},
+        out_{batch, layer.length, layer.out_channels, layer.padding()},
         conv_(cuda::conv_shape(shape_, in_)),
         integers_(layer.input_bits != kFloatBits),
         weight_(layer.weight.value.floats(), stream_),
@@ -61,14 +60,13 @@ class LayerTimer {
   }
 
   // Whether the kernel may run the forward pass: its integers must be exact.
-  bool allows_forward(cuda::Kernel kernel) const {
+  bool allows_forward(Kernel kernel) const {
     return !cuda::is_library(kernel) || !integers_ || cuda::exact_in_floats(shape_);
   }
 
   // The kernel for all passes, but for a forward pass that it may not run.
-  void compile(cuda::Kernel kernel) {
-    const cuda::PassPlan plan(allows_forward(kernel) ? kernel : cuda::Kernel::kDense, kernel,
-                              kernel);
+  void compile(Kernel kernel) {
+    const PassPlan plan{allows_forward(kernel) ? kernel : Kernel::kDense, kernel, kernel};
     weights_.compile(shape_, conv_, weight_.data(), integers_, plan, true, stream_);
   }
 
@@ -102,7 +100,7 @@ class LayerTimer {
   const Layer& layer_;
   cuda::Libraries& libraries_;
   cuda::Stream stream_;
-  ops::LayerShape shape_;
+  LayerShape shape_;
   cuda::Tile in_, out_;
   cuda::ConvShape conv_;
   bool integers_;
@@ -116,7 +114,6 @@ class LayerTimer {
 }  // namespace
 
 LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& libraries) {
-  using cuda::Kernel;
   const cuda::Range range("plan " + layer.name);
   LayerTimer timer(layer, batch, libraries);
   LayerPlan plan = dense_plan(layer);
@@ -135,7 +132,7 @@ LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& 
         kernel_of(plan, pass) = kernel;
       } catch (const cuda::LibraryError& error) {
         plan.refused.push_back(
-            fmt::format("{} {}: {}", cuda::kernel_name(kernel), name_of(pass), error.what()));
+            fmt::format("{} {}: {}", kernel_name(kernel), name_of(pass), error.what()));
       }
     }
   }

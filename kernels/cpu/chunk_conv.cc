@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: MIT
+#include "kernels/cpu/chunk_conv.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "kernels/cpu/simd.h"
+
+namespace fmp::cpu {
+
+void ChunkConv::forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_stride,
+                        Scratch& scratch, LapTimer& timer, Profile& profile) const {
+  if (w_.integer_forward) {
+    const int16_t* operand = unpack_pairs(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
+    if (w_.forward_algorithm == DenseAlgorithm::kWinograd) {
+      forward_at_points(operand, rows, y, y_stride, scratch);
+    } else {
+      simd().conv1d_dense_pairs(operand, pair_stride(shape_.in_channels), rows,
+                                w_.forward_pairs_view(), y, y_stride);
+    }
+  } else {
+    const float* operand = unpack_floats(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
+    const ptrdiff_t stride = operand_stride(shape_.in_channels);
+    if (w_.plan.forward == Kernel::kSparse) {
+      simd().conv1d_sparse(operand, stride, rows, w_.forward_sparse.view(), y, y_stride);
+    } else {
+      simd().conv1d_dense(operand, stride, rows, w_.forward_dense_view(), y, y_stride);
+    }
+  }
+  timer.lap(profile.conv_forward);
+}
+
+void ChunkConv::backward_data(const float* dy, int rows, float* dx, Scratch& scratch) const {
+  const ptrdiff_t stride = operand_stride(shape_.out_channels);
+  const ptrdiff_t dx_stride = static_cast<ptrdiff_t>(shape_.in_channels) * kLanes;
+  if (w_.plan.backward_data == Kernel::kSparse) {
+    simd().conv1d_sparse(dy, stride, rows, w_.backward_sparse.view(), dx, dx_stride);
+  } else if (w_.backward_data_algorithm == DenseAlgorithm::kWinograd) {
+    backward_data_at_points(dy, rows, dx, dx_stride, scratch);
+  } else {
+    simd().conv1d_dense(dy, stride, rows, w_.backward_dense_view(), dx, dx_stride);
+  }
+}
+
+const float* ChunkConv::unpack_for_weight_gradient(int64_t item, int r0, int rows,
+                                                   Scratch& scratch) const {
+  return sums_directly() ? unpack_floats(item, r0, rows, scratch)
+                         : unpack_transposed(item, r0, rows, scratch);
+}
+
+void ChunkConv::backward_weight(const float* x, const float* dy, int rows, float* dw,
+                                Scratch& scratch) const {
+  const ptrdiff_t x_stride = operand_stride(shape_.in_channels);
+  const ptrdiff_t dy_stride = operand_stride(shape_.out_channels);
+  if (w_.plan.backward_weight == Kernel::kSparse) {
+    simd().conv1d_backward_weight_sparse(x, x_stride, dy, dy_stride, rows,
+                                         w_.gradient_sparse.view(), dw);
+  } else if (sums_directly()) {
+    simd().conv1d_backward_weight_dense(x, x_stride, dy, dy_stride, rows, shape_.out_channels,
+                                        shape_.taps, shape_.in_channels, dw);
+  } else if (w_.backward_weight_algorithm == DenseAlgorithm::kWinograd) {
+    backward_weight_at_points(x, dy, rows, dw, scratch);
+  } else {
+    for (int t = 0; t < shape_.taps; ++t) {
+      simd().backward_weight_product(x + t * transposed_stride(), transposed_stride(), dy,
+                                     dy_stride, rows, shape_.out_channels, padded_channels(),
+                                     dw + static_cast<ptrdiff_t>(t) * product_size());
+    }
+  }
+}
+
+size_t ChunkConv::gradient_sums() const {
+  if (sums_directly()) return gradient_size();
+  const int matrices =
+      w_.backward_weight_algorithm == DenseAlgorithm::kWinograd ? winograd::kPoints : shape_.taps;
+  return static_cast<size_t>(matrices * product_size());
+}
+
+void ChunkConv::add_gradient(const float* sums, float* gradient) const {
+  if (sums_directly()) {
+    for (size_t i = 0; i < gradient_size(); ++i) gradient[i] += sums[i];
+    return;
+  }
+  const bool points = w_.backward_weight_algorithm == DenseAlgorithm::kWinograd;
+  for (int o = 0; o < shape_.out_channels; ++o) {
+    float* of_output = gradient + o * shape_.fan_in();
+    for (int c = 0; c < shape_.in_channels; ++c) {
+      const float* sum = sums + static_cast<ptrdiff_t>(o) * padded_channels() + c;
+      if (points) {
+        std::array<float, winograd::kPoints> at_points{};
+        for (size_t p = 0; p < at_points.size(); ++p, sum += product_size()) at_points[p] = *sum;
+        const auto taps = winograd::tap_gradients(at_points);
+        for (int t = 0; t < shape_.taps; ++t) {
+          of_output[t * shape_.in_channels + c] += taps[static_cast<size_t>(t)];
+        }
+      } else {
+        for (int t = 0; t < shape_.taps; ++t, sum += product_size()) {
+          of_output[t * shape_.in_channels + c] += *sum;
+        }
+      }
+    }
+  }
+}
+
+size_t ChunkConv::gradient_size() const {
+  return w_.plan.backward_weight == Kernel::kSparse ? w_.gradient_index.size()
+                                                    : static_cast<size_t>(shape_.weights());
+}
+
+const float* ChunkConv::unpack_floats(int64_t item, int r0, int rows, Scratch& scratch) const {
+  const int window = rows + shape_.taps - 1;
+  const ptrdiff_t stride = operand_stride(shape_.in_channels);
+  float* out = scratch.x.reserve(static_cast<size_t>(window * stride));
+  const int64_t count = x_.shape.row_elements();
+  for (int r = 0; r < window; ++r) {
+    const void* row = input_row(item, r0 + r);
+    switch (x_.type) {
+      case ElementType::kU8:
+        simd().unpack_u8(static_cast<const uint8_t*>(row), count, out + r * stride);
+        break;
+      case ElementType::kS8:
+        simd().unpack_s8(static_cast<const int8_t*>(row), count, out + r * stride);
+        break;
+      case ElementType::kF32:
+        std::memcpy(out + r * stride, row, static_cast<size_t>(count) * sizeof(float));
+        break;
+    }
+  }
+  return out;
+}
+
+const void* ChunkConv::input_row(int64_t item, int r) const {
+  const int64_t row = items_.row(item, r - half(), x_.shape.length, x_.shape.pad);
+  return static_cast<const char*>(x_.data) +
+         static_cast<size_t>(row * x_.shape.row_elements()) * element_bytes(x_.type);
+}
+
+const int16_t* ChunkConv::unpack_pairs(int64_t item, int r0, int rows, Scratch& scratch) const {
+  const int window = rows + shape_.taps - 1;
+  const int all = w_.forward_algorithm == DenseAlgorithm::kWinograd
+                      ? winograd::data_rows(winograd::groups(rows))
+                      : window;
+  const ptrdiff_t stride = pair_stride(shape_.in_channels);
+  int16_t* out = scratch.pairs.reserve(static_cast<size_t>(all * stride));
+  for (int r = 0; r < window; ++r) {
+    const void* row = input_row(item, r0 + r);
+    if (x_.type == ElementType::kU8) {
+      simd().unpack_pairs_u8(static_cast<const uint8_t*>(row), shape_.in_channels,
+                             out + r * stride);
+    } else {
+      simd().unpack_pairs_s8(static_cast<const int8_t*>(row), shape_.in_channels, out + r * stride);
+    }
+  }
+  std::fill_n(out + window * stride, (all - window) * stride, int16_t{0});
+  return out;
+}
+
+void ChunkConv::forward_at_points(const int16_t* x, int rows, float* y, ptrdiff_t y_stride,
+                                  Scratch& scratch) const {
+  const int groups = winograd::groups(rows);
+  const ptrdiff_t x_stride = pair_stride(shape_.in_channels), x_points = groups * x_stride;
+  const ptrdiff_t sum_stride = operand_stride(shape_.out_channels);
+  const ptrdiff_t sum_points = groups * sum_stride;
+  int16_t* points = scratch.pair_points.reserve(static_cast<size_t>(winograd::kPoints * x_points));
+  int32_t* sums = scratch.sum_points.reserve(static_cast<size_t>(winograd::kPoints * sum_points));
+  const int count = (shape_.in_channels + 1) / 2 * 2 * kLanes;
+  simd().winograd_data_pairs(x, x_stride, groups, count, points, x_stride, x_points);
+  for (int p = 0; p < winograd::kPoints; ++p) {
+    simd().conv1d_dense_pairs_wrapping(points + p * x_points, x_stride, groups,
+                                       w_.forward_pairs_at(p), sums + p * sum_points, sum_stride);
+  }
+  simd().winograd_outputs_exact(sums, sum_stride, sum_points, rows, shape_.out_channels * kLanes, y,
+                                y_stride);
+}
+
+void ChunkConv::backward_data_at_points(const float* dy, int rows, float* dx, ptrdiff_t dx_stride,
+                                        Scratch& scratch) const {
+  const int groups = winograd::groups(rows);
+  const ptrdiff_t dy_stride = operand_stride(shape_.out_channels), dy_points = groups * dy_stride;
+  const ptrdiff_t sum_stride = operand_stride(shape_.in_channels);
+  const ptrdiff_t sum_points = groups * sum_stride;
+  float* points = scratch.data_points.reserve(static_cast<size_t>(winograd::kPoints * dy_points));
+  float* sums = scratch.output_points.reserve(static_cast<size_t>(winograd::kPoints * sum_points));
+  simd().winograd_data(dy, dy_stride, groups, shape_.out_channels * kLanes, points, dy_stride,
+                       dy_points);
+  for (int p = 0; p < winograd::kPoints; ++p) {
+    simd().conv1d_dense(points + p * dy_points, dy_stride, groups, w_.backward_dense_at(p),
+                        sums + p * sum_points, sum_stride);
+  }
+  simd().winograd_outputs(sums, sum_stride, sum_points, rows, shape_.in_channels * kLanes, dx,
+                          dx_stride);
+}
+
+void ChunkConv::backward_weight_at_points(const float* x, const float* dy, int rows, float* dw,
+                                          Scratch& scratch) const {
+  const int groups = rows / winograd::kOutputs;
+  const ptrdiff_t x_points = groups * transposed_stride();
+  const ptrdiff_t dy_stride = operand_stride(shape_.out_channels), dy_points = groups * dy_stride;
+  float* data = scratch.data_points.reserve(static_cast<size_t>(winograd::kPoints * x_points));
+  float* gradient =
+      scratch.gradient_points.reserve(static_cast<size_t>(winograd::kPoints * dy_points));
+  simd().winograd_data(x, transposed_stride(), groups, padded_channels() * kLanes, data,
+                       transposed_stride(), x_points);
+  simd().winograd_gradient(dy, dy_stride, groups, shape_.out_channels * kLanes, gradient, dy_stride,
+                           dy_points);
+  for (int p = 0; p < winograd::kPoints; ++p) {
+    simd().backward_weight_product(
+        data + p * x_points, transposed_stride(), gradient + p * dy_points, dy_stride, groups,
+        shape_.out_channels, padded_channels(), dw + static_cast<ptrdiff_t>(p) * product_size());
+  }
+}
+
+const float* ChunkConv::unpack_transposed(int64_t item, int r0, int rows, Scratch& scratch) const {
+  const int window = rows + shape_.taps - 1, padded = padded_channels();
+  float* out = scratch.x.reserve(static_cast<size_t>(window * transposed_stride()));
+  uint8_t* codes = scratch.codes.reserve(static_cast<size_t>(padded * kLanes));
+  for (int r = 0; r < window; ++r, out += transposed_stride()) {
+    const void* row = input_row(item, r0 + r);
+    if (x_.type == ElementType::kF32) {
+      const float* values = static_cast<const float*>(row);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int c = 0; c < padded; ++c) {
+          out[lane * padded + c] = c < shape_.in_channels ? values[c * kLanes + lane] : 0.0F;
+        }
+      }
+      continue;
+    }
+    simd().transpose_codes(static_cast<const uint8_t*>(row), shape_.in_channels, codes);
+    if (x_.type == ElementType::kU8) {
+      simd().unpack_u8(codes, padded * kLanes, out);
+    } else {
+      simd().unpack_s8(reinterpret_cast<const int8_t*>(codes), padded * kLanes, out);
+    }
+  }
+  return scratch.x.data();
+}
+
+}  // namespace fmp::cpu

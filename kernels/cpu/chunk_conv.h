@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+// The convolution of a layer on chunks of rows: the three passes with whatever kernels the layer's
+// weights were compiled for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/chunks.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/weights.h"
+#include "kernels/cpu/winograd.h"
+
+namespace fmp::cpu {
+
+// One layer's convolution on chunks: operands unpacked from the input tile, any of the three
+// passes.
+class ChunkConv {
+ public:
+  ChunkConv(const ConstTileView& x, const Weights& weights)
+      : shape_(weights.shape()), x_(x), w_(weights.compiled()), items_(shape_, x.shape.frames) {}
+
+  const Items& items() const { return items_; }
+  const LayerShape& shape() const { return shape_; }
+  int half() const { return shape_.padding(); }
+  int chunk_rows() const { return cpu::chunk_rows(shape_.pool); }
+
+  // Sums of rows r0 .. r0 + rows - 1 to y.
+  void forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_stride, Scratch& scratch,
+               LapTimer& timer, Profile& profile) const;
+
+  // Rows of dy that backward_data may read beyond those it needs; they must be zero.
+  int backward_data_slack() const {
+    return w_.backward_data_algorithm == DenseAlgorithm::kWinograd ? winograd::kOutputs - 1 : 0;
+  }
+  // dx rows from dy rows; dy points to the row `half` before the first dx row.
+  void backward_data(const float* dy, int rows, float* dx, Scratch& scratch) const;
+
+  // The operand of backward_weight: the window rows of rows r0 .. r0 + rows - 1.
+  const float* unpack_for_weight_gradient(int64_t item, int r0, int rows, Scratch& scratch) const;
+  // Adds the chunk's part of the weight gradient to dw, which has room for gradient_sums().
+  void backward_weight(const float* x, const float* dy, int rows, float* dw,
+                       Scratch& scratch) const;
+  // Sums that backward_weight keeps: one for each weight that has a gradient, in the order of
+  // gradient_place, or [taps or points][O][channels padded].
+  size_t gradient_sums() const;
+  // Adds what the sums amount to, to gradient (see gradient_size()).
+  void add_gradient(const float* sums, float* gradient) const;
+  // Weights that have a gradient: all, or the surviving ones in the order of the sparse list.
+  size_t gradient_size() const;
+  size_t gradient_place(size_t i) const {
+    return w_.plan.backward_weight == Kernel::kSparse ? static_cast<size_t>(w_.gradient_index[i])
+                                                      : i;
+  }
+
+  // The window rows of rows r0 .. r0 + rows - 1 as floats.
+  const float* unpack_floats(int64_t item, int r0, int rows, Scratch& scratch) const;
+
+ private:
+  // Row r of the window that starts `half` rows before position 0.
+  const void* input_row(int64_t item, int r) const;
+
+  // The window, and rows of zeros up to what Winograd's algorithm reads.
+  const int16_t* unpack_pairs(int64_t item, int r0, int rows, Scratch& scratch) const;
+
+  void forward_at_points(const int16_t* x, int rows, float* y, ptrdiff_t y_stride,
+                         Scratch& scratch) const;
+
+  void backward_data_at_points(const float* dy, int rows, float* dx, ptrdiff_t dx_stride,
+                               Scratch& scratch) const;
+
+  void backward_weight_at_points(const float* x, const float* dy, int rows, float* dw,
+                                 Scratch& scratch) const;
+
+  // Window rows as [kLanes][channels padded].
+  const float* unpack_transposed(int64_t item, int r0, int rows, Scratch& scratch) const;
+
+  bool sums_directly() const {
+    return w_.plan.backward_weight == Kernel::kSparse ||
+           w_.backward_weight_algorithm == DenseAlgorithm::kDirect;
+  }
+  int padded_channels() const { return (shape_.in_channels + kLanes - 1) / kLanes * kLanes; }
+  ptrdiff_t transposed_stride() const { return operand_stride(padded_channels()); }
+  ptrdiff_t product_size() const {
+    return static_cast<ptrdiff_t>(shape_.out_channels) * padded_channels();
+  }
+
+  LayerShape shape_;
+  ConstTileView x_;
+  const Weights::Compiled& w_;
+  Items items_;
+};
+
+}  // namespace fmp::cpu

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: MIT
+// The passes of a hidden layer over its elements: batch-norm's sums, and batch-norm + QuantReLU +
+// MaxPool1d in one pass, forward and backward. The math is that of kernels/cpu/elementwise.cc.
+//
+// A block sums one channel over a slice of the positions, in double precision and in a fixed order.
+#include "kernels/cuda/activation.h"
+
+namespace fmp::cuda {
+namespace {
+
+using Scalars = HiddenState::Scalars;
+
+constexpr int kChannelRows = 8;  // channels or quads of a block
+
+// partial[slice][channel][2]
+__global__ void __launch_bounds__(kBlockThreads)
+    channel_sums(Activation a, const float* y, double* partial) {
+  const int channel = block_x();
+  const RowSlice rows(a.length);
+  double sum = 0, squares = 0;
+  for (int row = rows.begin; row < rows.end; ++row) {
+    for (int lane = thread_x(); lane < a.lanes; lane += kBlockThreads) {
+      const double value = static_cast<double>(y[a.place(row, channel, lane)]);
+      sum += value;
+      squares += value * value;
+    }
+  }
+  sum = block_sum(sum);
+  squares = block_sum(squares);
+  if (thread_x() != 0) return;
+  double* out = partial + (static_cast<size_t>(block_y()) * static_cast<size_t>(a.channels) +
+                           static_cast<size_t>(channel)) *
+                              2;
+  out[0] = sum;
+  out[1] = squares;
+}
+
+// What training does to a sum, in one rounding ...
+struct FusedAffine {
+  float gain, shift;
+  __device__ __forceinline__ FusedAffine(const Activation& a, int channel, const Scalars* /*s*/)
+      : gain(a.gain[channel]), shift(a.shift[channel]) {}
+  __device__ __forceinline__ float operator()(float y) const { return __fmaf_rn(y, gain, shift); }
+  __device__ __forceinline__ float in_codes(float t) const { return t; }
+};
+
+// ... and evaluation in several; see cpu::EvaluationState.
+struct EvaluationAffine {
+  float sum_scale, gain, shift, act_scale;
+  __device__ __forceinline__ EvaluationAffine(const Activation& a, int channel, const Scalars* s)
+      : sum_scale(s->sum_scale),
+        gain(a.gain[channel]),
+        shift(a.shift[channel]),
+        act_scale(s->act_scale) {}
+  __device__ __forceinline__ float operator()(float y) const {
+    return __fadd_rn(__fmul_rn(__fmul_rn(y, sum_scale), gain), shift);
+  }
+  __device__ __forceinline__ float in_codes(float value) const {
+    return __fdiv_rn(value, act_scale);
+  }
+};
+
+template <typename Affine>
+__device__ __forceinline__ float pooled_maximum(const Activation& a, const Affine& affine,
+                                                const float* y, int row, int channel, int lane) {
+  const float* at = y + a.place(row * a.pool, channel, lane);
+  float largest = affine(at[0]);
+  for (int j = 1; j < a.pool; ++j) {
+    largest = fmaxf(largest, affine(at[static_cast<size_t>(j) * a.row_stride()]));
+  }
+  return largest;
+}
+
+// Every row of `out`, padding included: block_x() is the row.
+template <typename Affine>
+__global__ void __launch_bounds__(kBlockThreads)
+    quantize_pool(Activation a, const Scalars* s, const float* y, Tile out, uint32_t* words) {
+  const int lane = block_y() * kWarpLanes + thread_x();
+  const int quad = block_z() * kChannelRows + thread_y();
+  if (quad >= out.quads()) return;
+  const int row = block_x() - out.pad;
+  uint32_t word = 0;
+  if (row >= 0 && row < out.length && lane < a.frames) {
+    for (int k = 0; k < kQuad && quad * kQuad + k < a.channels; ++k) {
+      const int channel = quad * kQuad + k;
+      const Affine affine(a, channel, s);
+      const float t = affine.in_codes(pooled_maximum(a, affine, y, row, channel, lane));
+      const float code = rintf(fminf(fmaxf(t, 0.0F), a.max_code));
+      word |= static_cast<uint32_t>(code) << (8 * k);
+    }
+  }
+  words[(static_cast<size_t>(block_x()) * static_cast<size_t>(out.quads()) +
+         static_cast<size_t>(quad)) *
+            static_cast<size_t>(a.lanes) +
+        static_cast<size_t>(lane)] = word;
+}
+
+template <typename Affine>
+__global__ void __launch_bounds__(kBlockThreads)
+    relu_pool(Activation a, const Scalars* s, const float* y, Tile out, float* values) {
+  const int lane = block_y() * kWarpLanes + thread_x();
+  const int channel = block_z() * kChannelRows + thread_y();
+  if (channel >= a.channels) return;
+  const int row = block_x() - out.pad;
+  const bool used = row >= 0 && row < out.length && lane < a.frames;
+  const Affine affine(a, channel, s);
+  values[a.place(block_x(), channel, lane)] =
+      used ? fmaxf(pooled_maximum(a, affine, y, row, channel, lane), 0.0F) : 0.0F;
+}
+
+// The winner of a window, the first position with the largest value, and the part of its gradient
+// that passes: where 0 < t < the first t that is clipped.
+struct Winner {
+  float value, t, y;
+  int position;
+};
+
+template <bool kQuantized>
+__device__ __forceinline__ Winner find_winner(const Activation& a, const float* y, int row,
+                                              int channel, int lane) {
+  const float gain = a.gain[channel], shift = a.shift[channel];
+  const float* at = y + a.place(row * a.pool, channel, lane);
+  Winner w{};
+  for (int j = 0; j < a.pool; ++j) {
+    const float y_j = at[static_cast<size_t>(j) * a.row_stride()];
+    const float t_j = __fmaf_rn(y_j, gain, shift);
+    const float positive = fmaxf(t_j, 0.0F);
+    const float value_j = kQuantized ? fminf(rintf(positive), a.max_code) : positive;
+    if (j == 0 || value_j > w.value) w = {value_j, t_j, y_j, j};
+  }
+  return w;
+}
+
+template <bool kQuantized>
+__device__ __forceinline__ float passed(const Activation& a, const Winner& w, float gradient) {
+  // max_code is odd, so that max_code + 0.5 rounds up to even.
+  const bool passes = w.t > 0.0F && (!kQuantized || w.t < a.max_code + 0.5F);
+  return passes ? gradient : 0.0F;
+}
+
+// partial[slice][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
+template <bool kQuantized>
+__global__ void __launch_bounds__(kBlockThreads)
+    activation_backward_sums(Activation a, const float* y, const float* dp, const float* xhat_gain,
+                             const float* xhat_shift, double* partial) {
+  const int channel = block_x();
+  const RowSlice rows(a.pooled_length());
+  const float to_xhat = xhat_gain[channel], offset = xhat_shift[channel];
+  double sum_g = 0, sum_g_xhat = 0, of_scale = 0;
+  for (int row = rows.begin; row < rows.end; ++row) {
+    for (int lane = thread_x(); lane < a.frames; lane += kBlockThreads) {
+      const Winner w = find_winner<kQuantized>(a, y, row, channel, lane);
+      const float gradient = dp[a.place(row, channel, lane)];
+      const float g = passed<kQuantized>(a, w, gradient);
+      sum_g += static_cast<double>(g);
+      sum_g_xhat += static_cast<double>(g) * static_cast<double>(__fmaf_rn(w.y, to_xhat, offset));
+      // code - t where it passes, max_code where clipped, 0 below zero.
+      if (kQuantized) {
+        of_scale += static_cast<double>(gradient) * static_cast<double>(w.value) -
+                    static_cast<double>(g) * static_cast<double>(w.t);
+      }
+    }
+  }
+  sum_g = block_sum(sum_g);
+  sum_g_xhat = block_sum(sum_g_xhat);
+  of_scale = block_sum(of_scale);
+  if (thread_x() != 0) return;
+  double* out = partial + (static_cast<size_t>(block_y()) * static_cast<size_t>(a.channels) +
+                           static_cast<size_t>(channel)) *
+                              3;
+  out[0] = sum_g;
+  out[1] = sum_g_xhat;
+  out[2] = of_scale;
+}
+
+// Every pooled row of dy; block_x() past the last one: a row of padding.
+template <bool kQuantized>
+__global__ void __launch_bounds__(kBlockThreads)
+    activation_backward_apply(Activation a, const float* y, const float* dp, GradientAffine k,
+                              bool collected, const Scalars* s, int pad, float* dy) {
+  const int lane = block_y() * kWarpLanes + thread_x();
+  const int channel = block_z() * kChannelRows + thread_y();
+  if (channel >= a.channels) return;
+  const int row = block_x();
+  if (row >= a.pooled_length()) {
+    const int i = row - a.pooled_length();  // 0 .. 2 pad - 1
+    dy[a.place(i < pad ? i : a.length + i, channel, lane)] = 0.0F;
+    return;
+  }
+  Winner w{};
+  float g = 0;
+  if (lane < a.frames) {
+    w = find_winner<kQuantized>(a, y, row, channel, lane);
+    g = passed<kQuantized>(a, w, dp[a.place(row, channel, lane)]);
+  }
+  for (int j = 0; j < a.pool; ++j) {
+    const int position = row * a.pool + j;
+    float value = 0;
+    if (lane < a.frames) {
+      const float rest =
+          __fmaf_rn(k.of_y[channel], y[a.place(position, channel, lane)], k.of_one[channel]);
+      value = __fmaf_rn(k.of_g[channel], j == w.position ? g : 0.0F, rest);
+      if (collected && s->has_statistic != 0 &&
+          s->statistic_place == a.number(position, channel, lane)) {
+        value += k.of_g[channel] * s->statistic_gradient;
+      }
+    }
+    dy[a.place(position + pad, channel, lane)] = value;
+  }
+}
+
+Shape elementwise(const Activation& a, int rows, int channels) {
+  return {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(a.lanes / kWarpLanes),
+               blocks_for(static_cast<size_t>(channels), kChannelRows)),
+          dim3(kWarpLanes, kChannelRows)};
+}
+
+template <typename Affine>
+void activate_with(const Activation& a, const HiddenState& state, const Tile& out, void* out_data,
+                   Stream stream) {
+  const cudaStream_t on = native(stream);
+  const Scalars* scalars = state.scalars.data();
+  if (a.max_code == 0) {
+    launch(Where("relu_pool", on), elementwise(a, out.rows(), out.channels), relu_pool<Affine>, a,
+           scalars, state.y.data(), out, static_cast<float*>(out_data));
+  } else {
+    launch(Where("quantize_pool", on), elementwise(a, out.rows(), out.quads()),
+           quantize_pool<Affine>, a, scalars, state.y.data(), out,
+           static_cast<uint32_t*>(out_data));
+  }
+}
+
+}  // namespace
+
+void sum_channels(const Activation& a, const float* y, double* partial, Stream stream) {
+  launch(Where("channel_sums", native(stream)), channel_slices(a.channels, a.length), channel_sums,
+         a, y, partial);
+}
+
+void activate(const Activation& a, Mode mode, const HiddenState& state, const Tile& out,
+              void* out_data, Stream stream) {
+  const auto run =
+      mode == Mode::kTraining ? activate_with<FusedAffine> : activate_with<EvaluationAffine>;
+  run(a, state, out, out_data, stream);
+}
+
+void sum_gradients(const Activation& a, const HiddenState& state, const float* dp, double* partial,
+                   Stream stream) {
+  launch(Where("activation_backward_sums", native(stream)),
+         channel_slices(a.channels, a.pooled_length()),
+         a.max_code > 0 ? activation_backward_sums<true> : activation_backward_sums<false>, a,
+         state.y.data(), dp, state.constant(HiddenState::kXhatGain),
+         state.constant(HiddenState::kXhatShift), partial);
+}
+
+void apply_gradients(const Activation& a, const HiddenState& state, const float* dp,
+                     const GradientAffine& gradient, int pad, float* dy, Stream stream) {
+  launch(Where("activation_backward_apply", native(stream)),
+         elementwise(a, a.pooled_length() + 2 * pad, a.channels),
+         a.max_code > 0 ? activation_backward_apply<true> : activation_backward_apply<false>, a,
+         state.y.data(), dp, gradient, state.collected, state.scalars.data(), pad, dy);
+}
+
+}  // namespace fmp::cuda

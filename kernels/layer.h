@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// The words that both backends share: the shape of a layer, the kernels that run its passes, and
+// the constants of its operations. What the operations do is said in kernels/cpu/ops.h.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/tile.h"
+
+namespace fmp {
+
+// BatchNorm1d's constants, PyTorch's defaults.
+inline constexpr double kBatchNormEpsilon = 1e-5;
+inline constexpr double kBatchNormMomentum = 0.1;
+// Training steps in which a QuantReLU's largest value is the batch's percentile; then it is
+// learned.
+inline constexpr int64_t kThresholdStatisticSteps = 300;
+inline constexpr double kThresholdPercentile = 99.999;
+inline constexpr double kThresholdMomentum = 0.1;
+// Smallest threshold and largest weight that a quantizer divides by.
+inline constexpr float kMinQuantizerRange = 1e-10f;
+
+// Shape of a layer with weights. A dense layer has taps = 1, length = 1.
+struct LayerShape {
+  int in_channels = 0, out_channels = 0;
+  int taps = 1;    // odd; same padding, stride 1
+  int length = 1;  // positions read and, before pooling, written
+  int pool = 1;    // MaxPool1d window and stride, divides length; 1 = none
+  int input_bits = 8, weight_bits = 8, act_bits = 8;  // 2..8 or kFloatBits
+
+  int64_t weights() const { return static_cast<int64_t>(out_channels) * taps * in_channels; }
+  int64_t fan_in() const { return static_cast<int64_t>(taps) * in_channels; }
+  // Rows of zeros around the input.
+  int padding() const { return (taps - 1) / 2; }
+};
+
+// What may run a pass of a layer: a backend's own kernels, or on a device a library's. All give the
+// same integers in the forward pass; on a device, sums of floats differ in their last bits.
+enum class Kernel : uint8_t {
+  kDense,
+  kSparse,    // surviving weights only
+  kCublas,    // a batched product over positions with overlapping matrices, dense
+  kCusparse,  // SpMM tap by tap, and SDDMM for the weights' gradient: surviving weights only
+};
+constexpr const char* kernel_name(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kSparse:
+      return "sparse";
+    case Kernel::kCublas:
+      return "cublas";
+    case Kernel::kCusparse:
+      return "cusparse";
+    default:
+      return "dense";
+  }
+}
+// Whether it reads surviving weights only.
+constexpr bool skips_zeros(Kernel kernel) {
+  return kernel == Kernel::kSparse || kernel == Kernel::kCusparse;
+}
+
+// Which kernel runs each pass of a layer. A backend without libraries runs a kernel of its own that
+// skips zeros, or not, as the library's does.
+struct PassPlan {
+  Kernel forward = Kernel::kDense, backward_data = Kernel::kDense, backward_weight = Kernel::kDense;
+
+  static constexpr PassPlan all(Kernel kernel) { return {kernel, kernel, kernel}; }
+  bool operator==(const PassPlan&) const = default;
+};
+
+// Of an Adam step.
+struct AdamOptions {
+  double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
+};
+
+}  // namespace fmp
