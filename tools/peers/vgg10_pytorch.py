@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: MIT
 """Times VGG10 training and evaluation in PyTorch: plain float, or quantized by Brevitas.
 
-One JSON line with the same keys as `fmp_bench --json` where the two measure the same thing. Each figure is the
-fastest of several steps, on random frames that are already in memory.
+One JSON line for each batch size, with the same keys as `fmp_bench --json` where the two measure the same thing.
+Each figure is the fastest of several steps, on random frames that are already in memory.
 needs: pip install torch==2.13.0 brevitas==0.13.4
 """
 
 import argparse
 import json
 import resource
+import sys
 import time
 
 import torch
@@ -119,13 +120,27 @@ def main():
     parser.add_argument(
         "--bits", type=int, default=8, help="of weights, activations and input (brevitas)"
     )
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument(
+        "--batch",
+        type=lambda text: [int(number) for number in text.split(",")],
+        default=[256],
+        help="frames per step, or several such numbers: 256,1024",
+    )
+    parser.add_argument("--compile", action="store_true", help="by torch.compile with its defaults")
     parser.add_argument(
         "--density", type=float, default=1.0, help="share of the weights that is not pruned"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
 
+    for batch in args.batch:
+        try:
+            print(json.dumps(measure(args, batch)), flush=True)
+        except torch.cuda.OutOfMemoryError as error:
+            print(f"batch {batch}: {error}", file=sys.stderr)
+
+
+def measure(args, batch):
     torch.manual_seed(0)
     model = float_model() if args.model == "float" else brevitas_model(args.bits)
     if args.density < 1:
@@ -133,39 +148,37 @@ def main():
     model.to(args.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     criterion = nn.CrossEntropyLoss()
-    x = torch.randn(args.batch, 2, LENGTH, device=args.device)
-    y = torch.randint(0, CLASSES, (args.batch,), device=args.device)
+    network = torch.compile(model) if args.compile else model
+    x = torch.randn(batch, 2, LENGTH, device=args.device)
+    y = torch.randint(0, CLASSES, (batch,), device=args.device)
 
     def train_step():
         optimizer.zero_grad()
-        criterion(model(x), y).backward()
+        criterion(network(x), y).backward()
         optimizer.step()
 
     model.train()
     for _ in range(2):
         train_step()
-    train = frames_per_second(train_step, args.batch)
+    train = frames_per_second(train_step, batch)
     model.eval()
     with torch.no_grad():
-        model(x)
-        evaluation = frames_per_second(lambda: model(x), args.batch)
-    print(
-        json.dumps(
-            {
-                "model": args.model,
-                "bits": args.bits if args.model == "brevitas" else 32,
-                "batch": args.batch,
-                "density": args.density,
-                "device": args.device,
-                "train_frames_per_s": round(train, 1),
-                "eval_frames_per_s": round(evaluation, 1),
-                "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "sgemm_gflop_per_s": round(sgemm_gflop_per_s(args.device), 1),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            }
-        )
-    )
+        network(x)
+        evaluation = frames_per_second(lambda: network(x), batch)
+    return {
+        "model": args.model,
+        "compiled": args.compile,
+        "bits": args.bits if args.model == "brevitas" else 32,
+        "batch": batch,
+        "density": args.density,
+        "device": args.device,
+        "train_frames_per_s": round(train, 1),
+        "eval_frames_per_s": round(evaluation, 1),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "sgemm_gflop_per_s": round(sgemm_gflop_per_s(args.device), 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 if __name__ == "__main__":
