@@ -56,7 +56,7 @@ def bench_lines(kernels, refuse=None):
 def cuda_bench(refuse=None):
     return f"""case "$*" in
 *--help) exit 2 ;;
-*--copy) echo '{{"copy_bytes_per_s": 1.5e12}}' ;;
+*--copy*) echo '{{"copy_bytes_per_s": 1.5e12}}' ;;
 *dense,sparse*) cat <<'LINES'
 {bench_lines(("dense", "sparse"), refuse)}
 LINES

@@ -4,6 +4,8 @@
 //   {"density": 1, "layer": "conv2", "pass": "forward", "kernel": "dense", "seconds": 1.2e-4}
 // or, where a library refuses the pass, "failed" with its words instead of "seconds". The passes
 // are those of tools/roofline.py. Needs nothing but the kernels.
+// With --copy: the bytes that a copy in device memory reads and writes a second, instead,
+//   {"copy_bytes_per_s": 3.0e+12}
 //
 // A pass is captured into a graph some times over and the device times the graph: launches cost the
 // host more than the small layers the device.
@@ -32,6 +34,7 @@ constexpr const char* kUsage =
     "usage: cuda_bench [--batch FRAMES] [--density D[,D...]] [--kernels K[,K...]] [--repetitions "
     "R]\n"
     "                  [--length L] [--channels C]\n"
+    "       cuda_bench --copy MIB [--repetitions R]\n"
     "Kernels: dense, sparse, cublas, cusparse. Defaults: batch 4096, density 1, all kernels, 20\n"
     "repetitions, length 1024, 64 channels.\n";
 constexpr int kConvolutions = 7, kPool = 2, kTaps = 3, kBits = 8, kDenseWidth = 128, kClasses = 24;
@@ -44,6 +47,7 @@ constexpr int kTimedGraphs = 2;
 
 struct BenchOptions {
   int batch = 4096, repetitions = 20, length = 1024, channels = 64;
+  int copy_mib = 0;  // 0: layers are timed
   std::vector<double> densities{1};
   std::vector<Kernel> kernels{Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse};
 };
@@ -87,6 +91,7 @@ bool parse(std::span<char*> arguments, BenchOptions& o) {
   std::map<std::string_view, int*> integers{{"--batch", &o.batch},
                                             {"--repetitions", &o.repetitions},
                                             {"--length", &o.length},
+                                            {"--copy", &o.copy_mib},
                                             {"--channels", &o.channels}};
   for (size_t i = 1; i < arguments.size(); i += 2) {
     if (i + 1 == arguments.size()) return false;
@@ -109,6 +114,24 @@ bool parse(std::span<char*> arguments, BenchOptions& o) {
     }
   }
   return o.length % (1 << kConvolutions) == 0;
+}
+
+// Seconds of one run.
+double seconds_of(cuda::Stream stream, int repetitions, const std::function<void()>& pass) {
+  pass();  // allocates
+  cuda::Graph graph;
+  graph.capture(stream, [&] {
+    for (int i = 0; i < repetitions; ++i) pass();
+  });
+  cuda::Event begin(cuda::Event::Timing::kYes), end(cuda::Event::Timing::kYes);
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < kTimedGraphs; ++i) {
+    begin.record(stream);
+    graph.launch(stream);
+    end.record(stream);
+    best = std::min(best, end.seconds_since(begin) / repetitions);
+  }
+  return best;
 }
 
 // Random operands of every size.
@@ -205,22 +228,8 @@ class LayerBench {
             of_channels_.data()};
   }
 
-  // Seconds of one run.
   double seconds_of(const std::function<void()>& pass) const {
-    pass();  // allocates
-    cuda::Graph graph;
-    graph.capture(stream_, [&] {
-      for (int i = 0; i < options_.repetitions; ++i) pass();
-    });
-    cuda::Event begin(cuda::Event::Timing::kYes), end(cuda::Event::Timing::kYes);
-    double best = std::numeric_limits<double>::infinity();
-    for (int i = 0; i < kTimedGraphs; ++i) {
-      begin.record(stream_);
-      graph.launch(stream_);
-      end.record(stream_);
-      best = std::min(best, end.seconds_since(begin) / options_.repetitions);
-    }
-    return best;
+    return fmp::seconds_of(stream_, options_.repetitions, pass);
   }
 
   void print(const char* pass, const char* kernel, const std::string& result) const {
@@ -300,6 +309,17 @@ class LayerBench {
   cuda::Weights weights_;
 };
 
+void bench_copy(const BenchOptions& options) {
+  const cuda::OwnedStream stream;
+  const size_t bytes = static_cast<size_t>(options.copy_mib) << 20;
+  cuda::DeviceBuffer<uint8_t> from(bytes), to(bytes);
+  cuda::set_bytes(from.data(), 1, bytes, stream);
+  const double seconds = seconds_of(stream, options.repetitions, [&] {
+    cuda::copy_on_device(to.data(), from.data(), bytes, stream);
+  });
+  std::printf("{\"copy_bytes_per_s\": %.4g}\n", 2 * static_cast<double>(bytes) / seconds);
+}
+
 void bench(const BenchOptions& options) {
   const cuda::MemoryCache cache;  // layers take over each other's memory
   const cuda::OwnedStream stream;
@@ -335,7 +355,7 @@ int run_main(std::span<char*> arguments) {
     return 1;
   }
   try {
-    bench(options);
+    options.copy_mib > 0 ? bench_copy(options) : bench(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_bench: %s\n", error.what());
     return 1;

@@ -6,15 +6,18 @@
 // undefined to the linker.
 //
 // A library is looked for where the system looks (LD_LIBRARY_PATH, the cache of ldconfig), then
-// where it was when this was built. If that fails, the call throws std::runtime_error.
+// where it was when this was built. If that fails, the call throws LibraryError.
 #include <cublas_v2.h>
 #include <cusparse.h>
 #include <dlfcn.h>
 
-#include <stdexcept>
 #include <string>
 
+#include "kernels/cuda/libraries.h"
+
 namespace {
+
+using fmp::cuda::LibraryError;
 
 #define FMP_TEXT_OF(x) #x
 #define FMP_TEXT(x) FMP_TEXT_OF(x)
@@ -25,14 +28,14 @@ class Library {
     if (handle_ != nullptr) return;
     const std::string why = dlerror();
     handle_ = dlopen((FMP_CUDA_LIBRARY_DIR "/" + file).c_str(), kFlags);
-    if (handle_ == nullptr) throw std::runtime_error("cannot load " + file + ": " + why);
+    if (handle_ == nullptr) throw LibraryError("cannot load " + file + ": " + why);
   }
 
   // Never closed: what it registered with the CUDA runtime is in use until the program ends.
   template <typename Function>
   Function function(const char* name) const {
     void* found = dlsym(handle_, name);
-    if (found == nullptr) throw std::runtime_error(dlerror());
+    if (found == nullptr) throw LibraryError(dlerror());
     return reinterpret_cast<Function>(found);
   }
 

@@ -157,32 +157,18 @@ struct Libraries::Handles {
   explicit Handles(Stream on_stream) : stream(on_stream) {}
   Stream stream;
   DeviceBuffer<float> scratch;
-  // Made when they are first asked for: a run without kernels of a library does not load it.
+  // Made when they are first asked for: a run without kernels of a library does not load it, and
+  // one that is not there refuses everything.
   std::unique_ptr<Blas> blas;
   std::unique_ptr<Sparse> sparse;
 
   cublasHandle_t use_blas() {
-    if (!blas) blas = made<Blas>();
+    if (!blas) blas = std::make_unique<Blas>(static_cast<cudaStream_t>(stream));
     return blas->handle();
   }
   Sparse& use_sparse() {
-    if (!sparse) sparse = made<Sparse>();
+    if (!sparse) sparse = std::make_unique<Sparse>(static_cast<cudaStream_t>(stream));
     return *sparse;
-  }
-
- private:
-  // A library that is not there refuses everything.
-  template <typename Library>
-  std::unique_ptr<Library> made() const {
-    try {
-      return std::make_unique<Library>(static_cast<cudaStream_t>(stream));
-    } catch (const CudaError&) {
-      throw;
-    } catch (const LibraryError&) {
-      throw;
-    } catch (const std::runtime_error& error) {
-      throw LibraryError(error.what());
-    }
   }
 };
 
