@@ -3,7 +3,6 @@
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
-#include <omp.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 
@@ -14,6 +13,7 @@
 #include <thread>
 
 #include "experiments/json_optional.h"
+#include "framework/threads.h"
 
 namespace fmp {
 namespace {
@@ -33,7 +33,7 @@ nlohmann::json host(const Options& options, const FmpExperiment& experiment,
   uname(&system);
   return {{"cpu", cpu_name()},
           {"device", experiment.engine().description()},
-          {"threads", options.threads > 0 ? options.threads : omp_get_max_threads()},
+          {"threads", threads_or_all_cores(options.threads)},
           {"cores", std::thread::hardware_concurrency()},
           {"os", fmt::format("{} {}", system.sysname, system.release)},
 #ifdef __clang__

@@ -2,7 +2,6 @@
 // Runs any ONNX network that framework/onnx/graph.h reads on a RadioML file: accuracy over SNR, and
 // the logits themselves for comparison with other runtimes.
 #include <fmt/format.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <chrono>
@@ -21,6 +20,7 @@
 #include "framework/onnx/evaluate.h"
 #include "framework/onnx/export.h"
 #include "framework/onnx/import.h"
+#include "framework/threads.h"
 #include "framework/training/trainer.h"
 #include "tools/command_line.h"
 
@@ -67,7 +67,7 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
   if (o.max_frames < 0) {
     throw UsageError(fmt::format("--max-frames: expected at least 0, found {}", o.max_frames));
   }
-  if (o.threads == 0) o.threads = omp_get_num_procs();
+  o.threads = threads_or_all_cores(o.threads);
   return o;
 }
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
 // radioml_synth: writes a synthetic RadioML 2018.01A data set.
-#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <exception>
 #include <map>
-#include <mutex>
 
 #include "framework/error.h"
 #include "framework/synth/hdf5_writer.h"
 #include "framework/synth/synth.h"
+#include "framework/threads.h"
+#include "kernels/cpu/parallel.h"
 #include "tools/command_line.h"
 
 namespace {
@@ -31,7 +31,7 @@ struct Options {
   uint64_t seed = 2018;
   std::string snr = "-20:30:2";
   std::vector<std::string> classes;
-  int threads = omp_get_num_procs();
+  int threads = fmp::threads_or_all_cores(0);
   int compress = 0;
   bool quiet = false;
   std::string fading = "none";
@@ -141,20 +141,11 @@ class Progress {
 void make_frames(const fmp::synth::Generator& generator, const Options& o, int class_index,
                  int snr_db, int64_t first, std::span<float> values) {
   const auto count = static_cast<int64_t>(values.size() / fmp::synth::kFrameValues);
-  std::exception_ptr error;
-  std::mutex error_mutex;
-#pragma omp parallel for schedule(dynamic, 16) num_threads(o.threads)
-  for (int64_t k = 0; k < count; ++k) {
-    try {
-      generator.frame(o.seed, class_index, snr_db, static_cast<uint64_t>(first + k),
-                      std::span<float, fmp::synth::kFrameValues>(
-                          values.data() + k * fmp::synth::kFrameValues, fmp::synth::kFrameValues));
-    } catch (...) {
-      const std::lock_guard lock(error_mutex);
-      error = std::current_exception();
-    }
-  }
-  if (error) std::rethrow_exception(error);
+  fmp::cpu::parallel_for(count, o.threads, [&](int64_t k) {
+    generator.frame(o.seed, class_index, snr_db, static_cast<uint64_t>(first + k),
+                    std::span<float, fmp::synth::kFrameValues>(
+                        values.data() + k * fmp::synth::kFrameValues, fmp::synth::kFrameValues));
+  });
 }
 
 void write_attributes(const Options& o, fmp::synth::RadioMlWriter& file) {

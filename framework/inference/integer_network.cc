@@ -14,6 +14,7 @@
 #include "framework/error.h"
 #include "framework/threads.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/parallel.h"
 
 namespace fmp {
 namespace {
@@ -302,16 +303,13 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
   const int64_t tiles = static_cast<int64_t>((count + kLanes - 1) / kLanes);
   const size_t bytes = buffer_bytes();
   const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * cpu::kQuadRow;
-#pragma omp parallel num_threads( \
-    static_cast <int>(std::min <int64_t>(threads_or_all_cores(threads), tiles)))
-  {
+  cpu::share_items(tiles, threads_or_all_cores(threads), [&](cpu::SharedItems& items) {
     static thread_local AlignedBuffer<uint8_t> first, second;
     static thread_local AlignedBuffer<int32_t> sums_buffer;
     uint8_t* const buffers[2] = {first.reserve(bytes), second.reserve(bytes)};
     int32_t* sums = sums_buffer.reserve(sums_size);
-#pragma omp for schedule(dynamic)
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const size_t begin = static_cast<size_t>(tile) * kLanes;
+    while (const std::optional<int64_t> tile = items.take()) {
+      const size_t begin = static_cast<size_t>(*tile) * kLanes;
       const size_t used = std::min<size_t>(kLanes, count - begin);
       run_tile(frames.data() + begin * frame_size, static_cast<int>(used), buffers, sums);
       for (size_t lane = 0; lane < used; ++lane) {
@@ -328,7 +326,7 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
         if (!predicted.empty()) predicted[begin + lane] = static_cast<uint8_t>(best);
       }
     }
-  }
+  });
 }
 
 }  // namespace fmp

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "framework/error.h"
+#include "kernels/cpu/parallel.h"
 
 namespace fmp::onnx {
 namespace {
@@ -105,17 +106,15 @@ std::vector<float> GraphEvaluator::run(std::span<const float> frames, int thread
   }
   const auto count = static_cast<int64_t>(frames.size() / in);
   std::vector<float> results(static_cast<size_t>(count) * out);
-#pragma omp parallel num_threads(threads)
-  {
+  cpu::share_items(count, threads, [&](cpu::SharedItems& items) {
     std::vector<std::vector<float>> buffers;
     for (const size_t size : buffer_sizes_) buffers.emplace_back(size);
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < count; ++i) {
-      const auto frame = static_cast<size_t>(i);
+    while (const std::optional<int64_t> item = items.take()) {
+      const auto frame = static_cast<size_t>(*item);
       run_frame(frames.subspan(frame * in, in), buffers,
                 std::span(results).subspan(frame * out, out));
     }
-  }
+  });
   return results;
 }
 

@@ -7,9 +7,11 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/parallel.h"
 
 namespace fmp::cpu {
 
@@ -111,21 +113,20 @@ struct Scratch {
 // Calls body(item, scratch, timer, profile) for items 0 .. count - 1, shared out to the threads.
 template <typename Body>
 void for_each_item(int64_t count, const RunContext& context, const Body& body) {
-#pragma omp parallel num_threads(context.threads)
-  {
+  std::mutex adding;
+  share_items(count, context.threads, [&](SharedItems& items) {
     static thread_local Scratch scratch;
     Profile mine;
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < count; ++item) {
+    while (const std::optional<int64_t> item = items.take()) {
       LapTimer timer(context.profile != nullptr);
-      body(item, scratch, timer, mine);
+      body(*item, scratch, timer, mine);
       timer.lap(mine.other);
     }
     if (context.profile != nullptr) {
-#pragma omp critical
+      const std::lock_guard lock(adding);
       add(mine, *context.profile);
     }
-  }
+  });
 }
 
 }  // namespace fmp::cpu

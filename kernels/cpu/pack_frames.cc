@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/parallel.h"
 
 namespace fmp::cpu {
 namespace {
@@ -15,8 +16,7 @@ void pack(std::span<const T> frames, TileView out, int threads) {
   if (static_cast<int64_t>(frames.size()) != s.frames * frame_elements) {
     throw std::invalid_argument("pack_frames: the frames do not fill the tile's shape");
   }
-#pragma omp parallel for num_threads(threads)
-  for (int64_t tile = 0; tile < s.tiles(); ++tile) {
+  cpu::parallel_for(s.tiles(), threads, [&](int64_t tile) {
     T* to = static_cast<T*>(out.data) + tile * s.tile_elements() + s.pad * s.row_elements();
     const int used = s.lanes_used(tile);
     for (int lane = 0; lane < used; ++lane) {
@@ -26,7 +26,7 @@ void pack(std::span<const T> frames, TileView out, int threads) {
     for (int64_t i = 0; used < kLanes && i < frame_elements; ++i) {
       std::fill_n(to + i * kLanes + used, kLanes - used, T{0});
     }
-  }
+  });
 }
 
 }  // namespace
