@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // cuBLAS and cuSPARSE, loaded when the first of their functions is called: linked in the ordinary
-// way they cost every program of a CUDA build 190 MB and a third of a second, also where it
+// way they cost every program of a CUDA build 240 MB and a tenth of a second, also where it
 // computes on the CPU. The functions of both that kernels/cuda calls are defined here under their
 // own names and pass the call on, so that nothing else knows. A function that is missing here is
 // undefined to the linker.
