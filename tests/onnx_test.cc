@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -362,10 +363,10 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
   const std::vector<Damage> damages = {
       {"unknown operation",
        [](auto& m) { node_of(m, "Conv").set_op_type("Einsum"); },
-       {"Conv_", "(Einsum)", "not supported"}},
+       {"not supported: Einsum (node Conv_"}},
       {"unknown domain",
        [](auto& m) { node_of(m, "Quant").set_domain("elsewhere"); },
-       {"Quant_", "elsewhere"}},
+       {"Quant of domain elsewhere (node Quant_"}},
       {"missing input",
        [](auto& m) { node_of(m, "Relu").set_input(0, "nowhere"); },
        {"Relu_", "nowhere"}},
@@ -506,7 +507,247 @@ TEST(OnnxErrors, TensorsThatDoNotFitTheirShape) {
   tensor.clear_dims();
   expect("COMPLEX64");
   tensor.set_data_location(::onnx::TensorProto::EXTERNAL);
-  expect("another file");
+  expect("no location");
+}
+
+// --- Tensors in other files ---
+
+class OnnxExternalData : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::path(testing::TempDir()) / (std::to_string(getpid()) + "external");
+    fs::create_directories(folder_ / "model" / "below");
+    model_ = model_of("branches");
+    graph_ = model_.mutable_graph();
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // Moves all constants of more than one value to a file.
+  void move_to(const std::string& location, const fs::path& file) {
+    std::string bytes(7, '?');  // offsets are not 0
+    for (::onnx::TensorProto& tensor : *graph_->mutable_initializer()) {
+      if (!tensor.has_raw_data() || tensor.raw_data().size() <= sizeof(float)) continue;
+      const std::string raw = tensor.raw_data();
+      tensor.clear_raw_data();
+      tensor.set_data_location(::onnx::TensorProto::EXTERNAL);
+      const auto add = [&](const std::string& key, const std::string& value) {
+        ::onnx::StringStringEntryProto& entry = *tensor.add_external_data();
+        entry.set_key(key);
+        entry.set_value(value);
+      };
+      add("location", location);
+      add("offset", std::to_string(bytes.size()));
+      add("length", std::to_string(raw.size()));
+      bytes += raw;
+    }
+    std::ofstream(file, std::ios::binary)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  }
+  // Of loading the model; "" when that works.
+  std::string complaint() const {
+    const fs::path file = folder_ / "model" / "model.onnx";
+    std::ofstream(file, std::ios::binary) << model_.SerializeAsString();
+    try {
+      const nlohmann::json values = expected("branches");
+      const onnx::GraphEvaluator evaluator(onnx::load(file));
+      EXPECT_LT(largest_difference(evaluator.run(flat(values.at("x")), 1), flat(values.at("y"))),
+                1e-5F);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  }
+
+  fs::path folder_;
+  ::onnx::ModelProto model_;
+  ::onnx::GraphProto* graph_ = nullptr;
+};
+
+TEST_F(OnnxExternalData, IsReadBesideTheModelAndBelow) {
+  const ::onnx::ModelProto intact = model_;
+  move_to("model.onnx.data", folder_ / "model" / "model.onnx.data");
+  EXPECT_EQ(complaint(), "");
+  model_ = intact;
+  move_to("below/weights", folder_ / "model" / "below" / "weights");
+  EXPECT_EQ(complaint(), "");
+}
+
+TEST_F(OnnxExternalData, IsNeverReadOutsideTheFolder) {
+  const ::onnx::ModelProto intact = model_;
+  const fs::path outside = folder_ / "secret";
+  fs::create_symlink(outside, folder_ / "model" / "link");
+  fs::create_directory_symlink(folder_, folder_ / "model" / "up");
+  for (const std::string& location :
+       {std::string("../secret"), outside.string(), std::string("below/../../secret"),
+        std::string("link"), std::string("up/secret")}) {
+    model_ = intact;
+    move_to(location, outside);
+    EXPECT_NE(complaint().find("not read"), std::string::npos) << location << ": " << complaint();
+  }
+}
+
+TEST_F(OnnxExternalData, FailsInOneLineWhereItIsDamaged) {
+  move_to("data", folder_ / "model" / "data");
+  fs::resize_file(folder_ / "model" / "data", 100);
+  EXPECT_NE(complaint().find("data, which has 100"), std::string::npos) << complaint();
+  fs::remove(folder_ / "model" / "data");
+  EXPECT_NE(complaint().find("No such file"), std::string::npos) << complaint();
+  fs::create_directory(folder_ / "model" / "data");
+  EXPECT_NE(complaint().find("no file"), std::string::npos) << complaint();
+}
+
+// --- Bounds: files of a few bytes that ask for much, refused before anything is done ---
+
+::onnx::NodeProto& add_node(::onnx::GraphProto& graph, const std::string& op,
+                            const std::vector<std::string>& inputs, const std::string& output) {
+  ::onnx::NodeProto& node = *graph.add_node();
+  node.set_op_type(op);
+  for (const std::string& input : inputs) node.add_input(input);
+  node.add_output(output);
+  return node;
+}
+
+void add_integers(::onnx::NodeProto& node, const std::string& name,
+                  const std::vector<int64_t>& values) {
+  ::onnx::AttributeProto& attribute = *node.add_attribute();
+  attribute.set_name(name);
+  attribute.set_type(::onnx::AttributeProto::INTS);
+  for (const int64_t value : values) attribute.add_ints(value);
+}
+
+::onnx::ModelProto small_model() {
+  ::onnx::ModelProto model;
+  model.set_ir_version(8);
+  model.add_opset_import()->set_version(13);
+  ::onnx::ValueInfoProto& input = *model.mutable_graph()->add_input();
+  input.set_name("x");
+  input.mutable_type()->mutable_tensor_type()->set_elem_type(::onnx::TensorProto::FLOAT);
+  for (const int64_t size : {1, 2, 1024}) {
+    input.mutable_type()->mutable_tensor_type()->mutable_shape()->add_dim()->set_dim_value(size);
+  }
+  model.mutable_graph()->add_output()->set_name("y");
+  return model;
+}
+
+void add_shape(::onnx::GraphProto& graph, const std::string& name,
+               const std::vector<int64_t>& values) {
+  ::onnx::TensorProto& tensor = *graph.add_initializer();
+  tensor.set_name(name);
+  tensor.set_data_type(::onnx::TensorProto::INT64);
+  tensor.add_dims(static_cast<int64_t>(values.size()));
+  for (const int64_t value : values) tensor.add_int64_data(value);
+}
+
+TEST(OnnxBounds, AreCheckedBeforeWorkAndMemory) {
+  using Make = std::function<void(::onnx::GraphProto&)>;
+  const std::vector<std::pair<std::string, Make>> graphs = {
+      {"multiplications",  // a product that grows with every node
+       [](auto& g) {
+         add_shape(g, "s", {4096, 1});
+         add_shape(g, "t", {1, 4096});
+         add_node(g, "ConstantOfShape", {"s"}, "a");
+         add_node(g, "ConstantOfShape", {"t"}, "b");
+         add_node(g, "MatMul", {"a", "b"}, "c");
+         add_node(g, "MatMul", {"c", "c"}, "d");
+         add_node(g, "ReduceMax", {"d"}, "m");
+         add_node(g, "Add", {"x", "m"}, "y");
+       }},
+      {"multiplications",  // the same of what depends on the input
+       [](auto& g) {
+         add_shape(g, "r", {1, 1, 2048});
+         add_shape(g, "q", {1, 2048, 1});
+         add_node(g, "Reshape", {"x", "q"}, "column");
+         add_node(g, "Reshape", {"x", "r"}, "row");
+         add_node(g, "MatMul", {"column", "row"}, "square");
+         add_node(g, "MatMul", {"square", "square"}, "y");
+       }},
+      {"reach over",
+       [](auto& g) {
+         ::onnx::NodeProto& node = add_node(g, "MaxPool", {"x"}, "y");
+         add_integers(node, "kernel_shape", {1 << 20});
+         add_integers(node, "pads", {1 << 20, 1 << 20});
+       }},
+      {"multiplications",
+       [](auto& g) {
+         ::onnx::NodeProto& node = add_node(g, "AveragePool", {"x"}, "y");
+         add_integers(node, "kernel_shape", {1 << 20});
+         add_integers(node, "pads", {(1 << 20) - 1, (1 << 20) - 1});
+       }},
+      {"elements",
+       [](auto& g) {
+         add_shape(g, "s", {1 << 14, 1 << 14});
+         add_node(g, "ConstantOfShape", {"s"}, "c");
+         add_node(g, "ReduceMax", {"c"}, "m");
+         add_node(g, "Add", {"x", "m"}, "y");
+       }},
+      {"values are computed",
+       [](auto& g) {
+         add_shape(g, "s", {2048, 2, 1024});
+         std::string last = "x";
+         for (int i = 0; i < 20; ++i) {
+           const std::string next = i == 19 ? "y" : "v" + std::to_string(i);
+           add_node(g, "Expand", {last, "s"}, next);
+           last = next;
+         }
+       }},
+  };
+  for (const auto& [part, make] : graphs) {
+    ::onnx::ModelProto model = small_model();
+    make(*model.mutable_graph());
+    const auto began = std::chrono::steady_clock::now();
+    const std::string message = complaint(model);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+    EXPECT_LT(seconds.count(), 5) << message;
+  }
+}
+
+TEST(OnnxErrors, ABatchThatIsFixedInTheFile) {
+  ::onnx::ModelProto model = small_model();
+  ::onnx::GraphProto& graph = *model.mutable_graph();
+  graph.mutable_input(0)
+      ->mutable_type()
+      ->mutable_tensor_type()
+      ->mutable_shape()
+      ->mutable_dim(0)
+      ->set_dim_value(32);
+  add_shape(graph, "s", {32, -1});
+  add_node(graph, "Reshape", {"x", "s"}, "y");
+  EXPECT_NE(complaint(model).find("the batch is fixed at 32"), std::string::npos)
+      << complaint(model);
+}
+
+// Frames in every order of their axes.
+TEST(OnnxEvaluate, FramesSampleBySampleAndChannelByChannel) {
+  constexpr int kLength = 1024;
+  FrameBatch batch;
+  batch.count = 3;
+  for (int i = 0; i < 3 * kLength * 2; ++i) batch.values.push_back(static_cast<float>(i % 977));
+  const auto run = [&](const std::vector<int64_t>& shape) {
+    ::onnx::ModelProto model = small_model();
+    ::onnx::GraphProto& graph = *model.mutable_graph();
+    auto& dims = *graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape();
+    dims.clear_dim();
+    for (const int64_t size : shape) dims.add_dim()->set_dim_value(size);
+    add_node(graph, "Flatten", {"x"}, "y");
+    const TemporaryFile file("layout.onnx");
+    file.write(model.SerializeAsString());
+    return onnx::GraphEvaluator(onnx::load(file.path())).run(batch, kLength, 2);
+  };
+  for (const auto& shape : std::vector<std::vector<int64_t>>{
+           {1, kLength, 2}, {1, 1, kLength, 2}, {1, kLength, 2, 1}, {1, kLength, 1, 2}}) {
+    EXPECT_EQ(run(shape), batch.values) << onnx::to_string(shape);
+  }
+  const std::vector<float> by_channel = run({1, 2, kLength});
+  for (size_t i = 0; i < by_channel.size(); ++i) {
+    const size_t frame = i / (2 * kLength), c = i / kLength % 2, l = i % kLength;
+    ASSERT_EQ(by_channel[i], batch.values[(frame * kLength + l) * 2 + c]);
+  }
+  for (const auto& shape : std::vector<std::vector<int64_t>>{
+           {1, 1, 2, kLength}, {1, 2, kLength, 1}, {1, 2, 1, kLength}}) {
+    EXPECT_EQ(run(shape), by_channel) << onnx::to_string(shape);
+  }
+  EXPECT_THROW(run({1, 4, kLength / 2}), Error);
 }
 
 TEST(OnnxErrors, BranchesAreNoNetwork) {

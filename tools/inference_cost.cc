@@ -66,7 +66,7 @@ void print(const NetworkCost& cost) {
 }
 
 void run(const CostOptions& options) {
-  const onnx::Graph graph = onnx::load(options.model);
+  const onnx::Graph graph = onnx::load(options.model, onnx::Reading::kShapes);
   const NetworkCost cost = inference_cost(graph, options.reading);
   print(cost);
   if (options.reading == onnx::QuantizerReading::kAsFinnBase &&

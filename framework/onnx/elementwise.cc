@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
+#include <map>
 #include <numbers>
 #include <utility>
 
@@ -85,9 +87,6 @@ PreparedNode unary(const Graph& graph, const GraphNode& node, Function function)
 template <typename Function>
 PreparedNode binary(const Graph& graph, const GraphNode& node, Function function) {
   const Shape &a_shape = operand_shape(graph, node, 0), &b_shape = operand_shape(graph, node, 1);
-  if (node.inputs.size() != 2) {
-    fail_at(graph, node, fmt::format("{} inputs, expected 2", node.inputs.size()));
-  }
   Shape shape = broadcast_shape(graph, node, a_shape, b_shape);
   return {shape, [function, a = Operand(a_shape, shape), b = Operand(b_shape, shape)](
                      NodeInputs inputs, std::span<float> output) {
@@ -104,35 +103,116 @@ float round_small(float x) {
   return (x + kShift) - kShift;
 }
 
+float rounded(Rounding rounding, float x) {
+  switch (rounding) {
+    case Rounding::kHalfEven:
+      return std::nearbyint(x);
+    case Rounding::kUp:
+      return std::copysign(std::ceil(std::abs(x)), x);
+    case Rounding::kDown:
+      return std::trunc(x);
+    case Rounding::kCeil:
+      return std::ceil(x);
+    case Rounding::kFloor:
+      return std::floor(x);
+    case Rounding::kHalfUp:
+      return std::copysign(std::floor(std::abs(x) + 0.5F), x);
+    case Rounding::kHalfDown:
+      return std::copysign(std::ceil(std::abs(x) - 0.5F), x);
+  }
+  return x;
+}
+
+// Applies apply(x, scale, zero point) to every value.
+template <typename Apply>
+PreparedNode scaled(const Shape& shape, const Shape& scale_shape, const Shape& zero_shape,
+                    Apply apply) {
+  return {shape, [apply, scale = Operand(scale_shape, shape), zero = Operand(zero_shape, shape)](
+                     NodeInputs inputs, std::span<float> output) {
+            for (size_t i = 0; i < output.size(); ++i) {
+              output[i] = apply(inputs[0][i], inputs[1][scale(i)], inputs[2][zero(i)]);
+            }
+          }};
+}
+
 PreparedNode quantize(const Graph& graph, const GraphNode& node) {
   const Quantizer quantizer = quantizer_of(graph, node);
   const Shape& shape = operand_shape(graph, node, 0);
   for (const GraphTensor* parameter : {&quantizer.scale, &quantizer.zero_point}) {
-    if (broadcast_shape(graph, node, shape, parameter->shape) != shape &&
-        elements(parameter->shape) != 1) {
+    if (elements(parameter->shape) != 1 &&
+        broadcast_shape(graph, node, shape, parameter->shape) != shape) {
       fail_at(graph, node,
               fmt::format("scale or zero point of shape {} does not fit values of {}",
                           to_string(parameter->shape), to_string(shape)));
     }
   }
+  const Shape &scale = quantizer.scale.shape, &zero = quantizer.zero_point.shape;
+  if (quantizer.bipolar()) {
+    return scaled(shape, scale, zero, [](float x, float s, float z) {
+      return ((x / s + z >= 0 ? 1.0F : -1.0F) - z) * s;
+    });
+  }
   const float low = quantizer.low(), high = quantizer.high();
   // Clamping to whole numbers and rounding can change places.
   constexpr int kMaxSmallBits = 20;
-  const bool is_small = quantizer.bits <= kMaxSmallBits;
-  return {shape, [=, scale = Operand(quantizer.scale.shape, shape),
-                  zero = Operand(quantizer.zero_point.shape, shape)](NodeInputs inputs,
-                                                                     std::span<float> output) {
-            const auto apply = [&](size_t i, float s, float z) {
-              const float t = std::clamp(inputs[0][i] / s + z, low, high);
-              output[i] = ((is_small ? round_small(t) : std::nearbyint(t)) - z) * s;
-            };
-            if (scale.is_scalar() && zero.is_scalar()) {
-              const float s = inputs[1][0], z = inputs[2][0];
-              for (size_t i = 0; i < output.size(); ++i) apply(i, s, z);
-            } else {
-              for (size_t i = 0; i < output.size(); ++i) {
-                apply(i, inputs[1][scale(i)], inputs[2][zero(i)]);
-              }
+  if (quantizer.bits <= kMaxSmallBits && quantizer.rounding == Rounding::kHalfEven) {
+    if (elements(scale) == 1 && elements(zero) == 1) {
+      const float s = quantizer.scale.floats()[0], z = quantizer.zero_point.floats()[0];
+      return unary(graph, node, [=](float x) {
+        return (round_small(std::clamp(x / s + z, low, high)) - z) * s;
+      });
+    }
+    return scaled(shape, scale, zero, [=](float x, float s, float z) {
+      return (round_small(std::clamp(x / s + z, low, high)) - z) * s;
+    });
+  }
+  return scaled(shape, scale, zero, [=, rounding = quantizer.rounding](float x, float s, float z) {
+    return (rounded(rounding, std::clamp(x / s + z, low, high)) - z) * s;
+  });
+}
+
+// The shape of the scales of a QuantizeLinear or DequantizeLinear when they are broadcast: one
+// number, or one for each index of an axis.
+Shape linear_parameter_shape(const Graph& graph, const GraphNode& node, const Shape& shape) {
+  const Shape& given = operand_shape(graph, node, 1);
+  if (elements(given) == 1 && given.size() < 2) return {};
+  const auto rank = static_cast<int64_t>(shape.size());
+  const int64_t axis = integer_attribute(graph, node, "axis", 1);
+  if (axis < -rank || axis >= rank) {
+    fail_at(graph, node, fmt::format("axis {} of {} dimensions", axis, rank));
+  }
+  const auto i = static_cast<size_t>(axis < 0 ? axis + rank : axis);
+  if (given != Shape{shape[i]}) {
+    fail_at(graph, node,
+            fmt::format("scales of shape {}, expected one or {}", to_string(given), shape[i]));
+  }
+  Shape result(shape.size(), 1);
+  result[i] = shape[i];
+  return result;
+}
+
+PreparedNode quantize_linear(const Graph& graph, const GraphNode& node) {
+  const LinearQuantizer quantizer = linear_quantizer_of(graph, node);
+  const Shape& shape = operand_shape(graph, node, 0);
+  const Shape parameters = linear_parameter_shape(graph, node, shape);
+  const auto low = static_cast<float>(quantizer.low), high = static_cast<float>(quantizer.high);
+  // The zero point is added after rounding, unlike Quant's.
+  return {shape, [=, at = Operand(parameters, shape)](NodeInputs inputs, std::span<float> output) {
+            for (size_t i = 0; i < output.size(); ++i) {
+              output[i] = std::clamp(std::nearbyint(inputs[0][i] / quantizer.scale[at(i)]) +
+                                         quantizer.zero_point[at(i)],
+                                     low, high);
+            }
+          }};
+}
+
+PreparedNode dequantize_linear(const Graph& graph, const GraphNode& node) {
+  const LinearQuantizer quantizer = linear_quantizer_of(graph, node);
+  const Shape& shape = operand_shape(graph, node, 0);
+  const Shape parameters = linear_parameter_shape(graph, node, shape);
+  return {shape, [=, at = Operand(parameters, shape)](NodeInputs inputs, std::span<float> output) {
+            for (size_t i = 0; i < output.size(); ++i) {
+              output[i] = (inputs[0][i] - quantizer.zero_point[at(i)]) * quantizer.scale[at(i)];
             }
           }};
 }
@@ -142,14 +222,15 @@ PreparedNode quantize_bipolar(const Graph& graph, const GraphNode& node) {
 }
 
 // A bound of Clip: an input since opset 11, before that an attribute.
-float clip_bound(const Graph& graph, const GraphNode& node, size_t input, std::string_view name,
+float clip_bound(const Graph& graph, const GraphNode& node, size_t input, const std::string& name,
                  float otherwise) {
   if (!node.has_input(input)) return float_attribute(graph, node, name, otherwise);
+  if (node.attributes.contains(name)) fail_at(graph, node, fmt::format("{} is given twice", name));
   const auto& constant = graph.input_of(node, input).constant;
-  if (!constant || !constant->is_float() || constant->floats().size() != 1) {
+  if (!constant || elements(constant->shape) != 1) {
     fail_at(graph, node, fmt::format("its {} is no constant number", name));
   }
-  return constant->floats()[0];
+  return constant->is_float() ? constant->floats()[0] : static_cast<float>(constant->integers()[0]);
 }
 
 PreparedNode clip(const Graph& graph, const GraphNode& node) {
@@ -169,41 +250,141 @@ PreparedNode elu(const Graph& graph, const GraphNode& node) {
   return unary(graph, node, [=](float x) { return x >= 0 ? x : alpha * (std::exp(x) - 1); });
 }
 
-// Softmax and LogSoftmax along the last axis.
+PreparedNode selu(const Graph& graph, const GraphNode& node) {
+  const float alpha = float_attribute(graph, node, "alpha", 1.67326319217681884765625F);
+  const float gamma = float_attribute(graph, node, "gamma", 1.05070102214813232421875F);
+  return unary(graph, node,
+               [=](float x) { return gamma * (x > 0 ? x : alpha * (std::exp(x) - 1)); });
+}
+
+PreparedNode hard_sigmoid(const Graph& graph, const GraphNode& node) {
+  const float alpha = float_attribute(graph, node, "alpha", 0.2F);
+  const float beta = float_attribute(graph, node, "beta", 0.5F);
+  return unary(graph, node, [=](float x) { return std::clamp(alpha * x + beta, 0.0F, 1.0F); });
+}
+
+PreparedNode gelu(const Graph& graph, const GraphNode& node) {
+  const std::string approximate = string_attribute(graph, node, "approximate", "none");
+  if (approximate == "none") {
+    return unary(graph, node, [](float x) {
+      return 0.5F * x * (1 + std::erf(x * (std::numbers::sqrt2_v<float> / 2)));
+    });
+  }
+  if (approximate != "tanh") {
+    fail_at(graph, node, fmt::format("approximate {} is not supported", approximate));
+  }
+  return unary(graph, node, [](float x) {
+    constexpr float kFactor = 0.7978845608F, kCubic = 0.044715F;  // sqrt(2 / pi)
+    return 0.5F * x * (1 + std::tanh(kFactor * (x + kCubic * x * x * x)));
+  });
+}
+
+// The slope is broadcast to the values, never the other way round.
+PreparedNode prelu(const Graph& graph, const GraphNode& node) {
+  PreparedNode result =
+      binary(graph, node, [](float x, float slope) { return x >= 0 ? x : slope * x; });
+  if (result.shape != operand_shape(graph, node, 0)) {
+    fail_at(graph, node,
+            fmt::format("slopes of shape {} do not fit values of {}",
+                        to_string(operand_shape(graph, node, 1)),
+                        to_string(operand_shape(graph, node, 0))));
+  }
+  return result;
+}
+
+// Max and Min of any number of inputs.
+PreparedNode extreme(const Graph& graph, const GraphNode& node) {
+  Shape shape = operand_shape(graph, node, 0);
+  for (size_t i = 1; i < node.inputs.size(); ++i) {
+    shape = broadcast_shape(graph, node, shape, operand_shape(graph, node, i));
+  }
+  std::vector<Operand> operands;
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    operands.emplace_back(operand_shape(graph, node, i), shape);
+  }
+  return {shape, [operands, is_max = node.op == "Max"](NodeInputs inputs, std::span<float> output) {
+            for (size_t i = 0; i < output.size(); ++i) {
+              float result = inputs[0][operands[0](i)];
+              for (size_t k = 1; k < operands.size(); ++k) {
+                const float value = inputs[k][operands[k](i)];
+                result = is_max ? std::max(result, value) : std::min(result, value);
+              }
+              output[i] = result;
+            }
+          }};
+}
+
+// Softmax and LogSoftmax along one axis, or before opset 13 along all dimensions from `axis` on.
 PreparedNode softmax(const Graph& graph, const GraphNode& node) {
+  constexpr int64_t kOneAxisOpset = 13;
   const Shape& shape = operand_shape(graph, node, 0);
   const auto rank = static_cast<int64_t>(shape.size());
-  const int64_t axis = integer_attribute(graph, node, "axis", graph.opset >= 13 ? -1 : 1);
-  if (rank < 1 || shape.back() < 1 || (axis != -1 && axis != rank - 1)) {
-    fail_at(graph, node, fmt::format("axis {} is not supported, expected the last one", axis));
+  const bool is_one_axis = graph.opset >= kOneAxisOpset;
+  int64_t axis = integer_attribute(graph, node, "axis", is_one_axis ? -1 : 1);
+  if (axis < -rank || axis >= rank || elements(shape) < 1) {
+    fail_at(graph, node, fmt::format("axis {} of shape {}", axis, to_string(shape)));
   }
+  if (axis < 0) axis += rank;
+  const int64_t inner =
+      is_one_axis ? elements(Shape(shape.begin() + axis + 1, shape.end())) : int64_t{1};
+  const int64_t size = elements(Shape(shape.begin() + axis, shape.end())) / inner;
   const bool is_log = node.op == "LogSoftmax";
-  return {shape, [is_log, size = static_cast<size_t>(shape.back())](NodeInputs inputs,
-                                                                    std::span<float> output) {
-            for (size_t row = 0; row < output.size(); row += size) {
-              const auto x = inputs[0].subspan(row, size);
-              const float largest = *std::ranges::max_element(x);
+  return {shape, [is_log, size = static_cast<size_t>(size), inner = static_cast<size_t>(inner)](
+                     NodeInputs inputs, std::span<float> output) {
+            for (size_t row = 0; row < output.size() / size; ++row) {
+              const size_t first = row / inner * inner * size + row % inner;
+              const float* x = inputs[0].data() + first;
+              float* y = output.data() + first;
+              float largest = x[0];
+              for (size_t i = 1; i < size; ++i) largest = std::max(largest, x[i * inner]);
               double sum = 0;
-              for (const float value : x) sum += std::exp(static_cast<double>(value - largest));
               for (size_t i = 0; i < size; ++i) {
-                const double log = static_cast<double>(x[i] - largest) - std::log(sum);
-                output[row + i] = static_cast<float>(is_log ? log : std::exp(log));
+                sum += std::exp(static_cast<double>(x[i * inner] - largest));
+              }
+              for (size_t i = 0; i < size; ++i) {
+                const double log = static_cast<double>(x[i * inner] - largest) - std::log(sum);
+                y[i * inner] = static_cast<float>(is_log ? log : std::exp(log));
               }
             }
           }};
 }
 
-// ReduceMean, ReduceSum and ReduceMax over any axes.
+// How a reduction takes up a value and what it gives at the end.
+struct Reduction {
+  double first;
+  double (*add)(double sum, double x);
+  double (*finish)(double sum, double count);
+};
+
+const std::map<std::string_view, Reduction>& reductions() {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  constexpr auto sum = [](double s, double x) { return s + x; };
+  constexpr auto squares = [](double s, double x) { return s + x * x; };
+  constexpr auto plain = [](double s, double) { return s; };
+  static const std::map<std::string_view, Reduction> table = {
+      {"ReduceL1", {0, [](double s, double x) { return s + std::abs(x); }, plain}},
+      {"ReduceL2", {0, squares, [](double s, double) { return std::sqrt(s); }}},
+      {"ReduceMax", {-kInfinity, [](double s, double x) { return std::max(s, x); }, plain}},
+      {"ReduceMean", {0, sum, [](double s, double count) { return s / count; }}},
+      {"ReduceMin", {kInfinity, [](double s, double x) { return std::min(s, x); }, plain}},
+      {"ReduceSum", {0, sum, plain}},
+      {"ReduceSumSquare", {0, squares, plain}},
+  };
+  return table;
+}
+
+// Over any axes: an attribute, in newer versions an input.
 PreparedNode reduce(const Graph& graph, const GraphNode& node) {
   const Shape& in = operand_shape(graph, node, 0);
-  std::vector<int64_t> axes = integers_attribute(graph, node, "axes", {});
-  if (node.has_input(1)) {
-    fail_at(graph, node, "axes as an input are not supported");
-  }
+  const std::vector<int64_t> axes = integers_of(graph, node, "axes", 1).value_or(Shape{});
+  const bool keeps_all =
+      axes.empty() && integer_attribute(graph, node, "noop_with_empty_axes", 0) != 0;
   const auto rank = static_cast<int64_t>(in.size());
-  std::vector<bool> is_reduced(in.size(), axes.empty());
+  std::vector<bool> is_reduced(in.size(), axes.empty() && !keeps_all);
   for (const int64_t axis : axes) {
-    if (axis < -rank || axis >= rank) fail_at(graph, node, fmt::format("axis {}", axis));
+    if (axis < -rank || axis >= rank) {
+      fail_at(graph, node, fmt::format("axis {} of {} dimensions", axis, rank));
+    }
     is_reduced[static_cast<size_t>(axis < 0 ? axis + rank : axis)] = true;
   }
   Shape kept = in, shape;
@@ -213,48 +394,47 @@ PreparedNode reduce(const Graph& graph, const GraphNode& node) {
     if (!is_reduced[i] || keeps) shape.push_back(kept[i]);
   }
   if (elements(in) < 1) fail_at(graph, node, "its input has no values");
-  const double divisor = node.op == "ReduceMean" ? static_cast<double>(elements(in)) /
-                                                       static_cast<double>(elements(kept))
-                                                 : 1.0;
-  const bool is_max = node.op == "ReduceMax";
-  return {shape, [=, target = Operand(kept, in)](NodeInputs inputs, std::span<float> output) {
-            std::vector<double> sums(output.size(),
-                                     is_max ? -std::numeric_limits<double>::infinity() : 0.0);
+  const double count = static_cast<double>(elements(in)) / static_cast<double>(elements(kept));
+  return {shape, [=, reduction = reductions().at(node.op), target = Operand(kept, in)](
+                     NodeInputs inputs, std::span<float> output) {
+            std::vector<double> sums(output.size(), reduction.first);
             for (size_t i = 0; i < inputs[0].size(); ++i) {
               double& sum = sums[target(i)];
-              sum = is_max ? std::max(sum, static_cast<double>(inputs[0][i])) : sum + inputs[0][i];
+              sum = reduction.add(sum, static_cast<double>(inputs[0][i]));
             }
-            std::ranges::transform(sums, output.begin(),
-                                   [&](double sum) { return static_cast<float>(sum / divisor); });
+            std::ranges::transform(sums, output.begin(), [&](double sum) {
+              return static_cast<float>(reduction.finish(sum, count));
+            });
           }};
 }
 
 using Unary = float (*)(float);
-constexpr std::array<std::pair<std::string_view, Unary>, 13> kUnary = {{
+constexpr std::array<std::pair<std::string_view, Unary>, 17> kUnary = {{
     {"Relu", [](float x) { return x > 0 ? x : 0.0F; }},
     {"Abs", [](float x) { return std::abs(x); }},
     {"Ceil", [](float x) { return std::ceil(x); }},
+    {"Erf", [](float x) { return std::erf(x); }},
     {"Exp", [](float x) { return std::exp(x); }},
     {"Floor", [](float x) { return std::floor(x); }},
+    {"HardSwish", [](float x) { return x * std::clamp(x / 6 + 0.5F, 0.0F, 1.0F); }},
     {"Log", [](float x) { return std::log(x); }},
     {"Neg", [](float x) { return -x; }},
     {"Reciprocal", [](float x) { return 1 / x; }},
     {"Round", [](float x) { return std::nearbyint(x); }},
     {"Sigmoid", [](float x) { return 1 / (1 + std::exp(-x)); }},
     {"Sign", [](float x) { return static_cast<float>((x > 0) - (x < 0)); }},
+    {"Softplus", [](float x) { return std::max(x, 0.0F) + std::log1p(std::exp(-std::abs(x))); }},
+    {"Softsign", [](float x) { return x / (1 + std::abs(x)); }},
     {"Sqrt", [](float x) { return std::sqrt(x); }},
     {"Tanh", [](float x) { return std::tanh(x); }},
 }};
 
 using Binary = float (*)(float, float);
-constexpr std::array<std::pair<std::string_view, Binary>, 8> kBinary = {{
+constexpr std::array<std::pair<std::string_view, Binary>, 5> kBinary = {{
     {"Add", [](float a, float b) { return a + b; }},
     {"Div", [](float a, float b) { return a / b; }},
-    {"Max", [](float a, float b) { return std::max(a, b); }},
-    {"Min", [](float a, float b) { return std::min(a, b); }},
     {"Mul", [](float a, float b) { return a * b; }},
     {"Pow", [](float a, float b) { return std::pow(a, b); }},
-    {"PRelu", [](float x, float slope) { return x >= 0 ? x : slope * x; }},
     {"Sub", [](float a, float b) { return a - b; }},
 }};
 
@@ -271,15 +451,22 @@ std::optional<PreparedNode> prepare_elementwise(const Graph& graph, const GraphN
   static const std::map<std::string_view, Function> functions = {
       {"BipolarQuant", quantize_bipolar},
       {"Clip", clip},
+      {"DequantizeLinear", dequantize_linear},
       {"Elu", elu},
+      {"Gelu", gelu},
+      {"HardSigmoid", hard_sigmoid},
+      {"IntQuant", quantize},
       {"LeakyRelu", leaky_relu},
       {"LogSoftmax", softmax},
+      {"Max", extreme},
+      {"Min", extreme},
+      {"PRelu", prelu},
       {"Quant", quantize},
-      {"ReduceMax", reduce},
-      {"ReduceMean", reduce},
-      {"ReduceSum", reduce},
+      {"QuantizeLinear", quantize_linear},
+      {"Selu", selu},
       {"Softmax", softmax},
   };
+  if (reductions().contains(node.op)) return reduce(graph, node);
   const auto found = functions.find(node.op);
   if (found == functions.end()) return std::nullopt;
   return found->second(graph, node);

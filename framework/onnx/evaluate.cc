@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "framework/error.h"
@@ -11,6 +12,8 @@
 
 namespace fmp::onnx {
 namespace {
+
+constexpr int64_t kIqChannels = 2;
 
 // For every node whether the output depends on it.
 std::vector<bool> needed_nodes(const Graph& graph) {
@@ -118,21 +121,31 @@ std::vector<float> GraphEvaluator::run(std::span<const float> frames, int thread
   return results;
 }
 
-std::vector<float> GraphEvaluator::run(const FrameBatch& batch, int length, int threads) const {
-  constexpr size_t kChannels = 2;
+// Whether frames are read sample by sample, [..., length, 2], or channel by channel, [..., 2,
+// length]; nothing when the shape is neither. Axes of 1 may stand anywhere.
+std::optional<bool> GraphEvaluator::samples_first(int length) const {
+  Shape axes;
   const Shape& shape = graph_.value(graph_.input).shape;
-  const bool fits = shape.size() >= 3 && shape[1] == static_cast<int64_t>(kChannels) &&
-                    input_size() == static_cast<int64_t>(kChannels) * length &&
-                    std::ranges::count(shape.begin() + 2, shape.end(), int64_t{1}) >=
-                        static_cast<ptrdiff_t>(shape.size()) - 3;
-  if (!fits) {
-    fail("{}: its input has shape {}, expected [1, 2, {}]", graph_.file, to_string(shape), length);
+  std::copy_if(shape.begin() + 1, shape.end(), std::back_inserter(axes),
+               [](int64_t size) { return size != 1; });
+  if (axes == Shape{kIqChannels, length}) return false;
+  if (axes == Shape{length, kIqChannels}) return true;
+  return std::nullopt;
+}
+
+std::vector<float> GraphEvaluator::run(const FrameBatch& batch, int length, int threads) const {
+  const auto order = samples_first(length);
+  if (!order) {
+    fail("{}: its input has shape {}, expected {} values of {} samples: [1, {}, {}] or [1, {}, {}]",
+         graph_.file, to_string(graph_.value(graph_.input).shape), kIqChannels, length, kIqChannels,
+         length, length, kIqChannels);
   }
-  const auto samples = static_cast<size_t>(length);
+  if (*order) return run(batch.values, threads);
+  const auto samples = static_cast<size_t>(length), channels = static_cast<size_t>(kIqChannels);
   std::vector<float> frames(batch.values.size());
   for (size_t i = 0; i < frames.size(); ++i) {
-    const size_t frame = i / (kChannels * samples), sample = i / kChannels % samples;
-    frames[(frame * kChannels + i % kChannels) * samples + sample] = batch.values[i];
+    const size_t frame = i / (channels * samples), sample = i / channels % samples;
+    frames[(frame * channels + i % channels) * samples + sample] = batch.values[i];
   }
   return run(frames, threads);
 }

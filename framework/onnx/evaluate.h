@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,8 +27,9 @@ class GraphEvaluator {
   // output for each. threads: >= 1.
   std::vector<float> run(std::span<const float> frames, int threads) const;
 
-  // The same for frames with float values: [count][length][2] become the input's [1, 2, length] (or
-  // [1, 2, length, 1], [1, 2, 1, length]). Throws Error when the input has another shape.
+  // The same for frames with float values, [count][length][2], in the order that the input's shape
+  // asks for: [1, 2, length] or [1, length, 2], with further axes of 1 anywhere. Throws Error when
+  // it has another shape.
   std::vector<float> run(const FrameBatch& batch, int length, int threads) const;
 
  private:
@@ -37,6 +39,7 @@ class GraphEvaluator {
     int output = 0, buffer = 0;
     size_t size = 0;  // of the output
   };
+  std::optional<bool> samples_first(int length) const;
   void run_frame(std::span<const float> frame, std::vector<std::vector<float>>& buffers,
                  std::span<float> result) const;
 

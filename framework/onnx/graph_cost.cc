@@ -19,19 +19,21 @@ bool contains(std::span<const std::string_view> names, std::string_view name) {
 }
 
 constexpr std::array<std::string_view, 22> kFreeOperations = {
-    "Add",          "AveragePool", "BatchNormalization",
-    "BipolarQuant", "Clip",        "Concat",
-    "Div",          "Elu",         "Flatten",
-    "Identity",     "MaxPool",     "Mul",
-    "Pad",          "Quant",       "Relu",
-    "Reshape",      "Selu",        "Sigmoid",
-    "Sub",          "Transpose",   "Trunc",
-    "Dropout"};
+    "Add",      "AveragePool", "BatchNormalization",
+    "Clip",     "Concat",      "DequantizeLinear",
+    "Div",      "Elu",         "Flatten",
+    "Identity", "MaxPool",     "Mul",
+    "Pad",      "Quant",       "QuantizeLinear",
+    "Relu",     "Reshape",     "Selu",
+    "Sigmoid",  "Sub",         "Transpose",
+    "Trunc"};
 
 // Their output is of their input's type.
-constexpr std::array<std::string_view, 14> kTypePreserving = {
-    "Clip",    "Concat", "Dropout", "Flatten", "Gather",  "GlobalMaxPool", "Identity",
-    "MaxPool", "Pad",    "Reshape", "Slice",   "Squeeze", "Transpose",     "Unsqueeze"};
+constexpr std::array<std::string_view, 20> kTypePreserving = {
+    "Clip",      "Concat",   "Expand",          "Flatten", "Gather", "GatherElements",
+    "GatherND",  "Identity", "GlobalMaxPool",   "MaxPool", "Pad",    "Reshape",
+    "Scatter",   "Slice",    "ScatterElements", "Squeeze", "Tile",   "ScatterND",
+    "Transpose", "Unsqueeze"};
 
 class Counter {
  public:
@@ -54,9 +56,10 @@ class Counter {
       is_constant_[output] = folds(node);
       types_[output] = output_type(node);
       if (is_constant_[output]) continue;
-      if (node.op == "Conv") {
+      const bool is_standard = node.domain.empty() || node.domain == "ai.onnx";
+      if (node.op == "Conv" && is_standard) {
         cost.layers.push_back(layer_of(node, positions_of_convolution(node)));
-      } else if (node.op == "MatMul" || node.op == "Gemm") {
+      } else if ((node.op == "MatMul" || node.op == "Gemm") && is_standard) {
         cost.layers.push_back(layer_of(node, rows_of_product(node)));
       } else if (!contains(kFreeOperations, node.op)) {
         unsupported.insert(node.op);
@@ -84,7 +87,9 @@ class Counter {
   std::string output_type(const GraphNode& node) const {
     if (is_opaque(node)) return std::string(kFloat);
     if (is_quantizer(node)) return quantized_type(node);
-    if (node.op == "BipolarQuant") return "BIPOLAR";
+    if (node.op == "BipolarQuant") return has_unit_scale(node) ? "BIPOLAR" : std::string(kFloat);
+    if (node.op == "Sign") return "BIPOLAR";
+    if (is_linear_quantizer(node)) return linear_type(node);
     if (contains(kTypePreserving, node.op) && node.has_input(0)) return type(node.inputs[0]);
     if (node.op == "Conv" || node.op == "MatMul") return product_type(node);
     return types_[static_cast<size_t>(node.output)];
@@ -98,6 +103,20 @@ class Counter {
     if (quantizer.bits == 1 && !has_scale) return quantizer.is_signed ? "BIPOLAR" : "BINARY";
     return fmt::format("{}{}{}", has_scale ? "SCALED" : "", quantizer.is_signed ? "INT" : "UINT",
                        quantizer.bits);
+  }
+
+  // QONNX counts the values of a BipolarQuant with another scale as floats.
+  bool has_unit_scale(const GraphNode& node) const {
+    const auto& scale = graph_.input_of(node, 1).constant;
+    return scale && scale->is_float() &&
+           std::ranges::all_of(scale->floats(), [](float value) { return value == 1; });
+  }
+
+  // By the codes' type, whatever range they are clipped to; scaled once they are numbers again.
+  std::string linear_type(const GraphNode& node) const {
+    const LinearQuantizer quantizer = linear_quantizer_of(graph_, node);
+    return fmt::format("{}{}{}", node.op == "DequantizeLinear" ? "SCALED" : "",
+                       quantizer.is_signed ? "INT" : "UINT", quantizer.bits);
   }
 
   // Sums of integers are integers; with scales, finn-base takes them for floats.
@@ -140,10 +159,15 @@ class Counter {
     // Weights may come first in a MatMul.
     const size_t weight_input = node.op != "Conv" && constant(0) && !constant(1) ? 0 : 1;
     const GraphValue& weight = graph_.input_of(node, weight_input);
+    const size_t rank = graph_.value(node.output).shape.size();
+    if (rank < (node.op == "Conv" ? 3U : 1U) || weight.shape.size() < 2) {
+      fail_at(graph_, node, "has values of too few dimensions");
+    }
     LayerCost cost;
     cost.layer = node.name;
     cost.weights = cost.weights_alive = cost.weights_nonzero = elements(weight.shape);
-    if (constant(weight_input)) {
+    // Constants of operations that we do not evaluate count as if none were zero.
+    if (constant(weight_input) && weight.constant && weight.constant->is_float()) {
       cost.weights_nonzero =
           std::ranges::count_if(weight.constant->floats(), [](float value) { return value != 0; });
       cost.weights_alive = cost.weights_nonzero;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <utility>
 
 #include "framework/onnx/ops.h"
@@ -65,6 +66,9 @@ Axis make_axis(const Graph& graph, const GraphNode& node, int64_t in, int64_t ke
   }
   const int64_t reach = dilation * (kernel - 1) + 1;
   const std::string auto_pad = string_attribute(graph, node, "auto_pad", "NOTSET");
+  if (auto_pad != "NOTSET" && (before != 0 || after != 0)) {
+    fail_at(graph, node, fmt::format("has auto_pad {} and pads as well", auto_pad));
+  }
   if (auto_pad == "SAME_UPPER" || auto_pad == "SAME_LOWER") {
     const int64_t needed =
         std::max(int64_t{0}, ((in + stride - 1) / stride - 1) * stride + reach - in);
@@ -162,25 +166,28 @@ PreparedNode prepare_convolution(const Graph& graph, const GraphNode& node) {
   Shape shape = {1, weight[0]};
   shape.insert(shape.end(), window.spatial.begin(), window.spatial.end());
   const int64_t outputs = weight[0], inputs = weight[1], outputs_per_group = weight[0] / group;
-  return {shape, [=](NodeInputs values, std::span<float> output) {
-            std::vector<double> sums(static_cast<size_t>(window.out_size()));
-            const float* w = values[1].data();
-            float* y = output.data();
-            for (int64_t o = 0; o < outputs; ++o) {
-              const bool has_bias = values.size() > 2 && !values[2].empty();
-              std::ranges::fill(sums, has_bias ? values[2][static_cast<size_t>(o)] : 0.0);
-              const int64_t first = o / outputs_per_group * inputs;
-              for (int64_t c = 0; c < inputs; ++c) {
-                const float* x = values[0].data() + (first + c) * window.in_size();
-                for (int64_t r = 0; r < window.rows.kernel; ++r) {
-                  for (int64_t k = 0; k < window.columns.kernel; ++k, ++w) {
-                    if (*w != 0) accumulate_tap(window, r, k, *w, x, sums.data());
-                  }
-                }
-              }
-              for (const double sum : sums) *y++ = static_cast<float>(sum);
-            }
-          }};
+  const double work =
+      static_cast<double>(elements(weight)) * static_cast<double>(window.out_size());
+  const auto run = [=](NodeInputs values, std::span<float> output) {
+    std::vector<double> sums(static_cast<size_t>(window.out_size()));
+    const float* w = values[1].data();
+    float* y = output.data();
+    for (int64_t o = 0; o < outputs; ++o) {
+      const bool has_bias = values.size() > 2 && !values[2].empty();
+      std::ranges::fill(sums, has_bias ? values[2][static_cast<size_t>(o)] : 0.0);
+      const int64_t first = o / outputs_per_group * inputs;
+      for (int64_t c = 0; c < inputs; ++c) {
+        const float* x = values[0].data() + (first + c) * window.in_size();
+        for (int64_t r = 0; r < window.rows.kernel; ++r) {
+          for (int64_t k = 0; k < window.columns.kernel; ++k, ++w) {
+            if (*w != 0) accumulate_tap(window, r, k, *w, x, sums.data());
+          }
+        }
+      }
+      for (const double sum : sums) *y++ = static_cast<float>(sum);
+    }
+  };
+  return {std::move(shape), run, work};
 }
 
 // A matrix that is read by row and column, transposed or not.
@@ -229,13 +236,15 @@ PreparedNode prepare_matmul(const Graph& graph, const GraphNode& node) {
   const int64_t b_step = b_batch.empty() ? 0 : b[b.size() - 2] * b.back();
   const MatrixLayout a_layout = matrix_layout(a[a.size() - 2], a.back(), false);
   const MatrixLayout b_layout = matrix_layout(b[b.size() - 2], b.back(), false);
-  return {shape, [=](NodeInputs values, std::span<float> output) {
-            for (int64_t i = 0; i < batch; ++i) {
-              multiply(a_layout, values[0].data() + i * a_layout.rows * a_layout.columns, b_layout,
-                       values[1].data() + i * b_step, 1.0F,
-                       output.data() + i * a_layout.rows * b_layout.columns);
-            }
-          }};
+  const double work = static_cast<double>(elements(a)) * static_cast<double>(b.back());
+  const auto run = [=](NodeInputs values, std::span<float> output) {
+    for (int64_t i = 0; i < batch; ++i) {
+      multiply(a_layout, values[0].data() + i * a_layout.rows * a_layout.columns, b_layout,
+               values[1].data() + i * b_step, 1.0F,
+               output.data() + i * a_layout.rows * b_layout.columns);
+    }
+  };
+  return {std::move(shape), run, work};
 }
 
 PreparedNode prepare_gemm(const Graph& graph, const GraphNode& node) {
@@ -266,16 +275,18 @@ PreparedNode prepare_gemm(const Graph& graph, const GraphNode& node) {
     row_step = bias[0] == 1 ? 0 : bias[1];
     column_step = bias[1] == 1 ? 0 : 1;
   }
-  return {{a_layout.rows, columns}, [=](NodeInputs values, std::span<float> output) {
-            multiply(a_layout, values[0].data(), b_layout, values[1].data(), alpha, output.data());
-            if (values.size() < 3 || values[2].empty()) return;
-            for (int64_t i = 0; i < a_layout.rows; ++i) {
-              for (int64_t j = 0; j < columns; ++j) {
-                output[static_cast<size_t>(i * columns + j)] +=
-                    beta * values[2][static_cast<size_t>(i * row_step + j * column_step)];
-              }
-            }
-          }};
+  const double work = static_cast<double>(elements(a)) * static_cast<double>(columns);
+  const auto run = [=](NodeInputs values, std::span<float> output) {
+    multiply(a_layout, values[0].data(), b_layout, values[1].data(), alpha, output.data());
+    if (values.size() < 3 || values[2].empty()) return;
+    for (int64_t i = 0; i < a_layout.rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        output[static_cast<size_t>(i * columns + j)] +=
+            beta * values[2][static_cast<size_t>(i * row_step + j * column_step)];
+      }
+    }
+  };
+  return {{a_layout.rows, columns}, run, work};
 }
 
 PreparedNode prepare_batch_norm(const Graph& graph, const GraphNode& node) {
@@ -288,8 +299,9 @@ PreparedNode prepare_batch_norm(const Graph& graph, const GraphNode& node) {
       fail_shape(graph, node, fmt::format("its input {}", i), shape, to_string(Shape{channels}));
     }
   }
-  if (integer_attribute(graph, node, "training_mode", 0) != 0) {
-    fail_at(graph, node, "is in training mode");
+  // Before training_mode came, further outputs meant training.
+  if (node.outputs > 1) {
+    fail_at(graph, node, fmt::format("is in training mode: it has {} outputs", node.outputs));
   }
   const float epsilon = float_attribute(graph, node, "epsilon", 1e-5F);
   const int64_t groups = in[0] * channels, size = elements(in) / std::max(int64_t{1}, groups);
@@ -306,24 +318,47 @@ PreparedNode prepare_batch_norm(const Graph& graph, const GraphNode& node) {
           }};
 }
 
+// The taps of a window at output `at` that read inside the input: [first, last).
+std::pair<int64_t, int64_t> inside(const Axis& axis, int64_t at) {
+  const int64_t begin = at * axis.stride - axis.pad;
+  const int64_t first = begin >= 0 ? 0 : (-begin + axis.dilation - 1) / axis.dilation;
+  const int64_t last = begin >= axis.in ? 0 : (axis.in - 1 - begin) / axis.dilation + 1;
+  return {first, std::min(last, axis.kernel)};
+}
+
 // Calls visit(the values of a channel that a window covers) for every channel and window.
 template <typename Visit>
 void for_each_window(const Window& window, int64_t channels, const float* x, Visit visit) {
   const Axis &rows = window.rows, &columns = window.columns;
   for (int64_t c = 0; c < channels; ++c, x += window.in_size()) {
     for (int64_t r = 0; r < rows.out; ++r) {
+      const auto [first_row, last_row] = inside(rows, r);
       for (int64_t i = 0; i < columns.out; ++i) {
-        visit([&](auto&& each) {
-          for (int64_t kr = 0; kr < rows.kernel; ++kr) {
+        const auto [first, last] = inside(columns, i);
+        visit([&, first_row = first_row, last_row = last_row, i, r, first = first,
+               last = last](auto&& each) {
+          for (int64_t kr = first_row; kr < last_row; ++kr) {
             const int64_t row = r * rows.stride + kr * rows.dilation - rows.pad;
-            if (row < 0 || row >= rows.in) continue;
-            for (int64_t k = 0; k < columns.kernel; ++k) {
-              const int64_t column = i * columns.stride + k * columns.dilation - columns.pad;
-              if (column >= 0 && column < columns.in) each(x[row * columns.in + column]);
+            for (int64_t k = first; k < last; ++k) {
+              each(x[row * columns.in + i * columns.stride + k * columns.dilation - columns.pad]);
             }
           }
         });
       }
+    }
+  }
+}
+
+// A window that lies in the padding alone has no value.
+void check_pool_pads(const Graph& graph, const GraphNode& node,
+                     const std::vector<int64_t>& kernel) {
+  const auto pads =
+      integers_attribute(graph, node, "pads", std::vector<int64_t>(2 * kernel.size(), 0));
+  for (size_t i = 0; i < pads.size(); ++i) {
+    if (pads[i] >= kernel[i % kernel.size()]) {
+      fail_at(graph, node,
+              fmt::format("pads {} reach over the whole window {}", to_string(pads),
+                          to_string(kernel)));
     }
   }
 }
@@ -344,6 +379,7 @@ PreparedNode prepare_pool(const Graph& graph, const GraphNode& node) {
     const auto kernel = integers_attribute(graph, node, "kernel_shape", {});
     if (kernel.empty()) fail_at(graph, node, "has no kernel_shape");
     window = make_window(graph, node, in, kernel);
+    check_pool_pads(graph, node, kernel);
   }
   const bool counts_padding = integer_attribute(graph, node, "count_include_pad", 0) != 0;
   if (!is_max && counts_padding && integer_attribute(graph, node, "ceil_mode", 0) != 0) {
@@ -352,26 +388,70 @@ PreparedNode prepare_pool(const Graph& graph, const GraphNode& node) {
   const int64_t kernel_size = window.rows.kernel * window.columns.kernel;
   Shape shape = {1, in[1]};
   shape.insert(shape.end(), window.spatial.begin(), window.spatial.end());
-  return {shape, [=, channels = in[1]](NodeInputs values, std::span<float> output) {
-            float* y = output.data();
-            for_each_window(window, channels, values[0].data(), [&](auto covered) {
-              if (is_max) {
-                float largest = -std::numeric_limits<float>::infinity();
-                covered([&](float value) { largest = std::max(largest, value); });
-                *y++ = largest;
-              } else {
-                double sum = 0;
-                int64_t count = 0;
-                covered([&](float value) {
-                  sum += value;
-                  ++count;
-                });
-                *y++ = static_cast<float>(
-                    sum / static_cast<double>(counts_padding ? kernel_size
-                                                             : std::max(int64_t{1}, count)));
-              }
-            });
-          }};
+  const auto covered_of = [](const Axis& axis) { return std::min(axis.kernel, axis.in); };
+  const double work = static_cast<double>(in[1] * window.out_size()) *
+                      static_cast<double>(covered_of(window.rows) * covered_of(window.columns));
+  const auto run = [=, channels = in[1]](NodeInputs values, std::span<float> output) {
+    float* y = output.data();
+    for_each_window(window, channels, values[0].data(), [&](auto covered) {
+      if (is_max) {
+        float largest = -std::numeric_limits<float>::infinity();
+        covered([&](float value) { largest = std::max(largest, value); });
+        *y++ = largest;
+      } else {
+        double sum = 0;
+        int64_t count = 0;
+        covered([&](float value) {
+          sum += value;
+          ++count;
+        });
+        *y++ = static_cast<float>(
+            sum / static_cast<double>(counts_padding ? kernel_size : std::max(int64_t{1}, count)));
+      }
+    });
+  };
+  return {std::move(shape), run, work};
+}
+
+// Over the last dimensions from `axis` on.
+PreparedNode prepare_layer_norm(const Graph& graph, const GraphNode& node) {
+  const Shape& in = shape_of_input(graph, node, 0, "input");
+  const auto rank = static_cast<int64_t>(in.size());
+  int64_t axis = integer_attribute(graph, node, "axis", -1);
+  if (axis < -rank || axis >= rank) {
+    fail_at(graph, node, fmt::format("axis {} of {} dimensions", axis, rank));
+  }
+  if (axis < 0) axis += rank;
+  const Shape normalized(in.begin() + axis, in.end());
+  const int64_t size = elements(normalized);
+  for (size_t i = 1; i < node.inputs.size(); ++i) {
+    const Shape& shape = shape_of_input(graph, node, i, "scale");
+    if (shape != normalized) {
+      fail_shape(graph, node, fmt::format("its input {}", i), shape, to_string(normalized));
+    }
+  }
+  if (size < 1) fail_shape(graph, node, "its input", in, "one with values");
+  const float epsilon = float_attribute(graph, node, "epsilon", 1e-5F);
+  return {
+      in, [=](NodeInputs values, std::span<float> output) {
+        const auto count = static_cast<size_t>(size);
+        for (size_t row = 0; row < output.size(); row += count) {
+          const auto x = values[0].subspan(row, count);
+          double sum = 0, squares = 0;
+          for (const float value : x) sum += static_cast<double>(value);
+          const double mean = sum / static_cast<double>(count);
+          for (const float value : x) {
+            squares += (static_cast<double>(value) - mean) * (static_cast<double>(value) - mean);
+          }
+          const double inverse =
+              1 / std::sqrt(squares / static_cast<double>(count) + static_cast<double>(epsilon));
+          for (size_t i = 0; i < count; ++i) {
+            const double normal = (static_cast<double>(x[i]) - mean) * inverse;
+            const float shift = values.size() > 2 ? values[2][i] : 0.0F;
+            output[row + i] = static_cast<float>(normal) * values[1][i] + shift;
+          }
+        }
+      }};
 }
 
 }  // namespace
@@ -379,10 +459,15 @@ PreparedNode prepare_pool(const Graph& graph, const GraphNode& node) {
 std::optional<PreparedNode> prepare_layer(const Graph& graph, const GraphNode& node) {
   using Function = PreparedNode (*)(const Graph&, const GraphNode&);
   static const std::map<std::string_view, Function> functions = {
-      {"AveragePool", prepare_pool},       {"BatchNormalization", prepare_batch_norm},
-      {"Conv", prepare_convolution},       {"Gemm", prepare_gemm},
-      {"GlobalAveragePool", prepare_pool}, {"GlobalMaxPool", prepare_pool},
-      {"MatMul", prepare_matmul},          {"MaxPool", prepare_pool},
+      {"AveragePool", prepare_pool},
+      {"BatchNormalization", prepare_batch_norm},
+      {"Conv", prepare_convolution},
+      {"Gemm", prepare_gemm},
+      {"GlobalAveragePool", prepare_pool},
+      {"GlobalMaxPool", prepare_pool},
+      {"LayerNormalization", prepare_layer_norm},
+      {"MatMul", prepare_matmul},
+      {"MaxPool", prepare_pool},
   };
   const auto found = functions.find(node.op);
   if (found == functions.end()) return std::nullopt;
