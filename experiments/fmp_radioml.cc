@@ -235,11 +235,19 @@ RunDirectory open_directory(const Options& options) {
                                 : RunDirectory::open(options.resume);
 }
 
+std::unique_ptr<Engine> engine_for(Options& options) {
+  try {
+    return choose_engine(options.device, options.threads);
+  } catch (const UsageError& error) {
+    throw UsageError(fmt::format("--device cuda: {}; use --device cpu", error.what()));
+  }
+}
+
 int run(const std::vector<std::string>& arguments) {
   std::optional<Options> options = parse_options(arguments);
   if (!options) return 0;
   for (const std::string& method : options->p_methods) make_pruning_method(method);  // or throws
-  std::unique_ptr<Engine> engine = choose_engine(options->device, options->threads);
+  std::unique_ptr<Engine> engine = engine_for(*options);
   try {
     return Run(*options, std::move(engine), open_directory(*options)).execute();
   } catch (const InterruptedError&) {

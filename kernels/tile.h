@@ -13,8 +13,6 @@ enum class ElementType : uint8_t { kF32, kU8, kS8 };
 
 inline size_t element_bytes(ElementType type) { return type == ElementType::kF32 ? 4 : 1; }
 
-enum class Layout : uint8_t { kRowMajor, kTile };
-
 // Frames that sit side by side in a CPU tile: one AVX-512 or two AVX2 vectors of floats.
 inline constexpr int kLanes = 16;
 

@@ -782,7 +782,7 @@ TEST_F(CudaOpTest, OutOfMemorySaysWhatWasAskedAndWhatIsFree) {
   } catch (const std::runtime_error& error) {
     const std::string message = error.what();
     EXPECT_NE(message.find("1073741824 MiB with "), std::string::npos) << message;
-    EXPECT_NE(message.find(" free; a smaller --batch needs less"), std::string::npos) << message;
+    EXPECT_NE(message.find(" free; a smaller batch needs less"), std::string::npos) << message;
   }
 }
 

@@ -446,7 +446,7 @@ CCode emit_c(const IntegerNetwork& network, const std::string& name, const std::
   const auto word = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_'; };
   if (name.empty() || std::isdigit(static_cast<unsigned char>(name[0])) ||
       !std::ranges::all_of(name, word)) {
-    throw UsageError(fmt::format("--name: '{}' is no C identifier", name));
+    throw UsageError(fmt::format("the name '{}' is no C identifier", name));
   }
   return Emitter(network, name, printable(origin)).run();
 }

@@ -76,7 +76,7 @@ Tensor Tensor::tile(const TileShape& shape, ElementType type) {
               kLanes};
   t.size_ = shape.elements();
   t.type_ = type;
-  t.layout_ = Layout::kTile;
+  t.is_tile_ = true;
   t.tile_ = shape;
   t.storage_ = tile_cache().take(std::max<size_t>(t.bytes(), 1));
   const size_t tile_bytes = static_cast<size_t>(shape.tile_elements()) * element_bytes(type);
@@ -100,7 +100,7 @@ Tensor Tensor::reshaped(const TileShape& shape) const {
 
 Tensor Tensor::clone() const {
   if (!defined()) return {};
-  Tensor t = layout_ == Layout::kTile ? tile(tile_, type_) : zeros(shape_, type_);
+  Tensor t = is_tile_ ? tile(tile_, type_) : zeros(shape_, type_);
   std::memcpy(t.storage_.get(), storage_.get(), bytes());
   return t;
 }

@@ -12,8 +12,6 @@
 
 namespace fmp {
 
-enum class Device : uint8_t { kCpu };
-
 // An owned, aligned block of memory with a shape. Row-major tensors hold parameters and per-channel
 // vectors; tile tensors hold activations in the layout that kernels/tile.h describes.
 // Copying a Tensor shares its memory; clone() copies it.
@@ -34,8 +32,6 @@ class Tensor {
   int64_t size() const { return size_; }  // elements, padding included
   size_t bytes() const { return static_cast<size_t>(size_) * element_bytes(type_); }
   ElementType type() const { return type_; }
-  Layout layout() const { return layout_; }
-  Device device() const { return Device::kCpu; }
   const TileShape& tile_shape() const { return tile_; }
 
   template <typename T>
@@ -59,7 +55,7 @@ class Tensor {
   std::vector<int64_t> shape_;
   int64_t size_ = 0;
   ElementType type_ = ElementType::kF32;
-  Layout layout_ = Layout::kRowMajor;
+  bool is_tile_ = false;
   TileShape tile_;
   std::shared_ptr<std::byte> storage_;
 };

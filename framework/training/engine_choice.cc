@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "framework/training/engine_choice.h"
 
-#include <fmt/format.h>
-
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -32,8 +30,7 @@ std::unique_ptr<Engine> choose_engine(DeviceChoice& device, int threads) {
       device = DeviceChoice::kCuda;
       return make_cuda_engine(engine_options());
     }
-    if (device == DeviceChoice::kCuda)
-      throw UsageError(fmt::format("--device cuda: {}; use --device cpu", why));
+    if (device == DeviceChoice::kCuda) throw UsageError(why);
   }
   device = DeviceChoice::kCpu;
   return make_cpu_engine(threads);

@@ -137,6 +137,4 @@ const std::vector<LayerPlan>& Trainer::plan(const Network& network) {
 }
 
 void Trainer::set_plan(std::vector<LayerPlan> plan) { plan_ = std::move(plan); }
-const std::vector<LayerPlan>& Trainer::current_plan() const { return plan_; }
-
 }  // namespace fmp

@@ -90,7 +90,6 @@ class Trainer {
   const std::vector<LayerPlan>& plan(const Network& network);
   // A decision made elsewhere, e.g. by the run that is being resumed.
   void set_plan(std::vector<LayerPlan> plan);
-  const std::vector<LayerPlan>& current_plan() const;
 
   // Adds what the kernels spend their time on to `profile` from now on; null = stop. CPU only.
   void set_profile(cpu::Profile* profile) { engine_->set_profile(profile); }

@@ -83,7 +83,7 @@ void* allocate(size_t bytes) {
     cudaGetLastError();
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     const std::string call = "cudaMalloc of " + mebibytes(bytes) + " with " + mebibytes(free) +
-                             " of " + mebibytes(total) + " free; a smaller --batch needs less";
+                             " of " + mebibytes(total) + " free; a smaller batch needs less";
     check(status, call.c_str());
   }
   check(status, "cudaMalloc");
