@@ -10,7 +10,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
-#include "experiments/run_directory.h"
+#include "experiments/format.h"
 
 namespace fmp {
 namespace {
@@ -35,24 +35,10 @@ std::string bar(double share) {
 }
 
 std::string percent(const nlohmann::json& accuracy) {
-  return accuracy.is_number() ? fmt::format("{:.2f} %", 100 * accuracy.get<double>()) : "-";
+  return accuracy.is_number() ? format_percent(accuracy.get<double>()) : "-";
 }
 
 }  // namespace
-
-std::string format_duration(double seconds) {
-  const auto total = static_cast<int64_t>(std::llround(std::max(0.0, seconds)));
-  const int64_t hours = total / 3600, minutes = total / 60 % 60, rest = total % 60;
-  return hours > 0 ? fmt::format("{}:{:02}:{:02}", hours, minutes, rest)
-                   : fmt::format("{}:{:02}", minutes, rest);
-}
-
-std::string format_count(int64_t value) {
-  std::string digits = std::to_string(value);
-  const size_t sign = value < 0 ? 1 : 0;
-  for (size_t end = digits.size(); end > sign + 3; end -= 3) digits.insert(end - 3, 1, ',');
-  return digits;
-}
 
 Console::Console(std::FILE* out) : out_(out), terminal_(::isatty(::fileno(out)) != 0) {}
 
@@ -85,7 +71,7 @@ void Console::progress(std::string_view prefix, int64_t done, int64_t total,
   const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 0;
   const double seconds = std::chrono::duration<double>(now - progress_began_).count();
   const std::string eta =
-      share > 0 ? format_duration(seconds / share * (1 - share)) : std::string("-:--");
+      share > 0 ? format_duration(seconds / share * (1 - share)) : std::string("-");
   std::string text = fmt::format("{} {} {:3.0f} %  {}  ETA {}", prefix, bar(share),
                                  std::floor(100 * share), suffix, eta);
   if (!terminal_) {
@@ -114,9 +100,8 @@ void Console::round(const RoundRecord& r) {
       "{:>5}  {:<24} {:>6} {:>8} {:>8}  {:<8} {:>9} {:>7.2f} {:>7.4f} {:>6} {:>8} {:>8}", r.round,
       r.is_baseline() ? "baseline" : r.method, r.is_baseline() ? "" : fmt::format("{:.4g}", r.p),
       best ? fmt::format("{:.4f}", best->criterion_accuracy) : "-", number(r.criterion, "{:.4f}"),
-      to_string(r.outcome), format_count(r.network.at("nonzeros").get<int64_t>()),
-      r.network.at("true_compression").get<double>(), r.network.at("cost").get<double>(),
-      r.history.size(), number(r.seconds_per_epoch(), "{:.2f}"),
+      to_string(r.outcome), format_count(r.network.nonzeros), r.network.true_compression(),
+      r.network.cost, r.history.size(), number(r.seconds_per_epoch(), "{:.2f}"),
       r.frames_per_second() ? format_count(std::llround(*r.frames_per_second())) : "-"));
   if (r.outcome == Outcome::kDiverged) line("       " + r.message);
 }
@@ -131,16 +116,14 @@ void Console::epoch(const RoundRecord& r, int epochs) {
 }
 
 void Console::plan(const RoundRecord& r) {
-  const auto others = std::count_if(r.plan.begin(), r.plan.end(), [](const nlohmann::json& layer) {
-    return layer.at("forward") != "dense" || layer.at("backward_data") != "dense" ||
-           layer.at("backward_weight") != "dense";
-  });
-  if (others > 0) line("       plan " + plan_to_text(r.plan));
+  const auto all_dense = [](const LayerPlan& layer) {
+    return static_cast<const PassPlan&>(layer) == PassPlan();
+  };
+  if (!std::ranges::all_of(r.plan, all_dense)) line("       plan " + plan_to_text(r.plan));
   std::map<std::string, std::string> layers_of;  // by what a library refused
-  for (const nlohmann::json& layer : r.plan) {
-    for (const std::string refused : layer.value("refused", nlohmann::json::array())) {
-      layers_of[refused] +=
-          (layers_of[refused].empty() ? "" : ", ") + layer.at("layer").get<std::string>();
+  for (const LayerPlan& layer : r.plan) {
+    for (const std::string& refused : layer.refused) {
+      layers_of[refused] += (layers_of[refused].empty() ? "" : ", ") + layer.layer;
     }
   }
   for (const auto& [refused, layers] : layers_of) {

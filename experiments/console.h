@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-#include "experiments/fmp_controller.h"
+#include "experiments/round_record.h"
 #include "framework/training/trainer.h"
 
 namespace fmp {
@@ -48,10 +48,5 @@ class Console {
   Clock::time_point last_progress_, progress_began_;
   std::string progress_prefix_;
 };
-
-// "0:42", "12:07", "1:02:03".
-std::string format_duration(double seconds);
-// "12,345".
-std::string format_count(int64_t value);
 
 }  // namespace fmp

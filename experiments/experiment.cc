@@ -40,40 +40,6 @@ const char* to_string(Layer::Kind kind) {
   }
 }
 
-nlohmann::json plan_to_json(const std::vector<LayerPlan>& plan) {
-  nlohmann::json result = nlohmann::json::array();
-  for (const LayerPlan& layer : plan) {
-    result.push_back({{"layer", layer.layer},
-                      {"density", layer.density},
-                      {"forward", kernel_name(layer.forward)},
-                      {"backward_data", kernel_name(layer.backward_data)},
-                      {"backward_weight", kernel_name(layer.backward_weight)}});
-    if (!layer.refused.empty()) result.back()["refused"] = layer.refused;
-  }
-  return result;
-}
-
-Kernel kernel_of(const nlohmann::json& name) {
-  for (const Kernel k : {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse})
-    if (name == kernel_name(k)) return k;
-  fail("the checkpoint's plan names an unknown kernel {}", name.dump());
-}
-
-std::vector<LayerPlan> plan_from_json(const nlohmann::json& json) {
-  std::vector<LayerPlan> plan;
-  for (const nlohmann::json& entry : json) {
-    LayerPlan layer;
-    layer.layer = entry.at("layer");
-    layer.density = entry.at("density");
-    layer.forward = kernel_of(entry.at("forward"));
-    layer.backward_data = kernel_of(entry.at("backward_data"));
-    layer.backward_weight = kernel_of(entry.at("backward_weight"));
-    if (entry.contains("refused")) layer.refused = entry.at("refused");
-    plan.push_back(std::move(layer));
-  }
-  return plan;
-}
-
 // The network that a run begins with: that of --init, else one with random weights.
 Network initial_network(const Options& options, const Dataset& data) {
   const auto classes = static_cast<int>(data.class_names().size());
@@ -92,10 +58,6 @@ Network initial_network(const Options& options, const Dataset& data) {
         data.length(), classes);
   }
   return network;
-}
-
-double ratio(int64_t a, int64_t b) {
-  return b > 0 ? static_cast<double>(a) / static_cast<double>(b) : 0.0;
 }
 
 std::vector<int> hidden_channels(const Network& network) {
@@ -137,20 +99,19 @@ PruneOutcome FmpExperiment::prune(const std::string& method, double p, int round
   outcome.weights_compacted = compact(current_).weights_removed;
   current_.reset_optimizer();
   outcome.channels = hidden_channels(current_);
-  outcome.plan = plan_current();
+  outcome.plan = trainer_.plan(current_);
   return outcome;
 }
 
-nlohmann::json FmpExperiment::plan_baseline() { return plan_current(); }
+std::vector<LayerPlan> FmpExperiment::plan_baseline() { return trainer_.plan(current_); }
 
-nlohmann::json FmpExperiment::plan_current() { return plan_to_json(trainer_.plan(current_)); }
-
-EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch) {
+EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
+                                       const std::string& label) {
   if (data_.begin_epoch) data_.begin_epoch(static_cast<uint64_t>(epoch));
   const auto show = [&](const Progress& progress) {
     check_interrupt();
     console_.progress(
-        label_, progress.frames_done, progress.frames_total,
+        label, progress.frames_done, progress.frames_total,
         fmt::format("{:.0f} frames/s  loss {:.4f}", progress.frames_per_second, progress.loss));
   };
   const EpochResult trained =
@@ -163,7 +124,7 @@ EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch) {
   record.frames_per_second = static_cast<double>(trained.frames) / trained.seconds;
   int64_t evaluated = 0;
   const auto evaluate_part = [&](const std::vector<int64_t>& frames, const char* name) {
-    Evaluation result = evaluate_on(current_, frames, fmt::format("{} {}", label_, name));
+    Evaluation result = evaluate_on(current_, frames, fmt::format("{} {}", label, name));
     record.evaluation_seconds += result.seconds;
     evaluated += result.frames;
     return result;
@@ -182,47 +143,45 @@ EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch) {
 
 void FmpExperiment::keep() { best_ = current_; }
 
-nlohmann::json FmpExperiment::describe_current() const { return describe(current_); }
+void FmpExperiment::remember_baseline() { baseline_ = best_; }
 
-nlohmann::json FmpExperiment::describe_best() const { return describe(best_.value()); }
+NetworkDescription FmpExperiment::describe_current() const { return describe(current_); }
+
+NetworkDescription FmpExperiment::describe_best() const { return describe(best_.value()); }
 
 std::vector<int> FmpExperiment::channels() const { return hidden_channels(current_); }
 
-nlohmann::json FmpExperiment::describe(const Network& network) const {
+NetworkDescription FmpExperiment::describe(const Network& network) const {
   const NetworkCost cost = inference_cost(network);
-  nlohmann::json layers = nlohmann::json::array();
-  int64_t weights_original = 0;
+  NetworkDescription description;
+  description.weights = cost.weights();
+  description.weights_alive = cost.weights_alive();
+  description.nonzeros = cost.weights_nonzero();
+  description.macs = cost.macs();
+  description.bit_ops = cost.bit_ops();
+  description.bit_mem = cost.bit_mem();
+  description.cost = cost.normalized();
   for (size_t i = 0; i < cost.layers.size(); ++i) {
     const LayerCost& c = cost.layers[i];
     const Layer& layer = network.layers()[i];
-    weights_original += weights_original_[i];
-    layers.push_back({{"name", layer.name},
-                      {"kind", to_string(layer.kind)},
-                      {"in_channels", layer.in_channels},
-                      {"out_channels", layer.out_channels},
-                      {"kernel", layer.taps},
-                      {"positions", c.positions},
-                      {"weight_bits", c.weight_bits},
-                      {"input_bits", c.input_bits},
-                      {"weights", c.weights},
-                      {"weights_original", weights_original_[i]},
-                      {"weights_alive", c.weights_alive},
-                      {"nonzeros", c.weights_nonzero},
-                      {"density", ratio(c.weights_nonzero, c.weights)},
-                      {"macs", c.macs()},
-                      {"bit_ops", c.bit_ops()},
-                      {"bit_mem", c.bit_mem()}});
+    description.weights_original += weights_original_[i];
+    description.layers.push_back({.name = layer.name,
+                                  .kind = to_string(layer.kind),
+                                  .in_channels = layer.in_channels,
+                                  .out_channels = layer.out_channels,
+                                  .kernel = layer.taps,
+                                  .positions = c.positions,
+                                  .weight_bits = c.weight_bits,
+                                  .input_bits = c.input_bits,
+                                  .weights = c.weights,
+                                  .weights_original = weights_original_[i],
+                                  .weights_alive = c.weights_alive,
+                                  .nonzeros = c.weights_nonzero,
+                                  .macs = c.macs(),
+                                  .bit_ops = c.bit_ops(),
+                                  .bit_mem = c.bit_mem()});
   }
-  return {{"weights_original", weights_original},
-          {"weights", cost.weights()},
-          {"weights_alive", cost.weights_alive()},
-          {"nonzeros", cost.weights_nonzero()},
-          {"true_compression", ratio(weights_original, cost.weights_nonzero())},
-          {"macs", cost.macs()},
-          {"bit_ops", cost.bit_ops()},
-          {"bit_mem", cost.bit_mem()},
-          {"cost", cost.normalized()},
-          {"layers", std::move(layers)}};
+  return description;
 }
 
 std::map<std::string, Network> FmpExperiment::networks() const {
@@ -233,7 +192,7 @@ std::map<std::string, Network> FmpExperiment::networks() const {
   return networks;
 }
 
-void FmpExperiment::restore(std::map<std::string, Network> networks, const nlohmann::json& plan) {
+void FmpExperiment::restore(std::map<std::string, Network> networks, const RoundRecord* open) {
   const auto take = [&](const char* name) -> std::optional<Network> {
     const auto found = networks.find(name);
     if (found == networks.end()) return std::nullopt;
@@ -244,7 +203,7 @@ void FmpExperiment::restore(std::map<std::string, Network> networks, const nlohm
   current_ = std::move(*current);
   best_ = take(kBest);
   baseline_ = take(kBaseline);
-  if (!plan.is_null()) trainer_.set_plan(plan_from_json(plan));
+  if (open != nullptr) trainer_.set_plan(open->plan);
 }
 
 FinalEvaluation FmpExperiment::evaluate(const Network& network, const std::string& label) {

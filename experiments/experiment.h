@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -37,23 +36,20 @@ class FmpExperiment final : public FmpTask {
 
   // FmpTask.
   PruneOutcome prune(const std::string& method, double p, int round) override;
-  nlohmann::json plan_baseline() override;
-  EpochRecord train_epoch(double learning_rate, int64_t epoch) override;
+  std::vector<LayerPlan> plan_baseline() override;
+  EpochRecord train_epoch(double learning_rate, int64_t epoch, const std::string& label) override;
   void keep() override;
-  nlohmann::json describe_current() const override;
-  nlohmann::json describe_best() const override;
+  void remember_baseline() override;
+  NetworkDescription describe_current() const override;
+  NetworkDescription describe_best() const override;
   std::vector<int> channels() const override;
 
   // Which of options.p_methods remove channels.
   std::vector<bool> structured() const;
-  // What is shown while the next epochs train: "round 3 epoch 2/50".
-  void set_progress_label(std::string label) { label_ = std::move(label); }
-  // The best network is the baseline.
-  void remember_baseline() { baseline_ = best_; }
 
   std::map<std::string, Network> networks() const;
-  // Puts back what networks() gave, with the plan of the round that is open (null: none is).
-  void restore(std::map<std::string, Network> networks, const nlohmann::json& plan);
+  // Puts back what networks() gave, with the round that is open (null: none is).
+  void restore(std::map<std::string, Network> networks, const RoundRecord* open);
 
   const Engine& engine() const { return trainer_.engine(); }
   const Dataset& dataset() const { return *data_.dataset; }
@@ -66,8 +62,7 @@ class FmpExperiment final : public FmpTask {
   FinalEvaluation evaluate(const Network& network, const std::string& label);
 
  private:
-  nlohmann::json describe(const Network& network) const;
-  nlohmann::json plan_current();
+  NetworkDescription describe(const Network& network) const;
   Evaluation evaluate_on(const Network& network, const std::vector<int64_t>& frames,
                          const std::string& label);
 
@@ -79,7 +74,6 @@ class FmpExperiment final : public FmpTask {
   Network current_;
   std::optional<Network> best_, baseline_;
   std::vector<int64_t> weights_original_;  // of every layer
-  std::string label_;
 };
 
 }  // namespace fmp

@@ -17,87 +17,6 @@ constexpr double kDefaultStructuredFloor = 0.01;
 // p is divided repeatedly: 0.2 / 2 / 2 must not be "below" a floor of 0.05 by a rounding error.
 constexpr double kFloorTolerance = 1e-9;
 
-template <typename Value>
-std::optional<double> median(const std::vector<EpochRecord>& history, Value value) {
-  if (history.empty()) return std::nullopt;
-  std::vector<double> values;
-  for (const EpochRecord& epoch : history) values.push_back(value(epoch));
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-nlohmann::json epoch_to_json(const EpochRecord& e) {
-  return {{"epoch", e.epoch},
-          {"learning_rate", e.learning_rate},
-          {"train_loss", e.train_loss},
-          {"train_accuracy", e.train_accuracy},
-          {"validation_loss", json_or_null(e.validation_loss)},
-          {"validation_accuracy", json_or_null(e.validation_accuracy)},
-          {"test_accuracy", json_or_null(e.test_accuracy)},
-          {"criterion_accuracy", e.criterion_accuracy},
-          {"train_seconds", e.train_seconds},
-          {"evaluation_seconds", e.evaluation_seconds},
-          {"frames_per_second", e.frames_per_second},
-          {"evaluation_frames_per_second", e.evaluation_frames_per_second}};
-}
-
-EpochRecord epoch_from_json(const nlohmann::json& json) {
-  EpochRecord e;
-  e.epoch = json.at("epoch");
-  e.learning_rate = json.at("learning_rate");
-  e.train_loss = json.at("train_loss");
-  e.train_accuracy = json.at("train_accuracy");
-  e.validation_loss = optional_from<double>(json.at("validation_loss"));
-  e.validation_accuracy = optional_from<double>(json.at("validation_accuracy"));
-  e.test_accuracy = optional_from<double>(json.at("test_accuracy"));
-  e.criterion_accuracy = json.at("criterion_accuracy");
-  e.train_seconds = json.at("train_seconds");
-  e.evaluation_seconds = json.at("evaluation_seconds");
-  e.frames_per_second = json.at("frames_per_second");
-  e.evaluation_frames_per_second = json.at("evaluation_frames_per_second");
-  return e;
-}
-
-nlohmann::json round_to_json(const RoundRecord& r) {
-  nlohmann::json history = nlohmann::json::array();
-  for (const EpochRecord& epoch : r.history) history.push_back(epoch_to_json(epoch));
-  return {{"round", r.round},
-          {"method", r.method},
-          {"p", r.p},
-          {"outcome", static_cast<int>(r.outcome)},
-          {"message", r.message},
-          {"criterion", json_or_null(r.criterion)},
-          {"best_epoch", r.best_epoch},
-          {"eq5_compression", r.eq5_compression},
-          {"weights_removed", r.weights_removed},
-          {"weights_compacted", r.weights_compacted},
-          {"channels", r.channels},
-          {"network", r.network},
-          {"plan", r.plan},
-          {"history", std::move(history)}};
-}
-
-RoundRecord round_from_json(const nlohmann::json& json) {
-  RoundRecord r;
-  r.round = json.at("round");
-  r.method = json.at("method");
-  r.p = json.at("p");
-  r.outcome = static_cast<Outcome>(json.at("outcome").get<int>());
-  r.message = json.at("message");
-  r.criterion = optional_from<double>(json.at("criterion"));
-  r.best_epoch = json.at("best_epoch");
-  r.eq5_compression = json.at("eq5_compression");
-  r.weights_removed = json.at("weights_removed");
-  r.weights_compacted = json.at("weights_compacted");
-  r.channels = json.at("channels").get<std::vector<int>>();
-  r.network = json.at("network");
-  r.plan = json.at("plan");
-  for (const nlohmann::json& epoch : json.at("history"))
-    r.history.push_back(epoch_from_json(epoch));
-  return r;
-}
-
 std::string shortfall(const RoundRecord& round, const char* end) {
   const EpochRecord* best = round.best();
   return fmt::format("reached {:.4f} of {:.4f} in {} epochs{}", best ? best->criterion_accuracy : 0,
@@ -105,39 +24,6 @@ std::string shortfall(const RoundRecord& round, const char* end) {
 }
 
 }  // namespace
-
-const char* to_string(Outcome outcome) {
-  switch (outcome) {
-    case Outcome::kAccepted:
-      return "accepted";
-    case Outcome::kDiverged:
-      return "diverged";
-    default:
-      return "rejected";
-  }
-}
-
-const EpochRecord* RoundRecord::best() const {
-  return best_epoch > 0 ? &history.at(static_cast<size_t>(best_epoch - 1)) : nullptr;
-}
-
-double RoundRecord::seconds() const {
-  double sum = 0;
-  for (const EpochRecord& epoch : history) sum += epoch.train_seconds + epoch.evaluation_seconds;
-  return sum;
-}
-
-std::optional<double> RoundRecord::seconds_per_epoch() const {
-  return median(history, [](const EpochRecord& e) { return e.train_seconds; });
-}
-
-std::optional<double> RoundRecord::frames_per_second() const {
-  return median(history, [](const EpochRecord& e) { return e.frames_per_second; });
-}
-
-std::optional<double> RoundRecord::evaluation_frames_per_second() const {
-  return median(history, [](const EpochRecord& e) { return e.evaluation_frames_per_second; });
-}
 
 const RoundRecord* ControllerState::last_accepted() const {
   const auto found = std::find_if(rounds.rbegin(), rounds.rend(),
@@ -147,7 +33,7 @@ const RoundRecord* ControllerState::last_accepted() const {
 
 nlohmann::json to_json(const ControllerState& state) {
   nlohmann::json rounds = nlohmann::json::array();
-  for (const RoundRecord& round : state.rounds) rounds.push_back(round_to_json(round));
+  for (const RoundRecord& round : state.rounds) rounds.push_back(to_json(round));
   return {{"phase", static_cast<int>(state.phase)},
           {"criterion", json_or_null(state.criterion)},
           {"method", state.method},
@@ -155,7 +41,7 @@ nlohmann::json to_json(const ControllerState& state) {
           {"eq5_compression", state.eq5_compression},
           {"epochs_trained", state.epochs_trained},
           {"rounds", std::move(rounds)},
-          {"open", state.open ? round_to_json(*state.open) : nlohmann::json(nullptr)},
+          {"open", state.open ? to_json(*state.open) : nlohmann::json(nullptr)},
           {"schedule", state.schedule.to_json()},
           {"early_stop", state.early_stop.to_json()}};
 }
@@ -236,6 +122,7 @@ bool FmpController::begin_round(ControllerState& state) {
     round.plan = std::move(pruned.plan);
   }
   round.criterion = state.criterion;
+  round.criterion_split = options_.criterion_split;
   round.eq5_compression = state.eq5_compression;
   round.network = describe(round);
   state.open = std::move(round);
@@ -249,9 +136,10 @@ void FmpController::train_one_epoch(ControllerState& state) {
   RoundRecord& round = *state.open;
   const double learning_rate = state.schedule.learning_rate();
   ++state.epochs_trained;
-  if (events_.epoch_begun) events_.epoch_begun(round);
+  const std::string label =
+      fmt::format("round {} epoch {}/{}", round.round, round.history.size() + 1, options_.epochs);
   try {
-    EpochRecord epoch = task_.train_epoch(learning_rate, state.epochs_trained);
+    EpochRecord epoch = task_.train_epoch(learning_rate, state.epochs_trained, label);
     epoch.epoch = static_cast<int>(round.history.size()) + 1;
     epoch.learning_rate = learning_rate;
     round.history.push_back(epoch);
@@ -296,17 +184,16 @@ void FmpController::finish_round(ControllerState& state, Outcome outcome, std::s
     settle_pruning(state);
   }
   if (outcome != Outcome::kDiverged || round.accepted()) round.network = describe(round);
+  if (round.is_baseline()) task_.remember_baseline();
   state.rounds.push_back(std::move(round));
   state.open.reset();
   if (events_.round_done) events_.round_done(state.rounds.back());
 }
 
 // The network that the round ends with, for now: the one that was kept, else the present one.
-nlohmann::json FmpController::describe(const RoundRecord& round) const {
+NetworkDescription FmpController::describe(const RoundRecord& round) const {
   const bool kept = round.accepted() || (round.is_baseline() && round.best() != nullptr);
-  nlohmann::json network = kept ? task_.describe_best() : task_.describe_current();
-  network["eq5_compression"] = round.eq5_compression;
-  return network;
+  return kept ? task_.describe_best() : task_.describe_current();
 }
 
 // A relative goal is known now, and the best epoch meets it by definition.

@@ -10,6 +10,7 @@
 
 #include "experiments/lr_schedule.h"
 #include "experiments/options.h"
+#include "experiments/round_record.h"
 #include "framework/error.h"
 
 // Feedback Magnitude Pruning, without any network in it.
@@ -27,53 +28,12 @@
 // that had settled.
 namespace fmp {
 
-// What one epoch of training gave. Accuracies are fractions of the frames of that split.
-struct EpochRecord {
-  int epoch = 0;  // 1.. within its round
-  double learning_rate = 0;
-  double train_loss = 0, train_accuracy = 0;                   // in training mode
-  std::optional<double> validation_loss, validation_accuracy;  // unset: there is no such split
-  std::optional<double> test_accuracy;  // set when the criterion is held on the test split
-  double criterion_accuracy = 0;        // the one of the two that decides
-  double train_seconds = 0, evaluation_seconds = 0;
-  double frames_per_second = 0, evaluation_frames_per_second = 0;
-};
-
-enum class Outcome : uint8_t { kAccepted, kRejected, kDiverged };
-const char* to_string(Outcome outcome);
-
-// One round: the baseline's training (round 0) or one pruning step with its retraining.
-struct RoundRecord {
-  int round = 0;
-  std::string method;  // empty: the baseline
-  double p = 0;
-  Outcome outcome = Outcome::kRejected;
-  std::string message;              // why it was not accepted
-  std::optional<double> criterion;  // unset while a relative one is not known
-  int best_epoch = 0;               // the epoch with the best criterion accuracy; 0: none
-  double eq5_compression = 1;       // product of 1 / (1 - p) over all pruning steps tried so far
-  int64_t weights_removed = 0, weights_compacted = 0;
-  std::vector<int> channels;  // of every hidden layer after compaction
-  nlohmann::json network;     // FmpTask's description at the end of the round; of a diverged
-                              // one at its beginning
-  nlohmann::json plan;        // how its layers ran: chosen by timing, so not reproducible
-  std::vector<EpochRecord> history;
-
-  bool is_baseline() const { return round == 0; }
-  bool accepted() const { return outcome == Outcome::kAccepted; }
-  const EpochRecord* best() const;  // null: no epoch completed
-  double seconds() const;
-  // Medians over the epochs; unset: none completed.
-  std::optional<double> seconds_per_epoch() const, frames_per_second() const,
-      evaluation_frames_per_second() const;
-};
-
 // What a pruning step did.
 struct PruneOutcome {
   int64_t weights_removed = 0;    // by the method
   int64_t weights_compacted = 0;  // more, that became useless with removed channels
   std::vector<int> channels;
-  nlohmann::json plan;
+  std::vector<LayerPlan> plan;
 };
 
 // What the controller has others do to networks. Two of them: the current one, which is pruned and
@@ -87,16 +47,19 @@ class FmpTask {
   // call. Says what the current network is then.
   virtual PruneOutcome prune(const std::string& method, double p, int round) = 0;
   // The first plan: how the layers of the baseline run.
-  virtual nlohmann::json plan_baseline() = 0;
+  virtual std::vector<LayerPlan> plan_baseline() = 0;
   // Trains the current network for one epoch and evaluates it. `epoch` is distinct for every call
-  // of a run. Fills everything but `epoch` and `learning_rate`. Throws DivergedError, which costs
-  // the round, not the run.
-  virtual EpochRecord train_epoch(double learning_rate, int64_t epoch) = 0;
+  // of a run; `label` says for people which one it is ("round 3 epoch 2/50"). Fills everything but
+  // `epoch` and `learning_rate`. Throws DivergedError, which costs the round, not the run.
+  virtual EpochRecord train_epoch(double learning_rate, int64_t epoch,
+                                  const std::string& label) = 0;
   // The current network becomes the best one.
   virtual void keep() = 0;
+  // The best network is the baseline.
+  virtual void remember_baseline() = 0;
   // Size and cost of the current or the best network.
-  virtual nlohmann::json describe_current() const = 0;
-  virtual nlohmann::json describe_best() const = 0;
+  virtual NetworkDescription describe_current() const = 0;
+  virtual NetworkDescription describe_best() const = 0;
   // Channels of the hidden layers of the current network.
   virtual std::vector<int> channels() const = 0;
 };
@@ -126,7 +89,6 @@ ControllerState controller_state_from_json(const nlohmann::json& json);
 // Called as things happen; all may be left empty.
 struct ControllerEvents {
   std::function<void(const RoundRecord&)> round_begun;
-  std::function<void(const RoundRecord&)> epoch_begun;
   std::function<void(const RoundRecord&)> epoch_done;  // its last epoch is history.back()
   std::function<void(const RoundRecord&)> round_done;
   // After every epoch, when state and networks belong together: the moment to save both.
@@ -158,7 +120,7 @@ class FmpController {
   void settle_pruning(ControllerState& state);
   void begin_method(ControllerState& state, size_t method);
   bool below_floor(double fraction, size_t method) const;
-  nlohmann::json describe(const RoundRecord& round) const;
+  NetworkDescription describe(const RoundRecord& round) const;
 
   const Options& options_;
   std::vector<bool> structured_;

@@ -18,6 +18,7 @@
 #include "experiments/data_source.h"
 #include "experiments/experiment.h"
 #include "experiments/fmp_controller.h"
+#include "experiments/format.h"
 #include "experiments/interrupt.h"
 #include "experiments/model_export.h"
 #include "experiments/options.h"
@@ -49,7 +50,7 @@ class Run {
   void show_options(const FmpExperiment& experiment, const std::string& storage);
   void restore(FmpExperiment& experiment);
   void save(const FmpExperiment& experiment, const ControllerState& state);
-  ControllerEvents events(FmpExperiment& experiment);
+  ControllerEvents events(const FmpExperiment& experiment);
   void publish(const FmpExperiment& experiment);
   void finish(FmpExperiment& experiment);
   double seconds() const;
@@ -135,9 +136,8 @@ void Run::restore(FmpExperiment& experiment) {
     fail("the checkpoint in '{}' is of another version: {}", directory_.path().string(),
          exception.what());
   }
-  experiment.restore(std::move(checkpoint->networks),
-                     state_.open ? state_.open->plan : nlohmann::json(nullptr));
-  directory_.write_rounds(state_.rounds, options_.criterion_split);
+  experiment.restore(std::move(checkpoint->networks), state_.open ? &*state_.open : nullptr);
+  directory_.write_rounds(state_.rounds);
 }
 
 void Run::save(const FmpExperiment& experiment, const ControllerState& state) {
@@ -151,23 +151,17 @@ void Run::save(const FmpExperiment& experiment, const ControllerState& state) {
   directory_.save_checkpoint(checkpoint);
 }
 
-ControllerEvents Run::events(FmpExperiment& experiment) {
+ControllerEvents Run::events(const FmpExperiment& experiment) {
   ControllerEvents events;
-  const auto label = [this, &experiment](const RoundRecord& round) {
-    experiment.set_progress_label(fmt::format("round {} epoch {}/{}", round.round,
-                                              round.history.size() + 1, options_.epochs));
-  };
   events.round_begun = [this](const RoundRecord& round) { console_.plan(round); };
-  events.epoch_begun = label;
   events.epoch_done = [this](const RoundRecord& round) { console_.epoch(round, options_.epochs); };
   events.round_done = [this, &experiment](const RoundRecord& round) {
-    if (round.is_baseline()) experiment.remember_baseline();
     if (round.accepted()) publish(experiment);
     console_.round(round);
   };
   events.checkpoint = [this, &experiment](const ControllerState& state) {
     save(experiment, state);
-    if (!state.open) directory_.write_rounds(state.rounds, options_.criterion_split);
+    if (!state.open) directory_.write_rounds(state.rounds);
   };
   events.stop = [this] {
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - began_;
@@ -207,9 +201,8 @@ void Run::finish(FmpExperiment& experiment) {
   summary["baseline"] = std::move(baseline_json);
   summary["result"] = std::move(result_json);
   std::vector<nlohmann::json> rounds;
-  for (const RoundRecord& round : state_.rounds)
-    rounds.push_back(round_to_json(round, options_.criterion_split));
-  directory_.write_rounds(state_.rounds, options_.criterion_split);
+  for (const RoundRecord& round : state_.rounds) rounds.push_back(to_json(round));
+  directory_.write_rounds(state_.rounds);
   directory_.write_text("report.html", render_report(summary, rounds));
   directory_.write_json("summary.json", summary);
   console_.summary(summary, directory_.path().string());

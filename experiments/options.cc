@@ -12,7 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-#include "experiments/run_directory.h"
+#include "experiments/run_file.h"
 #include "framework/error.h"
 #include "framework/network/pruning.h"
 #include "framework/onnx/import.h"
@@ -292,7 +292,7 @@ std::vector<std::string> resumed_arguments(const CLI::App& app, const Options& g
             flag, given.resume);
     overriding.push_back(argument);
   }
-  std::vector<std::string> arguments = RunDirectory::stored_arguments(given.resume);
+  std::vector<std::string> arguments = stored_arguments(given.resume);
   std::erase_if(arguments, [&](const std::string& stored) {
     return std::ranges::any_of(overriding, [&](const std::string& argument) {
       return flag_name(argument) == flag_name(stored);

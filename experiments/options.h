@@ -84,7 +84,7 @@ struct Options {
 };
 
 // Parses a command line (without the program's name). Empty when --help or --version was asked for
-// and printed. With --resume the stored command line of that run (see RunDirectory) is completed by
+// and printed. With --resume the stored command line of that run (see run_file.h) is completed by
 // the flags of this one: only flags that leave the results unchanged may be given anew.
 // Throws UsageError.
 std::optional<Options> parse_options(std::span<const std::string> arguments);

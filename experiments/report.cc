@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <optional>
 
+#include "experiments/format.h"
 #include "experiments/published_results.h"
 #include "experiments/svg_chart.h"
 
@@ -92,7 +93,7 @@ std::string text(const json& value, std::initializer_list<const char*> path) {
 constexpr const char* kDash = "–";
 
 std::string percent(double fraction) {
-  return std::isfinite(fraction) ? fmt::format("{:.2f}%", 100 * fraction) : kDash;
+  return std::isfinite(fraction) ? format_percent(fraction) : kDash;
 }
 
 // A number with `digits` digits after the point.
@@ -102,12 +103,7 @@ std::string fixed(double value, int digits) {
 
 // A whole number with commas between thousands.
 std::string whole(double value) {
-  if (!std::isfinite(value)) return kDash;
-  std::string digits = fmt::format("{:.0f}", value);
-  for (int64_t at = static_cast<int64_t>(digits.size()) - 3; at > (value < 0 ? 1 : 0); at -= 3) {
-    digits.insert(static_cast<size_t>(at), ",");
-  }
-  return digits;
+  return std::isfinite(value) ? format_count(std::llround(value)) : kDash;
 }
 
 std::string times(double ratio) {
@@ -122,12 +118,7 @@ std::string cost(double value) {
 }
 
 std::string duration(double seconds) {
-  if (!std::isfinite(seconds)) return kDash;
-  const auto whole_seconds = static_cast<int64_t>(std::llround(seconds));
-  const int64_t hours = whole_seconds / 3600, minutes = whole_seconds / 60 % 60;
-  if (hours > 0) return fmt::format("{} h {} min", hours, minutes);
-  if (minutes > 0) return fmt::format("{} min {} s", minutes, whole_seconds % 60);
-  return fmt::format("{:.1f} s", seconds);
+  return std::isfinite(seconds) ? format_duration(seconds) : kDash;
 }
 
 // How a cell is set; the names are those of CSS classes.

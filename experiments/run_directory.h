@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "experiments/fmp_controller.h"
+#include "experiments/round_record.h"
 #include "framework/network/checkpoint.h"
 
 namespace fmp {
@@ -29,8 +29,6 @@ class RunDirectory {
                              const std::vector<std::string>& arguments);
   // An earlier run. Throws Error when there is none or it is in use.
   static RunDirectory open(const std::filesystem::path& path);
-  // The command line of the run in `path`. Throws Error.
-  static std::vector<std::string> stored_arguments(const std::filesystem::path& path);
 
   RunDirectory(RunDirectory&& other) noexcept;
   RunDirectory& operator=(RunDirectory&&) = delete;
@@ -41,7 +39,7 @@ class RunDirectory {
   // Empty when the run was interrupted before its first epoch ended.
   std::optional<Checkpoint> load_checkpoint() const;
   void save_checkpoint(const Checkpoint& checkpoint) const;
-  void write_rounds(const std::vector<RoundRecord>& rounds, CriterionSplit split) const;
+  void write_rounds(const std::vector<RoundRecord>& rounds) const;
   void write_text(std::string_view name, std::string_view text) const;
   void write_json(std::string_view name, const nlohmann::json& json) const;
   void write_network(std::string_view name, const Network& network) const;
@@ -52,14 +50,5 @@ class RunDirectory {
   std::filesystem::path path_;
   int lock_ = -1;  // file descriptor of the locked file
 };
-
-// One line of rounds.jsonl.
-nlohmann::json round_to_json(const RoundRecord& round, CriterionSplit split);
-// rounds.csv with its header.
-std::string rounds_to_csv(const std::vector<RoundRecord>& rounds);
-
-// A layer's plan as rounds.csv and the console show it: "sds", d/s for dense/sparse in the forward,
-// the backward-data and the backward-weight pass.
-std::string plan_to_text(const nlohmann::json& plan);
 
 }  // namespace fmp

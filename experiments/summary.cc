@@ -163,7 +163,6 @@ std::optional<RoundRecord> result_round(const ControllerState& state,
   if (!state.rounds.empty()) return state.rounds.front();
   RoundRecord round = state.open.value();
   round.network = experiment.describe_best();
-  round.network["eq5_compression"] = round.eq5_compression;
   return round;
 }
 
@@ -190,7 +189,8 @@ nlohmann::json summarize(const Options& options, const ControllerState& state,
           {"result", nullptr},
           {"rounds", {{"tried", tried}, {"accepted", accepted}, {"epochs", state.epochs_trained}}},
           {"compression",
-           {{"true", result ? result->network.at("true_compression") : nlohmann::json(nullptr)},
+           {{"true",
+             result ? nlohmann::json(result->network.true_compression()) : nlohmann::json(nullptr)},
             {"eq5", state.eq5_compression}}},
           {"timing", timing_json(state, experiment, timing)},
           {"host", host(options, experiment, timing.started)}};
@@ -215,7 +215,7 @@ nlohmann::json summarize_network(const RoundRecord& round, const FinalEvaluation
             {"test", evaluation.test.loss}}},
           {"by_snr", snr_json(evaluation.test)},
           {"confusion", confusion_json(evaluation.test, classes)},
-          {"network", round.network}};
+          {"network", network_to_json(round)}};
 }
 
 }  // namespace fmp

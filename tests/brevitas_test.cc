@@ -207,7 +207,7 @@ TEST_P(Brevitas, ForwardInTrainingGivesTheSameCodes) {
   std::vector<Layer>& layers = network.layers();
   std::vector<LayerWorkspace> workspaces = make_workspaces(network, sparse_);
   const cpu::RunContext context;
-  const bool collect = network.steps < kThresholdStatisticSteps;
+  const bool collect = network.collects_thresholds();
   Tape tape;
   Variable x = input_frames(read_batch(file_), network.config(), layers[0].padding(), context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {

@@ -25,7 +25,7 @@ class FakeTask final : public FmpTask {
   // Accuracy after `epoch` epochs of training with `alive` weights; NaN: the training diverges.
   std::function<double(int64_t alive, int epoch)> accuracy;
 
-  int64_t current = 1000, best = -1;
+  int64_t current = 1000, best = -1, baseline = -1;
   int epochs = 0;  // of the present round
   std::vector<Call> prunes;
   std::vector<double> learning_rates;
@@ -38,11 +38,10 @@ class FakeTask final : public FmpTask {
     epochs = 0;
     PruneOutcome outcome;
     outcome.weights_removed = removed;
-    outcome.plan = nlohmann::json::array();
     return outcome;
   }
-  nlohmann::json plan_baseline() override { return nlohmann::json::array(); }
-  EpochRecord train_epoch(double learning_rate, int64_t epoch) override {
+  std::vector<LayerPlan> plan_baseline() override { return {}; }
+  EpochRecord train_epoch(double learning_rate, int64_t epoch, const std::string&) override {
     learning_rates.push_back(learning_rate);
     epoch_numbers.push_back(epoch);
     const double reached = accuracy(current, ++epochs);
@@ -53,9 +52,17 @@ class FakeTask final : public FmpTask {
     return record;
   }
   void keep() override { best = current; }
-  nlohmann::json describe_current() const override { return {{"alive", current}}; }
-  nlohmann::json describe_best() const override { return {{"alive", best}}; }
+  void remember_baseline() override { baseline = best; }
+  NetworkDescription describe_current() const override { return describe(current); }
+  NetworkDescription describe_best() const override { return describe(best); }
   std::vector<int> channels() const override { return {}; }
+
+ private:
+  static NetworkDescription describe(int64_t alive) {
+    NetworkDescription description;
+    description.weights_alive = alive;
+    return description;
+  }
 };
 
 Options options_with(double accuracy, bool relative = false) {
@@ -100,7 +107,8 @@ TEST(Controller, StepsBackAndDividesUntilBelowTheFloor) {
   EXPECT_EQ(accepted, (std::vector<bool>{true, true, true, false, false, true, false}));
   ASSERT_NE(state.last_accepted(), nullptr);
   EXPECT_EQ(state.last_accepted()->round, 5);
-  EXPECT_EQ(state.last_accepted()->network.at("alive"), 608);
+  EXPECT_EQ(state.last_accepted()->network.weights_alive, 608);
+  EXPECT_EQ(task.baseline, 1000);
 }
 
 TEST(Controller, Eq5RatioCountsEveryIterationTried) {
@@ -110,7 +118,8 @@ TEST(Controller, Eq5RatioCountsEveryIterationTried) {
   const double expected = 1 / (0.8 * 0.8 * 0.8 * 0.9 * 0.95 * 0.95);
   EXPECT_NEAR(state.eq5_compression, expected, 1e-12);
   EXPECT_NEAR(state.rounds[2].eq5_compression, 1 / 0.64, 1e-12);
-  EXPECT_EQ(state.rounds[2].network.at("eq5_compression"), state.rounds[2].eq5_compression);
+  EXPECT_EQ(to_json(state.rounds[2]).at("network").at("eq5_compression"),
+            state.rounds[2].eq5_compression);
 }
 
 TEST(Controller, AcceptsAsSoonAsTheCriterionHolds) {

@@ -363,8 +363,7 @@ RunResult run(const std::function<std::unique_ptr<Engine>()>& make_engine, bool 
     Console console(nowhere);
     auto experiment = std::make_unique<FmpExperiment>(options, tiny_data(), console, make_engine());
     ControllerEvents events;
-    events.round_done = [&](const RoundRecord& round) {
-      if (round.is_baseline()) experiment->remember_baseline();
+    events.round_done = [&](const RoundRecord& /*round*/) {
       for (const Layer& layer : experiment->current().layers())
         result.masks.push_back(layer.weight.mask);
     };
@@ -377,7 +376,7 @@ RunResult run(const std::function<std::unique_ptr<Engine>()>& make_engine, bool 
       result.state = controller_state_from_json(checkpoint.state);
       experiment = std::make_unique<FmpExperiment>(options, tiny_data(), console, make_engine());
       experiment->restore(std::move(checkpoint.networks),
-                          result.state.open ? result.state.open->plan : nlohmann::json(nullptr));
+                          result.state.open ? &*result.state.open : nullptr);
     }
     result.best = *experiment->best();
     result.evaluation = experiment->evaluate(*experiment->best(), "result");
@@ -396,7 +395,7 @@ nlohmann::json decisions(const RunResult& result) {
   nlohmann::json rounds = nlohmann::json::array();
   for (const RoundRecord& round : result.state.rounds) {
     rounds.push_back({round.method, round.p, to_string(round.outcome), round.weights_removed,
-                      round.channels, round.network.at("nonzeros"), round.plan,
+                      round.channels, round.network.nonzeros, plan_to_text(round.plan),
                       round.history.size()});
   }
   return rounds;
@@ -425,7 +424,7 @@ TEST_F(CudaRunTest, MasksAndAccuraciesAreThoseOfTheCpu) {
   int accepted = 0, rejected = 0, sparse = 0;
   for (const RoundRecord& round : expected.state.rounds) {
     ++(round.accepted() ? accepted : rejected);
-    for (const nlohmann::json& layer : round.plan) sparse += layer.at("forward") == "sparse";
+    for (const LayerPlan& layer : round.plan) sparse += layer.forward == Kernel::kSparse;
   }
   EXPECT_GE(accepted, 3) << decisions(expected).dump(1);
   EXPECT_GE(rejected, 1) << decisions(expected).dump(1);

@@ -100,6 +100,12 @@ class Network {
   int64_t steps = 0;            // optimizer steps taken since the parameters were drawn
   int64_t optimizer_steps = 0;  // Adam's t: steps since its moments were last reset
 
+  // Whether the next step still takes QuantReLU thresholds from its batch, as the first
+  // `statistic_steps` steps do.
+  bool collects_thresholds(int64_t statistic_steps = kThresholdStatisticSteps) const {
+    return steps < statistic_steps;
+  }
+
   int64_t weights_total() const;  // prunable weights, pruned ones included
   int64_t weights_alive() const;
 

@@ -181,7 +181,7 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
                  const FrameBatch& batch, int64_t threshold_statistic_steps,
                  const cpu::RunContext& context) {
   std::vector<Layer>& layers = network.layers();
-  const bool collect = network.steps < threshold_statistic_steps;
+  const bool collect = network.collects_thresholds(threshold_statistic_steps);
   Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     if (flatten_before(layers[i], x)) x = flatten(tape, x);

@@ -131,18 +131,17 @@ class CudaEngine final : public Engine {
              const BatchSource& batches, const ResultSink& results) override {
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_);
     CapturedStep captured(options_.graphs);
-    int64_t steps = network.steps, optimizer_steps = network.optimizer_steps;
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
-      const cuda::AdamFactors factors = cuda::adam_factors(options.adam, ++optimizer_steps);
+      const cuda::AdamFactors factors = cuda::adam_factors(options.adam, ++network.optimizer_steps);
       flight.send(batch, &factors, device, copy(), compute());
-      const StepKind kind{batch.count, steps < options.threshold_statistic_steps, steps == 0};
+      const StepKind kind{batch.count,
+                          network.collects_thresholds(options.threshold_statistic_steps),
+                          network.steps == 0};
       captured.run(kind, compute(), [&] { device.train_step(kind.collect, kind.first); });
       flight.receive(device, false, compute());
-      ++steps;
+      ++network.steps;
     });
     device.store(network);
-    network.steps = steps;
-    network.optimizer_steps = optimizer_steps;
   }
 
   void evaluate(const Network& network, std::span<const LayerPlan> plan, const BatchSource& batches,
