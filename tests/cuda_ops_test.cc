@@ -369,13 +369,13 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
   cpu::HiddenState cpu_state;
   const cpu::Input cpu_x{o.cpu_x.view(), o.x_scale};
   cpu::hidden_forward_train(cpu_x, cpu_weights, parameters, o.test.collect, {mean, var}, cpu_state,
-                            out.view(), {});
+                            out.view(), nullptr, {});
   const Dims seen{o.in.frames, s.length, s.in_channels};
   Tensor dx = Tensor::tile({seen.frames, seen.length, seen.channels, 0}, kF32);
   cpu::HiddenGradients cpu_gradients{dw, dgamma, dbeta};
   const Tensor dp = cpu_tile(o.dp, o.out, 0, kF32);
-  cpu::hidden_backward(cpu_x, cpu_weights, parameters, cpu_state, dp.view(), kExtra, cpu_gradients,
-                       dx.view(), {});
+  cpu::hidden_backward({cpu_x, &cpu_weights, &cpu_state, std::as_const(out).view()}, parameters,
+                       dp.view(), kExtra, cpu_gradients, dx.view(), nullptr, {});
   for (size_t i = 0; i < o.mask.size(); ++i) {
     if (o.mask[i] == 0) dw[i] = 0;
   }

@@ -375,10 +375,10 @@ HiddenResult run_hidden(const Operands& o, const PassPlan& plan, int threads) {
   const cpu::HiddenParameters parameters{o.gamma, o.beta, o.threshold};
   const cpu::Input x{o.x.view(), o.x_scale};
   cpu::hidden_forward_train(x, weights, parameters, o.collect, {r.running_mean, r.running_var},
-                            state, r.out.view(), {threads});
+                            state, r.out.view(), nullptr, {threads});
   cpu::HiddenGradients gradients{r.weight, r.gamma, r.beta};
-  cpu::hidden_backward(x, weights, parameters, state, o.dp.view(), 0.0, gradients, r.dx.view(),
-                       {threads});
+  cpu::hidden_backward({x, &weights, &state, std::as_const(r.out).view()}, parameters, o.dp.view(),
+                       0.0, gradients, r.dx.view(), nullptr, {threads});
   weights.backward(o.weight, 0.0, r.weight);
   r.threshold = gradients.threshold;
   r.threshold_used = state.threshold;

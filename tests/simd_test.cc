@@ -15,6 +15,7 @@
 #include "framework/random.h"
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/quad_weights.h"
 #include "kernels/cpu/weights.h"
 #include "kernels/cpu/winograd.h"
 
@@ -78,6 +79,25 @@ class ConvCase {
   }
   float x_at(int row, int c, int lane) const {
     return x[static_cast<size_t>(row * x_stride_ + c * kLanes + lane)];
+  }
+  // The rows of x, those of a channel behind one another, and the surviving weights for them.
+  Aligned<float> x_by_channel() const {
+    const int rows = size_.rows + size_.taps - 1;
+    Aligned<float> result(static_cast<size_t>(rows * size_.channels * kLanes));
+    for (size_t i = 0; i < result.size; ++i) {
+      const int row = static_cast<int>(i) / kLanes % rows, c = static_cast<int>(i) / kLanes / rows;
+      result[i] = x_at(row, c, static_cast<int>(i) % kLanes);
+    }
+    return result;
+  }
+  cpu::OwnedSparse sparse_by_channel() const {
+    cpu::OwnedSparse result = sparse;
+    for (int32_t& offset : result.offset) {
+      const int32_t stride = static_cast<int32_t>(x_stride_);
+      const int32_t tap = offset / stride, channel = offset % stride / kLanes;
+      offset = (channel * (size_.rows + size_.taps - 1) + tap) * kLanes;
+    }
+    return result;
   }
   float dy_at(int row, int o, int lane) const {
     return dy[static_cast<size_t>(row * y_stride() + o * kLanes + lane)];
@@ -206,6 +226,12 @@ TEST(SimdTest, FloatConvolutions) {
                                 sparse.data(), test.y_stride());
       EXPECT_EQ(std::memcmp(dense.data(), sparse.data(), dense.size * sizeof(float)), 0)
           << "dense and sparse differ";
+      const Aligned<float> by_channel = test.x_by_channel();
+      const cpu::OwnedSparse weights = test.sparse_by_channel();
+      cpu::simd().conv1d_sparse(by_channel.data(), kLanes, size.rows, weights.view(), sparse.data(),
+                                test.y_stride());
+      EXPECT_EQ(std::memcmp(dense.data(), sparse.data(), dense.size * sizeof(float)), 0)
+          << "another layout, another result";
       for (int r = 0; r < size.rows; ++r) {
         for (int o = 0; o < size.out; ++o) {
           for (int lane = 0; lane < kLanes; ++lane) {
@@ -232,38 +258,123 @@ TEST(SimdTest, WeightGradients) {
     SCOPED_TRACE(testing::PrintToString(size));
     const ConvCase test(size, false);
     for_each_target([&] {
-      // Both add to what is there.
+      // Both add to what is there, lane by lane.
       constexpr float kBefore = 0.25F;
-      std::vector<float> dense(test.w.size(), kBefore);
-      std::vector<float> sparse(test.sparse.offset.size(), kBefore);
+      Aligned<float> dense(test.w.size() * kLanes, kBefore);
+      Aligned<float> sparse(test.sparse.offset.size() * kLanes, kBefore);
       cpu::simd().conv1d_backward_weight_dense(test.x.data(), test.x_stride(), test.dy.data(),
                                                test.y_stride(), size.rows, size.out, size.taps,
                                                size.channels, dense.data());
-      cpu::simd().conv1d_backward_weight_sparse(test.x.data(), test.x_stride(), test.dy.data(),
-                                                test.y_stride(), size.rows, test.sparse.view(),
-                                                sparse.data());
+      const Aligned<float> by_channel = test.x_by_channel();
+      const cpu::OwnedSparse weights = test.sparse_by_channel();
+      cpu::simd().conv1d_backward_weight_sparse(by_channel.data(), test.dy.data(), test.y_stride(),
+                                                kLanes, size.rows, weights.view(), sparse.data());
       size_t entry = 0;
       for (int o = 0; o < size.out; ++o) {
         for (int t = 0; t < size.taps; ++t) {
           for (int c = 0; c < size.channels; ++c) {
-            double expected = static_cast<double>(kBefore), magnitude = expected;
-            for (int r = 0; r < size.rows; ++r) {
-              for (int lane = 0; lane < kLanes; ++lane) {
+            const size_t i = test.index(o, t, c);
+            for (int lane = 0; lane < kLanes; ++lane) {
+              double expected = static_cast<double>(kBefore), magnitude = expected;
+              for (int r = 0; r < size.rows; ++r) {
                 const double product = static_cast<double>(test.dy_at(r, o, lane)) *
                                        static_cast<double>(test.x_at(r + t, c, lane));
                 expected += product;
                 magnitude += std::fabs(product);
               }
+              const size_t at = i * kLanes + static_cast<size_t>(lane);
+              ASSERT_NEAR(dense[at], expected, kSumTolerance * magnitude);
+              if (test.w[i] == 0.0F) continue;
+              ASSERT_EQ(sparse[entry * kLanes + static_cast<size_t>(lane)], dense[at])
+                  << "dense and sparse differ at " << o << ' ' << t << ' ' << c;
             }
-            const size_t i = test.index(o, t, c);
-            ASSERT_NEAR(dense[i], expected, kSumTolerance * magnitude);
-            if (test.w[i] == 0.0F) continue;
-            ASSERT_EQ(sparse[entry++], dense[i])
-                << "dense and sparse differ at " << o << ' ' << t << ' ' << c;
+            entry += test.w[i] != 0.0F;
           }
         }
       }
     });
+  }
+}
+
+// Sums on quads of codes and their totals: every way to multiply, signed and unsigned input.
+TEST(SimdTest, SumsOfCodesAreExact) {
+  for (const ConvSize& size : kSizes) {
+    SCOPED_TRACE(testing::PrintToString(size));
+    const ConvCase test(size, true);
+    const int window = size.rows + size.taps - 1;
+    for (const int input_bits : {8, 2}) {
+      const int offset = input_bits == 2 ? 2 : 0;  // 2 bits: signed codes -2 .. 1
+      Aligned<uint8_t> codes(static_cast<size_t>(window * size.channels * kLanes));
+      const auto code = [&](int row, int c, int lane) {
+        const int value = static_cast<int>(test.x_at(row, c, lane));
+        return offset == 0 ? value : value % 4 - offset;
+      };
+      for (size_t i = 0; i < codes.size; ++i) {
+        const int element = static_cast<int>(i) / kLanes;
+        codes[i] = static_cast<uint8_t>(
+            code(element / size.channels, element % size.channels, static_cast<int>(i) % kLanes));
+      }
+      // Few bits of weights, too, so that 16-bit sums can be used.
+      const auto weight = [&](int o, int t, int c) {
+        const int w = static_cast<int>(test.w[test.index(o, t, c)]);
+        return offset == 0 ? w : w % 4;
+      };
+      std::vector<int32_t> offsets(static_cast<size_t>(cpu::quads(size.out) * cpu::kQuad), 0);
+      for (int o = 0; o < size.out; ++o) {
+        for (int t = 0; t < size.taps; ++t) {
+          for (int c = 0; c < size.channels; ++c) {
+            offsets[static_cast<size_t>(o)] -= weight(o, t, c) * offset;
+          }
+        }
+      }
+      for_each_target([&] {
+        for (const bool sparse : {false, true}) {
+          SCOPED_TRACE(testing::Message() << "sparse " << sparse << ", offset " << offset);
+          cpu::QuadWeights weights;
+          weights.pack(size.out, size.taps, size.channels, window, sparse, weight);
+          const bool narrow_fits = weights.largest() * ((1 << input_bits) - 1) < 32768;
+          EXPECT_TRUE(offset == 0 || narrow_fits);
+          const cpu::CodeWeights view = weights.view(cpu::best_dot_product(narrow_fits, false));
+          Aligned<uint8_t> quads(static_cast<size_t>(weights.in_quads() * weights.quad_stride()),
+                                 uint8_t{77});
+          for (int r = 0; r < window; ++r) {
+            cpu::simd().pack_quads(codes.data() + r * size.channels * kLanes, size.channels,
+                                   static_cast<uint8_t>(offset), 0,
+                                   quads.data() + r * cpu::kQuadRow, weights.quad_stride());
+          }
+          Aligned<float> y(test.dy.size);
+          cpu::simd().code_sums(view, 0, size.out, quads.data(), size.rows, offsets.data(),
+                                y.data(), test.y_stride());
+          Aligned<int64_t> totals(static_cast<size_t>(size.out * 2 * cpu::kTotalParts), 1);
+          cpu::simd().code_totals(view, size.out, quads.data(), size.rows, offsets.data(),
+                                  totals.data());
+          for (int o = 0; o < size.out; ++o) {
+            int64_t sum = cpu::kTotalParts, squares = cpu::kTotalParts;
+            for (int r = 0; r < size.rows; ++r) {
+              for (int lane = 0; lane < kLanes; ++lane) {
+                int64_t expected = 0;
+                for (int t = 0; t < size.taps; ++t) {
+                  for (int c = 0; c < size.channels; ++c) {
+                    expected += weight(o, t, c) * code(r + t, c, lane);
+                  }
+                }
+                ASSERT_EQ(static_cast<int64_t>(
+                              y[static_cast<size_t>(r * test.y_stride() + o * kLanes + lane)]),
+                          expected);
+                sum += expected;
+                squares += expected * expected;
+              }
+            }
+            for (int i = 0; i < cpu::kTotalParts; ++i) {
+              sum -= totals[static_cast<size_t>(2 * o * cpu::kTotalParts + i)];
+              squares -= totals[static_cast<size_t>((2 * o + 1) * cpu::kTotalParts + i)];
+            }
+            EXPECT_EQ(sum, 0) << o;
+            EXPECT_EQ(squares, 0) << o;
+          }
+        }
+      });
+    }
   }
 }
 
@@ -421,6 +532,7 @@ class ActivationData {
     const float value = t(row, c, lane);
     return value > 0 && (!size_.quantized || std::nearbyint(value) <= size_.max_code);
   }
+  cpu::Sums sums() const { return {y.data(), stride(), size_.rows, size_.channels}; }
   cpu::ChannelAffine affine() const { return {gain.data(), shift.data()}; }
   cpu::ChannelAffine second() const { return {second_gain.data(), second_shift.data()}; }
   cpu::ActivationSpec spec() const { return {size_.pool, size_.quantized, size_.max_code}; }
@@ -439,12 +551,23 @@ TEST(SimdTest, QuantizeAndPool) {
     for_each_target([&] {
       Aligned<uint8_t> codes(data.dp.size);
       Aligned<float> values(data.dp.size);
+      Aligned<uint16_t> passes(data.y.size / kLanes, uint16_t{0xaaaa});
       if (size.quantized) {
-        cpu::simd().quantize_pool(data.y.data(), data.stride(), size.rows, size.channels,
-                                  data.affine(), data.spec(), codes.data());
+        cpu::simd().quantize_pool(data.sums(), data.affine(), data.spec(), codes.data(),
+                                  data.stride(), passes.data(), size.channels);
       } else {
-        cpu::simd().relu_pool(data.y.data(), data.stride(), size.rows, size.channels, data.affine(),
-                              data.spec(), values.data());
+        cpu::simd().relu_pool(data.sums(), data.affine(), data.spec(), values.data(), data.stride(),
+                              passes.data(), size.channels);
+      }
+      for (int r = 0; r < size.rows; ++r) {
+        for (int c = 0; c < size.channels; ++c) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const bool passed =
+                (passes[static_cast<size_t>(r * size.channels + c)] >> lane & 1) != 0;
+            ASSERT_EQ(passed, data.winner(r / size.pool, c, lane) == r && data.passes(r, c, lane))
+                << r << ' ' << c << ' ' << lane;
+          }
+        }
       }
       for (int p = 0; p < size.rows / size.pool; ++p) {
         for (int c = 0; c < size.channels; ++c) {
@@ -479,11 +602,9 @@ TEST(SimdTest, EvaluateAndPool) {
       Aligned<uint8_t> codes(data.dp.size);
       Aligned<float> values(data.dp.size);
       if (size.quantized) {
-        cpu::simd().evaluate_codes(data.y.data(), data.stride(), size.rows, size.channels, steps,
-                                   data.spec(), codes.data());
+        cpu::simd().evaluate_codes(data.sums(), steps, data.spec(), codes.data(), data.stride());
       } else {
-        cpu::simd().evaluate_values(data.y.data(), data.stride(), size.rows, size.channels, steps,
-                                    data.spec(), values.data());
+        cpu::simd().evaluate_values(data.sums(), steps, data.spec(), values.data(), data.stride());
       }
       for (int p = 0; p < size.rows / size.pool; ++p) {
         for (int c = 0; c < size.channels; ++c) {
@@ -513,6 +634,8 @@ TEST(SimdTest, ChannelSums) {
       std::vector<double> sum(data.gain.size(), 1.0), squares(data.gain.size(), 2.0);
       cpu::simd().channel_sums(data.y.data(), data.stride(), size.rows, size.channels, sum.data(),
                                squares.data());
+      std::vector<cpu::IntegerTotals> totals(data.gain.size());
+      cpu::simd().integer_sums(data.sums(), totals.data());
       for (int c = 0; c < size.channels; ++c) {
         double expected = 1, expected_squares = 2;
         for (int r = 0; r < size.rows; ++r) {
@@ -525,6 +648,8 @@ TEST(SimdTest, ChannelSums) {
         // Integers of this size have exact float sums.
         EXPECT_EQ(sum[static_cast<size_t>(c)], expected);
         EXPECT_NEAR(squares[static_cast<size_t>(c)], expected_squares, 1e-6 * expected_squares);
+        EXPECT_EQ(static_cast<double>(totals[static_cast<size_t>(c)].sum), expected - 1);
+        EXPECT_EQ(totals[static_cast<size_t>(c)].squares(), expected_squares - 2);
       }
     });
   }
@@ -534,58 +659,64 @@ TEST(SimdTest, ActivationBackward) {
   for (const ActivationCase& size : kActivations) {
     const ActivationData data(size);
     const size_t channels = data.gain.size();
-    // of_g, of_y, of_one of the second half.
-    const std::vector<float>&of_g = data.second_gain, &of_y = data.second_shift,
-          &of_one = data.shift;
+    Random random(kSeed, "passes");
+    Aligned<uint16_t> passes(data.y.size / kLanes);
+    for (size_t i = 0; i < passes.size; ++i) passes[i] = static_cast<uint16_t>(random.next_u32());
+    Aligned<uint8_t> codes(data.dp.size);
+    for (size_t i = 0; i < codes.size; ++i) codes[i] = static_cast<uint8_t>(random.next_u32());
+    const auto g = [&](int r, int c, int lane) {
+      const bool passed = (passes[static_cast<size_t>(r * size.channels + c)] >> lane & 1) != 0;
+      return passed ? data.dp[data.at(r / size.pool, c, lane)] : 0.0F;
+    };
+    const cpu::PooledGradient gradient{
+        data.dp.data(), data.stride(), size.quantized ? codes.data() : nullptr,
+        data.stride(),  passes.data(), size.channels};
     for_each_target([&] {
-      Aligned<float> sums(2 * channels * kLanes), dy(data.y.size);
-      const double scale_gradient = cpu::simd().activation_backward_sums(
-          data.y.data(), data.stride(), size.rows, size.channels, data.affine(), data.second(),
-          data.spec(), data.dp.data(), sums.data());
-      std::vector<double> totals(2 * channels, 0.0);
-      cpu::simd().add_lane_sums(sums.data(), 2 * size.channels, totals.data());
-      cpu::simd().activation_backward_apply(
-          data.y.data(), data.stride(), size.rows, size.channels, data.affine(), data.spec(),
-          data.dp.data(), {of_g.data(), of_y.data(), of_one.data()}, dy.data(), data.stride());
-
-      double expected_scale_gradient = 0;
+      const size_t lanes = channels * cpu::kGradientSums * kLanes;
+      Aligned<float> sums(lanes), spread_sums(lanes), dy(data.y.size), spread(data.y.size);
+      cpu::simd().backward_sums(data.sums(), size.pool, gradient, sums.data());
+      const std::vector<float>&of_g = data.second_gain, &of_y = data.second_shift;
+      cpu::simd().backward_apply(data.sums(), size.pool, gradient,
+                                 {of_g.data(), of_y.data(), data.shift.data()}, dy.data(),
+                                 data.stride(), kLanes);
+      // Another layout: the rows of a channel behind one another.
+      cpu::simd().spread_gradient(size.rows, size.channels, size.pool, gradient, spread.data(),
+                                  kLanes, static_cast<ptrdiff_t>(size.rows) * kLanes,
+                                  spread_sums.data());
+      std::vector<double> totals(channels * cpu::kGradientSums, 0.0);
+      cpu::simd().add_lane_sums(sums.data(), static_cast<int>(totals.size()), totals.data());
       for (int c = 0; c < size.channels; ++c) {
         const size_t channel = static_cast<size_t>(c);
-        double sum_g = 0, sum_g_xhat = 0;
-        std::vector<float> g(data.y.size, 0.0F);
-        for (int p = 0; p < size.rows / size.pool; ++p) {
-          for (int lane = 0; lane < kLanes; ++lane) {
-            const int r = data.winner(p, c, lane);
-            const double gradient = static_cast<double>(data.dp[data.at(p, c, lane)]);
-            if (data.passes(r, c, lane)) {
-              g[data.at(r, c, lane)] = static_cast<float>(gradient);
-              sum_g += gradient;
-              sum_g_xhat += gradient * (static_cast<double>(of_g[channel]) *
-                                            static_cast<double>(data.y[data.at(r, c, lane)]) +
-                                        static_cast<double>(of_y[channel]));
-            }
-            if (size.quantized) {
-              const double t = static_cast<double>(data.t(r, c, lane));
-              const double code = static_cast<double>(data.code(r, c, lane));
-              expected_scale_gradient += gradient * (data.passes(r, c, lane) ? code - t
-                                                     : t > 0                 ? code
-                                                                             : 0.0);
-            }
-          }
-        }
-        EXPECT_NEAR(totals[2 * channel], sum_g, 1e-4);
-        EXPECT_NEAR(totals[2 * channel + 1], sum_g_xhat, 0.05);
+        double sum_g = 0, sum_g_y = 0, sum_code = 0;
         for (int r = 0; r < size.rows; ++r) {
           for (int lane = 0; lane < kLanes; ++lane) {
             const size_t at = data.at(r, c, lane);
-            ASSERT_NEAR(dy[at],
-                        of_g[channel] * g[at] + of_y[channel] * data.y[at] + of_one[channel], 1e-3);
+            const double passed = static_cast<double>(g(r, c, lane));
+            sum_g += passed;
+            sum_g_y += passed * static_cast<double>(data.y[at]);
+            ASSERT_NEAR(
+                dy[at],
+                of_g[channel] * g(r, c, lane) + of_y[channel] * data.y[at] + data.shift[channel],
+                1e-3);
+            ASSERT_EQ(spread[static_cast<size_t>((c * size.rows + r) * kLanes + lane)],
+                      g(r, c, lane));
           }
         }
-      }
-      if (size.quantized) {
-        EXPECT_NEAR(scale_gradient, expected_scale_gradient,
-                    1e-5 * static_cast<double>(size.max_code) * static_cast<double>(data.dp.size));
+        for (int p = 0; size.quantized && p < size.rows / size.pool; ++p) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const size_t at = data.at(p, c, lane);
+            sum_code += static_cast<double>(data.dp[at]) * codes[at];
+          }
+        }
+        const double* total = totals.data() + channel * cpu::kGradientSums;
+        EXPECT_NEAR(total[0], sum_g, 1e-4);
+        EXPECT_NEAR(total[1], sum_g_y, 0.05);
+        EXPECT_NEAR(total[2], sum_code, 0.05);
+        for (size_t i = 0; i < kLanes; ++i) {
+          const size_t at = channel * cpu::kGradientSums * kLanes + i;
+          EXPECT_EQ(spread_sums[at], sums[at]);
+          EXPECT_EQ(spread_sums[at + 2 * kLanes], sums[at + 2 * kLanes]);
+        }
       }
     });
   }

@@ -3,10 +3,12 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "framework/network/tensor.h"
+#include "kernels/cpu/ops.h"
 
 namespace fmp {
 
@@ -19,6 +21,8 @@ struct Activation {
   bool needs_grad = true;  // false for the network's input
   Tensor grad;             // gradient of the real values: float tile without padding
   double scale_grad = 0;   // gradient of `scale` from operations that read it directly
+  // The hidden layer that computed it in training: who reads it can take sums of its gradient.
+  std::optional<cpu::HiddenOperands> producer;
 };
 using Variable = std::shared_ptr<Activation>;
 

@@ -2,6 +2,8 @@
 #include "framework/training/functions.h"
 
 #include <cmath>
+#include <exception>
+#include <utility>
 
 #include "framework/error.h"
 
@@ -71,14 +73,19 @@ Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int 
 
 Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
                       bool collect, bool first_collected, int out_padding,
-                      const cpu::RunContext& context) {
-  compile(layer, workspace, true);
+                      const cpu::RunContext& context, LayerWorkspace* reader) {
+  if (!std::exchange(workspace.compiled, false)) compile(layer, workspace, true);
   Variable y =
       make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
                       layer.act_bits, ElementType::kU8);
+  cpu::HiddenOperands reading;
+  if (reader != nullptr) reading = {input_of(y), &reader->weights, &reader->state};
+  workspace.state.first_layer = !x->needs_grad;
   cpu::hidden_forward_train(input_of(x), workspace.weights, hidden_parameters(layer), collect,
                             {layer.running_mean.floats(), layer.running_var.floats()},
-                            workspace.state, y->value.view(), context);
+                            workspace.state, y->value.view(),
+                            reader != nullptr ? &reading : nullptr, context);
+  y->producer = {input_of(x), &workspace.weights, &workspace.state, input_of(y).tile};
   y->scale = workspace.state.act_scale;
   if (workspace.state.collected) {
     float& mean = layer.threshold.value.floats()[0];
@@ -91,8 +98,11 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   tape.record([x, y, &layer, &workspace, context] {
     cpu::HiddenGradients gradients{layer.weight.grad.floats(), layer.gamma.grad.floats(),
                                    layer.beta.grad.floats()};
-    cpu::hidden_backward(input_of(x), workspace.weights, hidden_parameters(layer), workspace.state,
-                         y->grad.view(), y->scale_grad, gradients, gradient_of(x), context);
+    const cpu::HiddenOperands* producer = x->producer ? &*x->producer : nullptr;
+    const bool kept =
+        producer == nullptr || !cpu::gradient_stays_in_cache(workspace.weights.shape(), *producer);
+    cpu::hidden_backward(*y->producer, hidden_parameters(layer), y->grad.view(), y->scale_grad,
+                         gradients, kept ? gradient_of(x) : TileView{}, producer, context);
     workspace.weights.backward(layer.weight.value.floats(), 0.0, layer.weight.grad.floats());
     if (layer.act_bits != kFloatBits) {
       layer.threshold.grad.floats()[0] = static_cast<float>(gradients.threshold);
@@ -143,7 +153,7 @@ Variable output_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
 
 Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
                       const cpu::RunContext& context) {
-  compile(layer, workspace, true);
+  if (!std::exchange(workspace.compiled, false)) compile(layer, workspace, true);
   Variable logits = logits_of(x, layer, workspace, context);
   // Keeps alive: the codes of x and the logits' gradient.
   tape.record([x, logits, &layer, &workspace, context] {
@@ -171,6 +181,22 @@ namespace {
 
 // Padding that the reader of layer i's output wants.
 int padding_after(const Network& network, size_t i) { return network.layers()[i + 1].padding(); }
+// Weights of all layers, for a training step.
+void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> workspaces,
+                 int threads) {
+  std::exception_ptr error;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (size_t i = 0; i < layers.size(); ++i) {
+    try {
+      compile(layers[i], workspaces[i], true);
+      workspaces[i].compiled = true;
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
 bool flatten_before(const Layer& layer, const Variable& x) {
   return layer.kind != Layer::Kind::kConv && x->value.tile_shape().length != 1;
 }
@@ -183,10 +209,12 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
   std::vector<Layer>& layers = network.layers();
   const bool collect = network.collects_thresholds(threshold_statistic_steps);
   Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
+  compile_all(layers, workspaces, context.threads);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     if (flatten_before(layers[i], x)) x = flatten(tape, x);
+    LayerWorkspace* reader = i + 2 < layers.size() ? &workspaces[i + 1] : nullptr;
     x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
-                     padding_after(network, i), context);
+                     padding_after(network, i), context, reader);
   }
   if (flatten_before(layers.back(), x)) x = flatten(tape, x);
   return output_layer(tape, x, layers.back(), workspaces[layers.size() - 1], context);

@@ -16,6 +16,7 @@ namespace fmp {
 // memory of its forward pass.
 struct LayerWorkspace {
   PassPlan plan;
+  bool compiled = false;  // for the step that is about to come
   cpu::Weights weights;
   cpu::HiddenState state;
 };
@@ -26,11 +27,12 @@ Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int 
 
 // Convolution or dense layer, batch-norm, QuantReLU and pooling, in training mode: batch
 // statistics, running statistics updated; while `collect`, the threshold follows the batches'
-// percentiles. out_padding: of the layer that reads the result. layer and workspace must outlive
-// the tape.
+// percentiles. out_padding: of the layer that reads the result. reader: null, or the workspace of
+// that layer, if it is a hidden one and compiled: its sums are taken on the way. layer and
+// workspace must outlive the tape.
 Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
                       bool collect, bool first_collected, int out_padding,
-                      const cpu::RunContext& context);
+                      const cpu::RunContext& context, LayerWorkspace* reader = nullptr);
 // The same in evaluation mode.
 Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
                       int out_padding, const cpu::RunContext& context);

@@ -90,10 +90,10 @@ class LayerTimer {
                                            quantized ? layer_.threshold.value.floats()[0] : 1.0F};
     Tensor out = Tensor::tile(dy_.tile_shape(), quantized ? ElementType::kU8 : ElementType::kF32);
     cpu::hidden_forward_train(x, weights, parameters, false, {channel_vector(0), channel_vector(1)},
-                              state_, out.view(), {threads_, &forward});
+                              state_, out.view(), nullptr, {threads_, &forward});
     cpu::HiddenGradients gradients{gradient_.floats(), channel_vector(2), channel_vector(3)};
-    cpu::hidden_backward(x, weights, parameters, state_, dy_.view(), 0.0, gradients, dx_.view(),
-                         {threads_, &backward});
+    cpu::hidden_backward({x, &weights, &state_, std::as_const(out).view()}, parameters, dy_.view(),
+                         0.0, gradients, dx_.view(), nullptr, {threads_, &backward});
   }
 
   const Layer& layer_;

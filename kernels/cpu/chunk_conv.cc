@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <vector>
 
 #include "kernels/cpu/simd.h"
 
@@ -11,7 +12,12 @@ namespace fmp::cpu {
 
 void ChunkConv::forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_stride,
                         Scratch& scratch, LapTimer& timer, Profile& profile) const {
-  if (w_.integer_forward) {
+  if (w_.forward_on_quads) {
+    const uint8_t* operand = pack_quads(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
+    simd().code_sums(w_.forward_quads.view(w_.dot), 0, shape_.out_channels, operand, rows,
+                     sum_offsets(), y, y_stride);
+  } else if (w_.forward_on_pairs) {
     const int16_t* operand = unpack_pairs(item, r0, rows, scratch);
     timer.lap(profile.unpack);
     if (w_.forward_algorithm == DenseAlgorithm::kWinograd) {
@@ -33,8 +39,17 @@ void ChunkConv::forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_st
   timer.lap(profile.conv_forward);
 }
 
+void ChunkConv::add_totals(int64_t item, int r0, int rows, int64_t* totals, Scratch& scratch,
+                           LapTimer& timer, Profile& profile) const {
+  const uint8_t* operand = pack_quads(item, r0, rows, scratch);
+  timer.lap(profile.unpack);
+  simd().code_totals(w_.forward_quads.view(w_.dot), shape_.out_channels, operand, rows,
+                     sum_offsets(), totals);
+  timer.lap(profile.conv_forward);
+}
+
 void ChunkConv::backward_data(const float* dy, int rows, float* dx, Scratch& scratch) const {
-  const ptrdiff_t stride = operand_stride(shape_.out_channels);
+  const ptrdiff_t stride = gradient_layout().row;
   const ptrdiff_t dx_stride = static_cast<ptrdiff_t>(shape_.in_channels) * kLanes;
   if (w_.plan.backward_data == Kernel::kSparse) {
     simd().conv1d_sparse(dy, stride, rows, w_.backward_sparse.view(), dx, dx_stride);
@@ -47,6 +62,9 @@ void ChunkConv::backward_data(const float* dy, int rows, float* dx, Scratch& scr
 
 const float* ChunkConv::unpack_for_weight_gradient(int64_t item, int r0, int rows,
                                                    Scratch& scratch) const {
+  if (w_.plan.backward_weight == Kernel::kSparse) {
+    return unpack_by_channel(item, r0, rows, scratch);
+  }
   return sums_directly() ? unpack_floats(item, r0, rows, scratch)
                          : unpack_transposed(item, r0, rows, scratch);
 }
@@ -54,26 +72,26 @@ const float* ChunkConv::unpack_for_weight_gradient(int64_t item, int r0, int row
 void ChunkConv::backward_weight(const float* x, const float* dy, int rows, float* dw,
                                 Scratch& scratch) const {
   const ptrdiff_t x_stride = operand_stride(shape_.in_channels);
-  const ptrdiff_t dy_stride = operand_stride(shape_.out_channels);
+  const ChunkLayout of_dy = gradient_layout();
   if (w_.plan.backward_weight == Kernel::kSparse) {
-    simd().conv1d_backward_weight_sparse(x, x_stride, dy, dy_stride, rows,
+    simd().conv1d_backward_weight_sparse(x, dy, of_dy.row, of_dy.channel, rows,
                                          w_.gradient_sparse.view(), dw);
   } else if (sums_directly()) {
-    simd().conv1d_backward_weight_dense(x, x_stride, dy, dy_stride, rows, shape_.out_channels,
+    simd().conv1d_backward_weight_dense(x, x_stride, dy, of_dy.row, rows, shape_.out_channels,
                                         shape_.taps, shape_.in_channels, dw);
   } else if (w_.backward_weight_algorithm == DenseAlgorithm::kWinograd) {
     backward_weight_at_points(x, dy, rows, dw, scratch);
   } else {
     for (int t = 0; t < shape_.taps; ++t) {
       simd().backward_weight_product(x + t * transposed_stride(), transposed_stride(), dy,
-                                     dy_stride, rows, shape_.out_channels, padded_channels(),
+                                     of_dy.row, rows, shape_.out_channels, padded_channels(),
                                      dw + static_cast<ptrdiff_t>(t) * product_size());
     }
   }
 }
 
 size_t ChunkConv::gradient_sums() const {
-  if (sums_directly()) return gradient_size();
+  if (sums_directly()) return gradient_size() * kLanes;
   const int matrices =
       w_.backward_weight_algorithm == DenseAlgorithm::kWinograd ? winograd::kPoints : shape_.taps;
   return static_cast<size_t>(matrices * product_size());
@@ -81,7 +99,9 @@ size_t ChunkConv::gradient_sums() const {
 
 void ChunkConv::add_gradient(const float* sums, float* gradient) const {
   if (sums_directly()) {
-    for (size_t i = 0; i < gradient_size(); ++i) gradient[i] += sums[i];
+    std::vector<double> totals(gradient_size(), 0.0);
+    simd().add_lane_sums(sums, static_cast<int>(totals.size()), totals.data());
+    for (size_t i = 0; i < totals.size(); ++i) gradient[i] += static_cast<float>(totals[i]);
     return;
   }
   const bool points = w_.backward_weight_algorithm == DenseAlgorithm::kWinograd;
@@ -128,6 +148,47 @@ const float* ChunkConv::unpack_floats(int64_t item, int r0, int rows, Scratch& s
         std::memcpy(out + r * stride, row, static_cast<size_t>(count) * sizeof(float));
         break;
     }
+  }
+  return out;
+}
+
+const float* ChunkConv::unpack_by_channel(int64_t item, int r0, int rows, Scratch& scratch) const {
+  const int window = rows + shape_.taps - 1;
+  const ChunkLayout layout = w_.sparse_x_layout();
+  float* out = scratch.x.reserve(static_cast<size_t>(shape_.in_channels * layout.channel));
+  for (int r = 0; r < window; ++r) {
+    const void* row = input_row(item, r0 + r);
+    float* to = out + r * layout.row;
+    switch (x_.type) {
+      case ElementType::kU8:
+        simd().unpack_channels_u8(static_cast<const uint8_t*>(row), shape_.in_channels, to,
+                                  layout.channel);
+        break;
+      case ElementType::kS8:
+        simd().unpack_channels_s8(static_cast<const int8_t*>(row), shape_.in_channels, to,
+                                  layout.channel);
+        break;
+      case ElementType::kF32:
+        for (int c = 0; c < shape_.in_channels; ++c) {
+          std::copy_n(static_cast<const float*>(row) + c * kLanes, kLanes, to + c * layout.channel);
+        }
+        break;
+    }
+  }
+  return out;
+}
+
+const uint8_t* ChunkConv::pack_quads(int64_t item, int r0, int rows, Scratch& scratch) const {
+  const int window = rows + shape_.taps - 1;
+  const ptrdiff_t stride = w_.forward_quads.quad_stride();
+  uint8_t* out = scratch.quads.reserve(static_cast<size_t>(w_.forward_quads.in_quads() * stride));
+  const uint8_t offset =
+      static_cast<uint8_t>(x_.type == ElementType::kS8 ? signed_offset(shape_) : 0);
+  // The next chunk's codes are on their way while this one's are multiplied.
+  const ptrdiff_t next = chunk_rows() * x_.shape.row_elements();
+  for (int r = 0; r < window; ++r) {
+    simd().pack_quads(static_cast<const uint8_t*>(input_row(item, r0 + r)), shape_.in_channels,
+                      offset, next, out + r * kQuadRow, stride);
   }
   return out;
 }

@@ -3,11 +3,13 @@
 // weights were compiled for.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/cpu/chunks.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/weights.h"
 #include "kernels/cpu/winograd.h"
 
@@ -22,6 +24,7 @@ class ChunkConv {
 
   const Items& items() const { return items_; }
   const LayerShape& shape() const { return shape_; }
+  const float* codes() const { return w_.codes.data(); }  // of the weights, [O][T][C]
   int half() const { return shape_.padding(); }
   int chunk_rows() const { return cpu::chunk_rows(shape_.pool); }
 
@@ -29,6 +32,39 @@ class ChunkConv {
   void forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_stride, Scratch& scratch,
                LapTimer& timer, Profile& profile) const;
 
+  // The same, a few channels at a time while their sums are in the first-level cache: body(first
+  // channel, sums).
+  template <typename Body>
+  void for_each_run(int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
+                    Profile& profile, const Body& body) const {
+    if (!w_.forward_on_quads) {
+      const ptrdiff_t stride = static_cast<ptrdiff_t>(shape_.out_channels) * kLanes;
+      float* y = scratch.y.reserve(static_cast<size_t>(rows * stride));
+      forward(item, r0, rows, y, stride, scratch, timer, profile);
+      body(0, Sums{y, stride, rows, shape_.out_channels});
+      return;
+    }
+    const uint8_t* operand = pack_quads(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
+    const CodeWeights weights = w_.forward_quads.view(w_.dot);
+    constexpr ptrdiff_t kStride = kRunChannels * kLanes;
+    float* y = scratch.run.reserve(static_cast<size_t>(rows * kStride));
+    for (int c = 0; c < shape_.out_channels; c += kRunChannels) {
+      const int channels = std::min(kRunChannels, shape_.out_channels - c);
+      simd().code_sums(weights, c, channels, operand, rows, sum_offsets(), y, kStride);
+      timer.lap(profile.conv_forward);
+      body(c, Sums{y, kStride, rows, channels});
+    }
+  }
+  // Where sums are made in runs: adds to totals [O][2][kTotalParts], see code_totals().
+  void add_totals(int64_t item, int r0, int rows, int64_t* totals, Scratch& scratch,
+                  LapTimer& timer, Profile& profile) const;
+  bool sums_are_integers() const { return w_.integers; }
+  // Whether sums are made a few channels at a time, and so best computed again.
+  bool makes_runs() const { return w_.forward_on_quads; }
+
+  // Where backward_data and backward_weight expect dy.
+  ChunkLayout gradient_layout() const { return w_.gradient_layout(); }
   // Rows of dy that backward_data may read beyond those it needs; they must be zero.
   int backward_data_slack() const {
     return w_.backward_data_algorithm == DenseAlgorithm::kWinograd ? winograd::kOutputs - 1 : 0;
@@ -41,7 +77,7 @@ class ChunkConv {
   // Adds the chunk's part of the weight gradient to dw, which has room for gradient_sums().
   void backward_weight(const float* x, const float* dy, int rows, float* dw,
                        Scratch& scratch) const;
-  // Sums that backward_weight keeps: one for each weight that has a gradient, in the order of
+  // Sums that backward_weight keeps: the lanes of each weight that has a gradient, in the order of
   // gradient_place, or [taps or points][O][channels padded].
   size_t gradient_sums() const;
   // Adds what the sums amount to, to gradient (see gradient_size()).
@@ -60,6 +96,12 @@ class ChunkConv {
   // Row r of the window that starts `half` rows before position 0.
   const void* input_row(int64_t item, int r) const;
 
+  // The window as code_sums() reads it.
+  const uint8_t* pack_quads(int64_t item, int r0, int rows, Scratch& scratch) const;
+  const int32_t* sum_offsets() const {
+    return (x_.type == ElementType::kS8 ? w_.signed_offsets : w_.no_offsets).data();
+  }
+
   // The window, and rows of zeros up to what Winograd's algorithm reads.
   const int16_t* unpack_pairs(int64_t item, int r0, int rows, Scratch& scratch) const;
 
@@ -71,6 +113,9 @@ class ChunkConv {
 
   void backward_weight_at_points(const float* x, const float* dy, int rows, float* dw,
                                  Scratch& scratch) const;
+
+  // Window rows as floats, the rows of a channel behind one another.
+  const float* unpack_by_channel(int64_t item, int r0, int rows, Scratch& scratch) const;
 
   // Window rows as [kLanes][channels padded].
   const float* unpack_transposed(int64_t item, int r0, int rows, Scratch& scratch) const;

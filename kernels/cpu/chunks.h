@@ -17,6 +17,8 @@ namespace fmp::cpu {
 
 // Tiles of a dense layer that make one item; its positions are tiles.
 inline constexpr int kDenseItemTiles = 16;
+// Channels whose sums are made and used together: 16 rows of them take 8 KiB.
+inline constexpr int kRunChannels = 8;
 // Partial sums of a weight gradient: as many as can be of use, few enough to add up quickly.
 inline constexpr int64_t kMaxGradientGroups = 64;
 
@@ -53,12 +55,12 @@ class Items {
 // Zeroes the lanes of rows r0 .. r0 + rows - 1 that hold no frame; at points to row r0.
 template <typename T>
 void zero_unused_lanes(const Items& items, int64_t item, int r0, int rows, int channels, T* at,
-                       ptrdiff_t stride) {
+                       ptrdiff_t stride, ptrdiff_t channel_stride = kLanes) {
   for (int r = 0; r < rows; ++r) {
     const int used = items.lanes_used(item, r0 + r);
     if (used == kLanes) continue;
     for (int c = 0; c < channels; ++c) {
-      std::fill_n(at + r * stride + c * kLanes + used, kLanes - used, T{0});
+      std::fill_n(at + r * stride + c * channel_stride + used, kLanes - used, T{0});
     }
   }
 }
@@ -101,7 +103,11 @@ inline void add(const Profile& from, Profile& to) {
 
 // Memory of one thread.
 struct Scratch {
-  AlignedBuffer<float> x, y, dy, sums, dw;
+  AlignedBuffer<float> x, y, run, dy, dx, sums, dw;
+  AlignedBuffer<uint8_t> quads;
+  AlignedBuffer<int64_t> totals;
+  // Of the layer whose sums are taken while another one's gradient is in the cache.
+  AlignedBuffer<float> producer_g, producer_dw;
   AlignedBuffer<int16_t> pairs;
   AlignedBuffer<uint8_t> codes;
   // Values at Winograd's points.

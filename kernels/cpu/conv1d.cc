@@ -5,7 +5,7 @@
 // output channels x a few positions in registers and broadcasts one weight to all their lanes; a
 // sparse one keeps one output channel x several positions and walks over the nonzero weights. The
 // gradient of the data is the same operation with transposed, flipped weights. The gradient of a
-// weight is a dot product over positions and lanes, kept as lanes until the end of a chunk.
+// weight is a dot product over positions and lanes, kept as lanes from chunk to chunk.
 //
 // Dense layers are convolutions with one tap whose positions are tiles.
 #include <algorithm>
@@ -185,11 +185,13 @@ void dense_pairs(const int16_t* x, ptrdiff_t x_stride, int rows, const DensePair
   dense<Products>(x, x_stride, rows, w.out, w.taps, pairs, w.values, y, y_stride);
 }
 
-// One output channel at PB positions, over its nonzero weights.
-template <int PB>
-HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, int32_t entries,
+// One output channel at PB positions, over its nonzero weights. kStride: of x's rows, 0 =
+// any_stride.
+template <int PB, int kStride>
+HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t any_stride, int32_t entries,
                              const int32_t* HWY_RESTRICT offset, const float* HWY_RESTRICT w,
                              float* HWY_RESTRICT y, ptrdiff_t y_stride) {
+  const ptrdiff_t x_stride = kStride > 0 ? kStride : any_stride;
   V sum[PB][kVectors];
   HWY_UNROLL(16)
   for (int p = 0; p < PB; ++p) {
@@ -217,22 +219,34 @@ HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride, in
   }
 }
 
-void conv1d_sparse(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
-                   ptrdiff_t y_stride) {
+template <int kStride>
+void sparse_rows(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
+                 ptrdiff_t y_stride) {
   int l = 0;
   // Positions outside, channels inside: the few rows of a step stay in the first-level cache.
   const auto step = [&](auto positions) {
     for (int o = 0; o < w.out; ++o) {
       const int32_t begin = w.row_begin[o];
-      sparse_block<decltype(positions)::value>(
+      sparse_block<decltype(positions)::value, kStride>(
           x + l * x_stride, x_stride, w.row_begin[o + 1] - begin, w.offset + begin,
           w.values + begin, y + l * y_stride + o * kLanes, y_stride);
     }
+    l += decltype(positions)::value;
   };
-  for (; l + kSparsePositions <= rows; l += kSparsePositions) {
-    step(std::integral_constant<int, kSparsePositions>());
+  if constexpr (kStride > 0 && kVectors == 1) {
+    while (l + 16 <= rows) step(std::integral_constant<int, 16>());
   }
-  for (; l < rows; ++l) step(std::integral_constant<int, 1>());
+  while (l + kSparsePositions <= rows) step(std::integral_constant<int, kSparsePositions>());
+  while (l < rows) step(std::integral_constant<int, 1>());
+}
+
+void conv1d_sparse(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
+                   ptrdiff_t y_stride) {
+  if (x_stride == kLanes) {
+    sparse_rows<kLanes>(x, x_stride, rows, w, y, y_stride);
+  } else {
+    sparse_rows<0>(x, x_stride, rows, w, y, y_stride);
+  }
 }
 
 // OB output channels x CB vectors of input channels.
@@ -297,8 +311,9 @@ HWY_INLINE void weight_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_s
   for (int o = 0; o < OB; ++o) {
     HWY_UNROLL(16)
     for (int t = 0; t < TB; ++t) {
+      const float* from = dw + (o * dw_out_stride + t * dw_tap_stride) * kLanes;
       HWY_UNROLL(16)
-      for (int v = 0; v < kVectors; ++v) sum[o][t][v] = hn::Zero(kFloats);
+      for (int v = 0; v < kVectors; ++v) sum[o][t][v] = hn::Load(kFloats, from + v * kWidth);
     }
   }
   for (int l = 0; l < rows; ++l, x += x_stride, dy += dy_stride) {
@@ -321,7 +336,9 @@ HWY_INLINE void weight_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_s
   for (int o = 0; o < OB; ++o) {
     HWY_UNROLL(16)
     for (int t = 0; t < TB; ++t) {
-      dw[o * dw_out_stride + t * dw_tap_stride] += sum_of_lanes(sum[o][t]);
+      float* to = dw + (o * dw_out_stride + t * dw_tap_stride) * kLanes;
+      HWY_UNROLL(16)
+      for (int v = 0; v < kVectors; ++v) hn::Store(sum[o][t][v], kFloats, to + v * kWidth);
     }
   }
 }
@@ -337,8 +354,9 @@ HWY_INLINE void weight_gradient_channels(const float* x, ptrdiff_t x_stride, con
                                          ptrdiff_t dy_stride, int rows, int channels, float* dw,
                                          ptrdiff_t dw_out_stride, ptrdiff_t dw_tap_stride) {
   for (int c = 0; c < channels; ++c) {
-    weight_gradient_block<OB, TB>(x + c * kLanes, x_stride, dy, dy_stride, rows, dw + c,
-                                  dw_out_stride, dw_tap_stride);
+    weight_gradient_block<OB, TB>(x + c * kLanes, x_stride, dy, dy_stride, rows,
+                                  dw + static_cast<ptrdiff_t>(c) * kLanes, dw_out_stride,
+                                  dw_tap_stride);
   }
 }
 
@@ -349,12 +367,12 @@ void weight_gradient_outputs(const float* x, ptrdiff_t x_stride, const float* dy
   int o = 0;
   for (; o + kGradientOutBlock <= out; o += kGradientOutBlock) {
     weight_gradient_channels<kGradientOutBlock, TB>(x, x_stride, dy + o * kLanes, dy_stride, rows,
-                                                    channels, dw + o * dw_out_stride, dw_out_stride,
-                                                    dw_tap_stride);
+                                                    channels, dw + o * dw_out_stride * kLanes,
+                                                    dw_out_stride, dw_tap_stride);
   }
   for (; o < out; ++o) {
     weight_gradient_channels<1, TB>(x, x_stride, dy + o * kLanes, dy_stride, rows, channels,
-                                    dw + o * dw_out_stride, dw_out_stride, dw_tap_stride);
+                                    dw + o * dw_out_stride * kLanes, dw_out_stride, dw_tap_stride);
   }
 }
 
@@ -368,7 +386,7 @@ void conv1d_backward_weight_dense(const float* x, ptrdiff_t x_stride, const floa
       const auto outputs = [&](auto tap_block) {
         weight_gradient_outputs<decltype(tap_block)::value>(
             x + t * x_stride + c * kLanes, x_stride, dy, dy_stride, rows, out, block,
-            dw + static_cast<ptrdiff_t>(t) * channels + c, out_stride, channels);
+            dw + (static_cast<ptrdiff_t>(t) * channels + c) * kLanes, out_stride, channels);
       };
       switch (taps - t) {
         case 1:
@@ -387,8 +405,8 @@ void conv1d_backward_weight_dense(const float* x, ptrdiff_t x_stride, const floa
 
 // Entries of one output channel, EB at a time.
 template <int EB>
-HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_stride,
-                                      const float* HWY_RESTRICT dy, ptrdiff_t dy_stride, int rows,
+HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, const float* HWY_RESTRICT dy,
+                                      ptrdiff_t dy_stride, int rows,
                                       const int32_t* HWY_RESTRICT offset, float* HWY_RESTRICT dw) {
   V sum[EB][kVectors];
   const float* operand[EB];
@@ -396,38 +414,43 @@ HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, ptrdiff_t x_s
   for (int e = 0; e < EB; ++e) {
     operand[e] = x + offset[e];
     HWY_UNROLL(16)
-    for (int v = 0; v < kVectors; ++v) sum[e][v] = hn::Zero(kFloats);
+    for (int v = 0; v < kVectors; ++v) sum[e][v] = hn::Load(kFloats, dw + e * kLanes + v * kWidth);
   }
-  ptrdiff_t at = 0;
-  for (int l = 0; l < rows; ++l, at += x_stride, dy += dy_stride) {
+  for (int l = 0; l < rows * kLanes; l += kLanes, dy += dy_stride) {
     HWY_UNROLL(16)
     for (int v = 0; v < kVectors; ++v) {
       const V gradient = hn::Load(kFloats, dy + v * kWidth);
       HWY_UNROLL(16)
       for (int e = 0; e < EB; ++e) {
-        sum[e][v] =
-            hn::MulAdd(gradient, hn::Load(kFloats, operand[e] + at + v * kWidth), sum[e][v]);
+        sum[e][v] = hn::MulAdd(gradient, hn::Load(kFloats, operand[e] + l + v * kWidth), sum[e][v]);
       }
     }
   }
   HWY_UNROLL(16)
-  for (int e = 0; e < EB; ++e) dw[e] += sum_of_lanes(sum[e]);
+  for (int e = 0; e < EB; ++e) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) hn::Store(sum[e][v], kFloats, dw + e * kLanes + v * kWidth);
+  }
 }
 
-void conv1d_backward_weight_sparse(const float* x, ptrdiff_t x_stride, const float* dy,
-                                   ptrdiff_t dy_stride, int rows, const SparseWeights& w,
+void conv1d_backward_weight_sparse(const float* x, const float* dy, ptrdiff_t dy_row_stride,
+                                   ptrdiff_t dy_channel_stride, int rows, const SparseWeights& w,
                                    float* dw) {
-  constexpr int kEntries = 4;
-  for (int o = 0; o < w.out; ++o) {
-    const float* dy_o = dy + o * kLanes;
+  for (int o = 0; o < w.out; ++o, dy += dy_channel_stride) {
     int32_t i = w.row_begin[o];
-    const int32_t end = w.row_begin[o + 1];
-    for (; i + kEntries <= end; i += kEntries) {
-      sparse_gradient_block<kEntries>(x, x_stride, dy_o, dy_stride, rows, w.offset + i, dw + i);
-    }
-    for (; i < end; ++i) {
-      sparse_gradient_block<1>(x, x_stride, dy_o, dy_stride, rows, w.offset + i, dw + i);
-    }
+    const auto entries = [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      while (i + kCount <= w.row_begin[o + 1]) {
+        sparse_gradient_block<kCount>(x, dy, dy_row_stride, rows, w.offset + i,
+                                      dw + static_cast<ptrdiff_t>(i) * kLanes);
+        i += kCount;
+      }
+    };
+    // Enough sums to hide the latency of one.
+    if constexpr (kVectors == 1) entries(std::integral_constant<int, 8>());
+    entries(std::integral_constant<int, 4>());
+    entries(std::integral_constant<int, 2>());
+    entries(std::integral_constant<int, 1>());
   }
 }
 

@@ -48,66 +48,111 @@ class WeightGradient {
 // whose window ends in the chunk can be computed.
 class GradientWindow {
  public:
-  GradientWindow(const ChunkConv& conv, int out_channels, Scratch& scratch)
-      : conv_(conv), half_(conv.half()), stride_(operand_stride(out_channels)) {
-    const int rows = conv.chunk_rows() + 3 * half_ + conv.backward_data_slack();
-    rows_ = scratch.dy.reserve(static_cast<size_t>(rows * stride_));
-    std::fill_n(rows_, 2 * half_ * stride_, 0.0F);
+  GradientWindow(const ChunkConv& conv, Scratch& scratch)
+      : conv_(conv),
+        half_(conv.half()),
+        out_channels_(conv.shape().out_channels),
+        layout_(conv.gradient_layout()) {
+    const ptrdiff_t rows = gradient_rows(conv.shape());
+    rows_ = scratch.dy.reserve(
+        static_cast<size_t>(std::max(rows * layout_.row, out_channels_ * layout_.channel)));
+    zero(0, 2 * half_);
   }
-  float* chunk() { return rows_ + 2 * half_ * stride_; }
-  ptrdiff_t stride() const { return stride_; }
+  float* chunk() { return row(2 * half_); }
+  const ChunkLayout& layout() const { return layout_; }
 
-  // Computes the dx rows that the chunk at r0 completes (all that are left after the last one) and
-  // moves on. dx: row 0 of the item.
-  void backward_data(int r0, int rows, bool last, ptrdiff_t dx_stride, float* dx,
-                     Scratch& scratch) {
-    const int zeros = (last ? half_ : 0) + conv_.backward_data_slack();
-    std::fill_n(rows_ + (2 * half_ + rows) * stride_, zeros * stride_, 0.0F);
-    const int begin = std::max(0, r0 - half_);
-    const int end = last ? r0 + rows : r0 + rows - half_;
-    if (begin < end) {
-      // Window row i is dy row r0 - 2 half + i; dx row `begin` starts at dy row begin - half.
-      conv_.backward_data(rows_ + (begin + half_ - r0) * stride_, end - begin,
-                          dx + begin * dx_stride, scratch);
-    }
+  // The dx rows that the chunk at r0 completes: all that are left after the last one.
+  int first_complete(int r0) const { return std::max(0, r0 - half_); }
+  int end_of_complete(int r0, int rows, bool last) const {
+    return last ? r0 + rows : r0 + rows - half_;
   }
-  void advance(int rows) { std::copy_n(rows_ + rows * stride_, 2 * half_ * stride_, rows_); }
+  // Computes them. dx: row first_complete(r0).
+  void backward_data(int r0, int rows, bool last, float* dx, Scratch& scratch) {
+    zero(2 * half_ + rows, (last ? half_ : 0) + conv_.backward_data_slack());
+    const int begin = first_complete(r0);
+    // Window row i is dy row r0 - 2 half + i; dx row `begin` starts at dy row begin - half.
+    conv_.backward_data(row(begin + half_ - r0), end_of_complete(r0, rows, last) - begin, dx,
+                        scratch);
+  }
+  void advance(int rows) {
+    for_each_part(2 * half_, [&](float* part, ptrdiff_t elements) {
+      std::copy_n(part + rows * layout_.row, elements, part);
+    });
+  }
 
  private:
+  float* row(int r) { return rows_ + r * layout_.row; }
+  // f(first element, count) for the parts in which `rows` rows lie behind one another: one for all
+  // channels, or one for each.
+  template <typename F>
+  void for_each_part(int rows, const F& f) {
+    const bool each = layout_.row == kLanes;
+    for (int c = 0; c < (each ? out_channels_ : 1); ++c) {
+      f(rows_ + c * layout_.channel, rows * layout_.row);
+    }
+  }
+  void zero(int first, int rows) {
+    for_each_part(rows, [&](float* part, ptrdiff_t elements) {
+      std::fill_n(part + first * layout_.row, elements, 0.0F);
+    });
+  }
+
   const ChunkConv& conv_;
-  int half_;
-  ptrdiff_t stride_;
+  int half_, out_channels_;
+  ChunkLayout layout_;
   float* rows_;
 };
 
-// fill(item, r0, rows, dy, dy_stride, scratch, timer, profile) writes dy of a chunk (gradient of
-// the real-valued convolution output, zero in unused lanes). dweight: gradient of the real-valued
-// weights, [O][T][C]. dx: [L][C] without padding, data null = not wanted.
+// Somebody who takes from dx what it needs while it is in the cache.
+class GradientTaker {
+ public:
+  virtual ~GradientTaker() = default;
+  // Before and after the items of a group; all on one thread.
+  virtual void begin(Scratch& scratch) = 0;
+  virtual void end(int64_t group, Scratch& scratch) = 0;
+  // dx: rows begin .. end - 1 of the item.
+  virtual void add(int64_t group, int64_t item, int begin, int end, const float* dx,
+                   Scratch& scratch, LapTimer& timer, Profile& profile) = 0;
+};
+
+// fill(item, r0, rows, dy, layout, scratch, timer, profile) writes dy of a chunk (gradient of the
+// real-valued convolution output, zero in unused lanes). dweight: gradient of the real-valued
+// weights, [O][T][C]. dx: [L][C] without padding, data null = not kept. taker: of dx, or null.
 template <typename Fill>
-void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, std::span<float> dweight,
-                   const RunContext& context, const Fill& fill) {
+void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTaker* taker,
+                   std::span<float> dweight, const RunContext& context, const Fill& fill) {
   const LayerShape& shape = conv.shape();
   const Items& items = conv.items();
   WeightGradient gradient(conv, items.count());
   const ptrdiff_t dx_stride = static_cast<ptrdiff_t>(shape.in_channels) * kLanes;
 
-  const auto backward_item = [&](int64_t item, float* dw, Scratch& scratch, LapTimer& timer,
+  // The dx rows that a chunk completes.
+  const auto backward_rows = [&](int64_t group, int64_t item, int r0, int rows, bool last,
+                                 GradientWindow& window, Scratch& scratch, LapTimer& timer,
                                  Profile& mine) {
-    GradientWindow window(conv, shape.out_channels, scratch);
-    float* dx_item = dx.data == nullptr ? nullptr
-                                        : static_cast<float*>(dx.data) +
-                                              items.row(item, 0, shape.length, 0) * dx_stride;
+    const int begin = window.first_complete(r0), end = window.end_of_complete(r0, rows, last);
+    if (begin >= end) return;
+    float* to =
+        dx.data != nullptr
+            ? static_cast<float*>(dx.data) + items.row(item, begin, shape.length, 0) * dx_stride
+            : scratch.dx.reserve(static_cast<size_t>((end - begin) * dx_stride));
+    window.backward_data(r0, rows, last, to, scratch);
+    timer.lap(mine.conv_backward_data);
+    if (taker != nullptr) taker->add(group, item, begin, end, to, scratch, timer, mine);
+  };
+  const auto backward_item = [&](int64_t group, int64_t item, float* dw, Scratch& scratch,
+                                 LapTimer& timer, Profile& mine) {
+    GradientWindow window(conv, scratch);
     const int all_rows = items.rows(item);
     for (int r0 = 0; r0 < all_rows; r0 += conv.chunk_rows()) {
       const int rows = std::min(conv.chunk_rows(), all_rows - r0);
-      fill(item, r0, rows, window.chunk(), window.stride(), scratch, timer, mine);
+      fill(item, r0, rows, window.chunk(), window.layout(), scratch, timer, mine);
       const float* x = conv.unpack_for_weight_gradient(item, r0, rows, scratch);
       timer.lap(mine.unpack);
       conv.backward_weight(x, window.chunk(), rows, dw, scratch);
       timer.lap(mine.conv_backward_weight);
-      if (dx_item != nullptr) {
-        window.backward_data(r0, rows, r0 + rows == all_rows, dx_stride, dx_item, scratch);
-        timer.lap(mine.conv_backward_data);
+      if (dx.data != nullptr || taker != nullptr) {
+        backward_rows(group, item, r0, rows, r0 + rows == all_rows, window, scratch, timer, mine);
       }
       window.advance(rows);
     }
@@ -117,11 +162,13 @@ void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, std::span<
                 [&](int64_t group, Scratch& scratch, LapTimer& timer, Profile& mine) {
                   float* dw = scratch.dw.reserve(conv.gradient_sums());
                   std::fill_n(dw, conv.gradient_sums(), 0.0F);
+                  if (taker != nullptr) taker->begin(scratch);
                   for (int64_t item = gradient.first_item(group);
                        item < gradient.first_item(group + 1); ++item) {
-                    backward_item(item, dw, scratch, timer, mine);
+                    backward_item(group, item, dw, scratch, timer, mine);
                   }
                   conv.add_gradient(dw, gradient.of(group));
+                  if (taker != nullptr) taker->end(group, scratch);
                   timer.lap(mine.conv_backward_weight);
                 });
   gradient.total(x_scale, dweight);

@@ -1,14 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Everything that touches each element once: unpacking codes to operands, batch-norm's sums, and
-// batch-norm + QuantReLU + MaxPool1d in one pass, forward and backward.
-//
-// Batch-norm and the division by the quantizer's scale are one affine step t = gain * y + shift, y
-// being the convolution's sum of codes. Forward writes clamp(round(t)), the maximum of each pooling
-// window. Backward keeps nothing but y: it computes the codes again, finds the winner of each
-// window (the first largest code, as PyTorch's MaxPool1d does on dequantized values) and applies
-// the straight-through rule of Brevitas' QuantReLU: the gradient passes where 0 < t and round(t) <=
-// max_code; the scale's gradient is code - t where it passes, max_code where clipped.
-#include <limits>
+// Unpacking codes to operands, sums of floats, and the activation in evaluation mode.
+#include <type_traits>
 
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
@@ -43,6 +35,24 @@ void unpack_s8(const int8_t* codes, int64_t count, float* out) {
     hn::Store(hn::ConvertTo(kFloats, hn::PromoteTo(kInts, hn::LoadU(kSignedBytes, codes + i))),
               kFloats, out + i);
   }
+}
+
+template <typename T, class D>
+HWY_INLINE void unpack_channels(D bytes, const T* codes, int channels, float* out,
+                                ptrdiff_t channel_stride) {
+  for (int c = 0; c < channels; ++c, codes += kLanes, out += channel_stride) {
+    HWY_UNROLL(16)
+    for (int v = 0; v < kVectors; ++v) {
+      const auto code = hn::PromoteTo(kInts, hn::LoadU(bytes, codes + v * kWidth));
+      hn::Store(hn::ConvertTo(kFloats, code), kFloats, out + v * kWidth);
+    }
+  }
+}
+void unpack_channels_u8(const uint8_t* codes, int channels, float* out, ptrdiff_t channel_stride) {
+  unpack_channels(kBytes, codes, channels, out, channel_stride);
+}
+void unpack_channels_s8(const int8_t* codes, int channels, float* out, ptrdiff_t channel_stride) {
+  unpack_channels(kSignedBytes, codes, channels, out, channel_stride);
 }
 
 // Rows of 16 bytes: interleaving two of them gives the pairs as bytes, widening makes them 16 bits.
@@ -135,201 +145,48 @@ struct EvaluationAffine {
   }
 };
 
-template <class A>
-HWY_INLINE V pooled_maximum(const float* y, ptrdiff_t y_stride, int pool, const A& affine) {
-  V largest = affine(hn::Load(kFloats, y));
-  for (int j = 1; j < pool; ++j) {
-    largest = hn::Max(largest, affine(hn::Load(kFloats, y + j * y_stride)));
-  }
-  return largest;
-}
-
-// Calls f with the pooling window as a compile-time constant where it is a usual one (0 = any).
-template <typename F>
-HWY_INLINE void with_pool(int pool, const F& f) {
-  switch (pool) {
-    case 1:
-      f(std::integral_constant<int, 1>());
-      break;
-    case 2:
-      f(std::integral_constant<int, 2>());
-      break;
-    default:
-      f(std::integral_constant<int, 0>());
-      break;
-  }
-}
-
-// Windows of a channel that one step covers: constants and sums of the channel are loaded, and sums
-// stored, once for all of them.
-constexpr int kWindows = 4;
-
-// Calls f(first window, windows of this step as a constant) for all windows.
-template <typename F>
-HWY_INLINE void for_each_step(int windows, const F& f) {
-  int w = 0;
-  for (; w + kWindows <= windows; w += kWindows) f(w, std::integral_constant<int, kWindows>());
-  for (; w < windows; ++w) f(w, std::integral_constant<int, 1>());
-}
-
-// out[window][channel] = store(largest t of the window); T: of out; A: makes t, from `constants`
-// and a channel.
-template <class A, class Constants, typename T, typename Store>
-HWY_INLINE void pool_windows(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows,
-                             int channels, const Constants& constants, int any_pool,
-                             T* HWY_RESTRICT out, const Store& store) {
-  const ptrdiff_t out_stride = static_cast<ptrdiff_t>(channels) * kLanes;
-  with_pool(any_pool, [&](auto constant) {
+// out[window][channel] = store(largest value of the window).
+template <typename T, typename Store>
+HWY_INLINE void evaluate_windows(const Sums& sums, const EvaluationSteps& steps, int any_pool,
+                                 T* HWY_RESTRICT out, ptrdiff_t out_stride, const Store& store) {
+  const auto with_pool = [&](auto constant) HWY_ATTR {
     const int pool = decltype(constant)::value > 0 ? decltype(constant)::value : any_pool;
-    for_each_step(rows / pool, [&](int first, auto windows) {
-      for (int c = 0; c < channels; ++c) {
-        const A affine(constants, c);
+    for (int c = 0; c < sums.channels; ++c) {
+      const EvaluationAffine affine(steps, c);
+      for (int w = 0; w < sums.rows / pool; ++w) {
         HWY_UNROLL(16)
-        for (int w = first; w < first + decltype(windows)::value; ++w) {
-          HWY_UNROLL(16)
-          for (int v = 0; v < kVectors; ++v) {
-            const int at = c * kLanes + v * kWidth;
-            store(pooled_maximum(y + w * pool * y_stride + at, y_stride, pool, affine),
-                  out + w * out_stride + at);
+        for (int v = 0; v < kVectors; ++v) {
+          const int at = c * kLanes + v * kWidth;
+          const float* HWY_RESTRICT y = sums.y + w * pool * sums.stride + at;
+          V largest = affine(hn::Load(kFloats, y));
+          for (int j = 1; j < pool; ++j) {
+            largest = hn::Max(largest, affine(hn::Load(kFloats, y + j * sums.stride)));
           }
+          store(largest, out + w * out_stride + at);
         }
-      }
-    });
-  });
-}
-
-HWY_INLINE void store_code(V t, V max_code, uint8_t* to) {
-  const V code = hn::Min(hn::Max(t, hn::Zero(kFloats)), max_code);
-  hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, to);
-}
-HWY_INLINE void store_positive(V t, float* to) {
-  hn::Store(hn::Max(t, hn::Zero(kFloats)), kFloats, to);
-}
-
-void quantize_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                   const ChannelAffine& affine, const ActivationSpec& spec, uint8_t* out) {
-  const V max_code = hn::Set(kFloats, spec.max_code);
-  pool_windows<Affine>(y, y_stride, rows, channels, affine, spec.pool, out,
-                       [&](V t, uint8_t* to) { store_code(t, max_code, to); });
-}
-
-void relu_pool(const float* y, ptrdiff_t y_stride, int rows, int channels,
-               const ChannelAffine& affine, const ActivationSpec& spec, float* out) {
-  pool_windows<Affine>(y, y_stride, rows, channels, affine, spec.pool, out, store_positive);
-}
-
-void evaluate_codes(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                    const EvaluationSteps& steps, const ActivationSpec& spec, uint8_t* out) {
-  const V max_code = hn::Set(kFloats, spec.max_code), scale = hn::Set(kFloats, steps.act_scale);
-  pool_windows<EvaluationAffine>(
-      y, y_stride, rows, channels, steps, spec.pool, out,
-      [&](V value, uint8_t* to) { store_code(hn::Div(value, scale), max_code, to); });
-}
-
-void evaluate_values(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                     const EvaluationSteps& steps, const ActivationSpec& spec, float* out) {
-  pool_windows<EvaluationAffine>(y, y_stride, rows, channels, steps, spec.pool, out,
-                                 store_positive);
-}
-
-// What pooling compares: the clamped code, or max(t, 0) without quantization.
-template <bool kQuantized>
-HWY_INLINE V pooled_value(V t, V max_code) {
-  const V positive = hn::Max(t, hn::Zero(kFloats));
-  return kQuantized ? hn::Min(hn::Round(positive), max_code) : positive;
-}
-
-// The winner of a window: the first position with the largest value.
-struct Winner {
-  V value, t, y;
-  V position;  // 0 .. pool - 1
-};
-
-template <bool kQuantized>
-HWY_INLINE Winner find_winner(const float* y, ptrdiff_t y_stride, int pool, const Affine& affine,
-                              V max_code) {
-  Winner w;
-  w.y = hn::Load(kFloats, y);
-  w.t = affine(w.y);
-  w.value = pooled_value<kQuantized>(w.t, max_code);
-  w.position = hn::Zero(kFloats);
-  for (int j = 1; j < pool; ++j) {
-    const V y_j = hn::Load(kFloats, y + j * y_stride);
-    const V t_j = affine(y_j);
-    const V value_j = pooled_value<kQuantized>(t_j, max_code);
-    const auto better = hn::Gt(value_j, w.value);
-    w.value = hn::IfThenElse(better, value_j, w.value);
-    w.t = hn::IfThenElse(better, t_j, w.t);
-    w.y = hn::IfThenElse(better, y_j, w.y);
-    w.position = hn::IfThenElse(better, hn::Set(kFloats, static_cast<float>(j)), w.position);
-  }
-  return w;
-}
-
-// The t from which codes are clipped: max_code is odd, so that max_code + 0.5 rounds up to even.
-HWY_INLINE V clipped_from(const ActivationSpec& spec) {
-  return hn::Set(kFloats,
-                 spec.quantized ? spec.max_code + 0.5F : std::numeric_limits<float>::infinity());
-}
-
-// The part of dp that reaches the winner's t.
-HWY_INLINE V passed_gradient(const Winner& w, V clipped, V dp) {
-  return hn::IfThenElseZero(hn::And(hn::Gt(w.t, hn::Zero(kFloats)), hn::Lt(w.t, clipped)), dp);
-}
-
-// Positions outside, channels inside, so that y and dp are read in the order of memory; the sums of
-// every channel wait in `sums`, [channels][2][kLanes].
-template <bool kQuantized, int kPool>
-double backward_sums(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows, int channels,
-                     const ChannelAffine& channel_affine, const ChannelAffine& xhat_affine,
-                     const ActivationSpec& spec, const float* HWY_RESTRICT dp,
-                     float* HWY_RESTRICT sums) {
-  const int pool = kPool > 0 ? kPool : spec.pool;
-  const ptrdiff_t dp_stride = static_cast<ptrdiff_t>(channels) * kLanes;
-  const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
-  V scale_gradient[kVectors];
-  HWY_UNROLL(16)
-  for (int v = 0; v < kVectors; ++v) scale_gradient[v] = hn::Zero(kFloats);
-  for_each_step(rows / pool, [&](int first, auto windows) {
-    for (int c = 0; c < channels; ++c) {
-      const Affine affine(channel_affine, c), to_xhat(xhat_affine, c);
-      HWY_UNROLL(16)
-      for (int v = 0; v < kVectors; ++v) {
-        float* at_sums = sums + 2 * c * kLanes + v * kWidth;
-        V sum_g = hn::Load(kFloats, at_sums), sum_g_xhat = hn::Load(kFloats, at_sums + kLanes);
-        const int at = c * kLanes + v * kWidth;
-        HWY_UNROLL(16)
-        for (int i = first; i < first + decltype(windows)::value; ++i) {
-          const V gradient = hn::Load(kFloats, dp + i * dp_stride + at);
-          const Winner w = find_winner<kQuantized>(y + i * pool * y_stride + at, y_stride, pool,
-                                                   affine, max_code);
-          const V g = passed_gradient(w, clipped, gradient);
-          sum_g = hn::Add(sum_g, g);
-          sum_g_xhat = hn::MulAdd(g, to_xhat(w.y), sum_g_xhat);
-          if (kQuantized) {
-            // dp * code - g * t: code - t where it passes, max_code where clipped, 0 below zero.
-            const V codes = hn::MulAdd(gradient, w.value, scale_gradient[v]);
-            scale_gradient[v] = hn::NegMulAdd(g, w.t, codes);
-          }
-        }
-        hn::Store(sum_g, kFloats, at_sums);
-        hn::Store(sum_g_xhat, kFloats, at_sums + kLanes);
       }
     }
-  });
-  return static_cast<double>(sum_of_lanes(scale_gradient));
+  };
+  if (any_pool == 1) return with_pool(std::integral_constant<int, 1>());
+  if (any_pool == 2) return with_pool(std::integral_constant<int, 2>());
+  with_pool(std::integral_constant<int, 0>());
 }
 
-double activation_backward_sums(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                                const ChannelAffine& affine, const ChannelAffine& xhat_affine,
-                                const ActivationSpec& spec, const float* dp, float* sums) {
-  double scale_gradient = 0;
-  with_pool(spec.pool, [&](auto pool) {
-    constexpr int kPool = decltype(pool)::value;
-    const auto run = spec.quantized ? backward_sums<true, kPool> : backward_sums<false, kPool>;
-    scale_gradient = run(y, y_stride, rows, channels, affine, xhat_affine, spec, dp, sums);
+void evaluate_codes(const Sums& sums, const EvaluationSteps& steps, const ActivationSpec& spec,
+                    uint8_t* out, ptrdiff_t out_stride) {
+  const V max_code = hn::Set(kFloats, spec.max_code), scale = hn::Set(kFloats, steps.act_scale);
+  evaluate_windows(sums, steps, spec.pool, out, out_stride, [&](V value, uint8_t* to) HWY_ATTR {
+    const V t = hn::Div(value, scale);
+    const V code = hn::Min(hn::Max(t, hn::Zero(kFloats)), max_code);
+    hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, to);
   });
-  return scale_gradient;
+}
+
+void evaluate_values(const Sums& sums, const EvaluationSteps& steps, const ActivationSpec& spec,
+                     float* out, ptrdiff_t out_stride) {
+  evaluate_windows(sums, steps, spec.pool, out, out_stride, [](V value, float* to) HWY_ATTR {
+    hn::Store(hn::Max(value, hn::Zero(kFloats)), kFloats, to);
+  });
 }
 
 void add_lane_sums(const float* sums, int count, double* totals) {
@@ -341,60 +198,14 @@ void add_lane_sums(const float* sums, int count, double* totals) {
   }
 }
 
-template <bool kQuantized, int kPool>
-void backward_apply(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int rows, int channels,
-                    const ChannelAffine& channel_affine, const ActivationSpec& spec,
-                    const float* HWY_RESTRICT dp, const GradientAffine& gradient,
-                    float* HWY_RESTRICT dy, ptrdiff_t dy_stride) {
-  const int pool = kPool > 0 ? kPool : spec.pool;
-  const ptrdiff_t dp_stride = static_cast<ptrdiff_t>(channels) * kLanes;
-  const V max_code = hn::Set(kFloats, spec.max_code), clipped = clipped_from(spec);
-  for_each_step(rows / pool, [&](int first, auto windows) {
-    for (int c = 0; c < channels; ++c) {
-      const Affine affine(channel_affine, c);
-      const V of_g = hn::Set(kFloats, gradient.of_g[c]);
-      const V of_y = hn::Set(kFloats, gradient.of_y[c]);
-      const V of_one = hn::Set(kFloats, gradient.of_one[c]);
-      HWY_UNROLL(16)
-      for (int i = first; i < first + decltype(windows)::value; ++i) {
-        HWY_UNROLL(16)
-        for (int v = 0; v < kVectors; ++v) {
-          const int at = c * kLanes + v * kWidth;
-          const float* y_v = y + i * pool * y_stride + at;
-          float* dy_v = dy + i * pool * dy_stride + at;
-          const Winner w = find_winner<kQuantized>(y_v, y_stride, pool, affine, max_code);
-          const V g = passed_gradient(w, clipped, hn::Load(kFloats, dp + i * dp_stride + at));
-          for (int j = 0; j < pool; ++j) {
-            const V rest = hn::MulAdd(of_y, hn::Load(kFloats, y_v + j * y_stride), of_one);
-            const auto wins = hn::Eq(w.position, hn::Set(kFloats, static_cast<float>(j)));
-            hn::Store(hn::MulAdd(of_g, hn::IfThenElseZero(wins, g), rest), kFloats,
-                      dy_v + j * dy_stride);
-          }
-        }
-      }
-    }
-  });
-}
-
-void activation_backward_apply(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                               const ChannelAffine& affine, const ActivationSpec& spec,
-                               const float* dp, const GradientAffine& gradient, float* dy,
-                               ptrdiff_t dy_stride) {
-  with_pool(spec.pool, [&](auto pool) {
-    constexpr int kPool = decltype(pool)::value;
-    const auto run = spec.quantized ? backward_apply<true, kPool> : backward_apply<false, kPool>;
-    run(y, y_stride, rows, channels, affine, spec, dp, gradient, dy, dy_stride);
-  });
-}
-
-int collect_at_least(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                     const ChannelAffine& channel_affine, float threshold, int lanes, float* values,
-                     int32_t* places) {
+int collect_at_least(const Sums& sums, const ChannelAffine& channel_affine, float threshold,
+                     int lanes, float* values, int32_t* places) {
   const V limit = hn::Set(kFloats, threshold);
   HWY_ALIGN float t_lane[kLanes];
   int count = 0;
-  for (int l = 0; l < rows; ++l, y += y_stride) {
-    for (int c = 0; c < channels; ++c) {
+  const float* y = sums.y;
+  for (int l = 0; l < sums.rows; ++l, y += sums.stride) {
+    for (int c = 0; c < sums.channels; ++c) {
       const Affine affine(channel_affine, c);
       for (int v = 0; v < kVectors; ++v) {
         const V t = affine(hn::Load(kFloats, y + c * kLanes + v * kWidth));
@@ -403,7 +214,7 @@ int collect_at_least(const float* y, ptrdiff_t y_stride, int rows, int channels,
         for (int i = 0; i < kWidth && v * kWidth + i < lanes; ++i) {
           if (t_lane[i] < threshold) continue;
           values[count] = t_lane[i];
-          places[count++] = (l * channels + c) * kLanes + v * kWidth + i;
+          places[count++] = (l * sums.channels + c) * kLanes + v * kWidth + i;
         }
       }
     }
@@ -415,19 +226,17 @@ int collect_at_least(const float* y, ptrdiff_t y_stride, int rows, int channels,
 
 void fill_elementwise(Simd& table) {
   table.target = hwy::TargetName(HWY_TARGET);
+  table.unpack_channels_u8 = unpack_channels_u8;
+  table.unpack_channels_s8 = unpack_channels_s8;
   table.unpack_u8 = unpack_u8;
   table.unpack_s8 = unpack_s8;
   table.unpack_pairs_u8 = unpack_pairs_u8;
   table.unpack_pairs_s8 = unpack_pairs_s8;
   table.transpose_codes = transpose_codes;
   table.channel_sums = channel_sums;
-  table.quantize_pool = quantize_pool;
-  table.relu_pool = relu_pool;
   table.evaluate_codes = evaluate_codes;
   table.evaluate_values = evaluate_values;
-  table.activation_backward_sums = activation_backward_sums;
   table.add_lane_sums = add_lane_sums;
-  table.activation_backward_apply = activation_backward_apply;
   table.collect_at_least = collect_at_least;
 }
 

@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: MIT
-// A hidden layer in two passes over its activations each way:
+// A hidden layer: convolution, batch-norm, QuantReLU and pooling, with
 //
-//   forward:  y = W * x and the sums of y and y^2 per channel | t = gain * y + shift, code, pool
-//   backward: sums of g and g * xhat per channel, scale gradient | dy, then dW += dy x^T and
-//             dx = W^T dy while dy is in the cache
+//   BN(y) = gamma * (s * y - mean) / sqrt(var + eps) + beta, s = x_scale * w_scale
+//   dy = gamma / sqrt(var + eps) * (g - mean(g) - xhat * mean(g * xhat))
 //
-// with BN(y) = gamma * (s * y - mean) / sqrt(var + eps) + beta, s = x_scale * w_scale, and
-// dy = gamma / sqrt(var + eps) * (g - mean(g) - xhat * mean(g * xhat)). y is the one activation
-// kept in float; a layer with few inputs computes it again instead, which is cheaper than memory.
+// Memory holds the codes of its output, the gradient of that output, and a bit for each y that says
+// whether the gradient passes to it. y itself is a sum of products of codes: it is made again
+// wherever it is needed, a few channels of a few positions at a time, which costs less than reading
+// it. Batch-norm's sums over the batch are barriers between sweeps over the tiles of a layer l:
+//
+//   forward   y_l -> codes of l; while they are in the cache, y_(l+1) -> its sums of y and y^2
+//   backward  y_l -> dy_l; dW += dy x^T; dx = W^T dy; while dx is in the cache, y_(l-1) -> its sums
+//             of g and g * y
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <vector>
 
-#include "kernels/cpu/conv_backward.h"
 #include "kernels/cpu/hidden_pass.h"
+#include "kernels/cpu/hidden_sums.h"
 #include "kernels/cpu/ops.h"
 
 namespace fmp::cpu {
@@ -39,6 +44,54 @@ void resize(HiddenState& state, size_t channels) {
   }
 }
 
+// Rows of a chunk, from channel c on, in a tile of codes or values that the layer writes.
+template <typename T>
+T* rows_of_output(const HiddenPass& pass, const TileView& out, int64_t item, int r0, int c) {
+  const LayerShape& s = pass.shape();
+  const int64_t row = pass.items().row(item, r0 / s.pool, s.length / s.pool, out.shape.pad);
+  return static_cast<T*>(out.data) + row * out.shape.row_elements() +
+         static_cast<ptrdiff_t>(c) * kLanes;
+}
+
+// Codes (or values) of an item, kernel(first channel, sums, where to, stride between rows).
+template <typename T, typename Kernel>
+void write_item(const HiddenPass& pass, const HiddenState* state, const TileView& out, int64_t item,
+                Scratch& scratch, LapTimer& timer, Profile& profile, const Kernel& kernel) {
+  const LayerShape& s = pass.shape();
+  const ptrdiff_t stride = out.shape.row_elements();
+  pass.for_each_chunk(item, [&](int r0, int rows) {
+    pass.for_each_sums(state, item, r0, rows, scratch, timer, profile,
+                       [&](int c, const Sums& sums) {
+                         kernel(r0, c, sums, rows_of_output<T>(pass, out, item, r0, c), stride);
+                         timer.lap(profile.activation_forward);
+                       });
+    zero_unused_lanes(pass.items(), item, r0 / s.pool, rows / s.pool, s.out_channels,
+                      rows_of_output<T>(pass, out, item, r0, 0), stride);
+  });
+}
+
+// Batch statistics from the sums, the running ones updated, and batch-norm's affine step.
+void normalise(const LayerShape& shape, double count, double sum_scale,
+               const HiddenParameters& parameters, const RunningStatistics& running,
+               HiddenState& state) {
+  const size_t channels = static_cast<size_t>(shape.out_channels);
+  resize(state, channels);
+  for (size_t c = 0; c < channels; ++c) {
+    const double mean_code = state.sum_y[c] / count;
+    const double variance_code =
+        std::max(0.0, state.sum_squares[c] / count - mean_code * mean_code);
+    const double mean = sum_scale * mean_code, variance = sum_scale * sum_scale * variance_code;
+    const double unbiased = count > 1 ? variance * count / (count - 1) : variance;
+    const auto update = [](float& value, double batch) {
+      value = static_cast<float>((1 - kBatchNormMomentum) * static_cast<double>(value) +
+                                 kBatchNormMomentum * batch);
+    };
+    update(running.mean[c], mean);
+    update(running.var[c], unbiased);
+    set_batch_norm(parameters, sum_scale, c, mean, variance, state);
+  }
+}
+
 }  // namespace
 
 void set_threshold(const LayerShape& shape, float threshold, HiddenState& state) {
@@ -51,61 +104,53 @@ void set_threshold(const LayerShape& shape, float threshold, HiddenState& state)
 void hidden_forward_train(const Input& x, const Weights& weights,
                           const HiddenParameters& parameters, bool collect,
                           const RunningStatistics& running, HiddenState& state, TileView out,
-                          const RunContext& context) {
+                          const HiddenOperands* reader, const RunContext& context) {
   const LayerShape& shape = weights.shape();
-  const HiddenPass pass(x.tile, weights, context);
-  const size_t channels = static_cast<size_t>(shape.out_channels);
-  resize(state, channels);
-  if (keeps_sums(shape)) state.y.reserve(pass.kept_elements());
-
-  PartialSums partial(pass.items().count(), 2 * channels);
-  const ptrdiff_t stride = static_cast<ptrdiff_t>(channels) * kLanes;
-  pass.for_each_chunk(
-      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
-        ChunkSums sums{};
-        if (keeps_sums(shape)) {
-          float* y = pass.kept(state.y.data(), item, r0);
-          pass.conv().forward(item, r0, rows, y, stride, scratch, timer, mine);
-          sums = {y, stride};
-        } else {
-          sums = pass.compute(item, r0, rows, scratch, timer, mine);
-        }
-        double* sum = partial.of(item);
-        simd().channel_sums(sums.y, sums.stride, rows, shape.out_channels, sum, sum + channels);
-        timer.lap(mine.activation_forward);
-      });
-
-  const std::vector<double> total = partial.total();
-  const double n = pass.count();
-  const double sum_scale = static_cast<double>(x.scale) * static_cast<double>(weights.scale());
-  for (size_t c = 0; c < channels; ++c) {
-    const double mean_code = total[c] / n;
-    const double variance_code = std::max(0.0, total[channels + c] / n - mean_code * mean_code);
-    const double mean = sum_scale * mean_code, variance = sum_scale * sum_scale * variance_code;
-    const double unbiased = n > 1 ? variance * n / (n - 1) : variance;
-    const auto update = [](float& value, double batch) {
-      value = static_cast<float>((1 - kBatchNormMomentum) * static_cast<double>(value) +
-                                 kBatchNormMomentum * batch);
-    };
-    update(running.mean[c], mean);
-    update(running.var[c], unbiased);
-    set_batch_norm(parameters, sum_scale, c, mean, variance, state);
+  const HiddenPass pass(x.tile, weights);
+  if (!state.summed) {
+    SumsOfOutput sums({x, &weights, &state});
+    for_each_item(pass.items().count(), context,
+                  [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
+                    sums.add(item, scratch, timer, mine);
+                  });
+    sums.finish();
   }
+  state.summed = state.gradient_summed = false;
+  normalise(shape, pass.count(),
+            static_cast<double>(x.scale) * static_cast<double>(weights.scale()), parameters,
+            running, state);
 
   state.collected = collect && shape.act_bits != kFloatBits;
   if (state.collected) {
-    collect_threshold(pass, state);
+    collect_threshold(pass, state, context);
   } else if (shape.act_bits != kFloatBits) {
     set_threshold(shape, std::max(std::fabs(parameters.threshold), kMinQuantizerRange), state);
   }
 
-  const ChannelAffine affine{state.gain.data(), state.shift.data()};
-  pass.for_each_chunk(
-      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
-        const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
-        pass.activate(sums, affine, item, r0, rows, out);
-        timer.lap(mine.activation_forward);
-      });
+  const ActivationSpec spec = activation_spec(shape);
+  const auto write = [&](auto kernel, auto element, int64_t item, Scratch& scratch, LapTimer& timer,
+                         Profile& mine) {
+    write_item<decltype(element)>(
+        pass, &state, out, item, scratch, timer, mine,
+        [&](int r0, int c, const Sums& sums, auto* to, ptrdiff_t stride) {
+          const ChannelAffine affine{state.gain.data() + c, state.shift.data() + c};
+          kernel(sums, affine, spec, to, stride,
+                 state.passes.data() + pass.first_channel(item, r0) + c, shape.out_channels);
+        });
+  };
+  std::optional<SumsOfOutput> sums_of_reader;
+  if (reader != nullptr && same_items(shape, reader->weights->shape()))
+    sums_of_reader.emplace(*reader);
+  for_each_item(pass.items().count(), context,
+                [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
+                  if (spec.quantized) {
+                    write(simd().quantize_pool, uint8_t{}, item, scratch, timer, mine);
+                  } else {
+                    write(simd().relu_pool, float{}, item, scratch, timer, mine);
+                  }
+                  if (sums_of_reader) sums_of_reader->add(item, scratch, timer, mine);
+                });
+  if (sums_of_reader) sums_of_reader->finish();
 }
 
 float activation_scale(float threshold, int act_bits) {
@@ -140,18 +185,30 @@ float hidden_forward_eval(const Input& x, const Weights& weights,
                           const HiddenParameters& parameters, std::span<const float> running_mean,
                           std::span<const float> running_var, TileView out,
                           const RunContext& context) {
-  const HiddenPass pass(x.tile, weights, context);
-  const EvaluationState state = evaluation_state(weights.shape(), x.scale, weights.scale(),
-                                                 parameters, running_mean, running_var);
-  const EvaluationSteps steps{state.sum_scale, state.gain.data(), state.shift.data(),
-                              state.act_scale};
-  pass.for_each_chunk(
-      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
-        const ChunkSums sums = pass.compute(item, r0, rows, scratch, timer, mine);
-        pass.activate(sums, steps, item, r0, rows, out);
-        timer.lap(mine.activation_forward);
-      });
-  return state.act_scale;
+  const LayerShape& shape = weights.shape();
+  const HiddenPass pass(x.tile, weights);
+  const EvaluationState evaluation =
+      evaluation_state(shape, x.scale, weights.scale(), parameters, running_mean, running_var);
+  const ActivationSpec spec = activation_spec(shape);
+  const auto write = [&](auto kernel, auto element, int64_t item, Scratch& scratch, LapTimer& timer,
+                         Profile& mine) {
+    write_item<decltype(element)>(
+        pass, nullptr, out, item, scratch, timer, mine,
+        [&](int /*r0*/, int c, const Sums& sums, auto* to, ptrdiff_t stride) {
+          const EvaluationSteps steps{evaluation.sum_scale, evaluation.gain.data() + c,
+                                      evaluation.shift.data() + c, evaluation.act_scale};
+          kernel(sums, steps, spec, to, stride);
+        });
+  };
+  for_each_item(pass.items().count(), context,
+                [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
+                  if (spec.quantized) {
+                    write(simd().evaluate_codes, uint8_t{}, item, scratch, timer, mine);
+                  } else {
+                    write(simd().evaluate_values, float{}, item, scratch, timer, mine);
+                  }
+                });
+  return evaluation.act_scale;
 }
 
 namespace {
@@ -179,50 +236,72 @@ BackwardConstants backward_constants(const HiddenState& state, const HiddenParam
   return k;
 }
 
+// Sums of the gradient that nobody took on the way.
+void take_sums(const HiddenOperands& layer, ConstTileView dp, const RunContext& context) {
+  SumsOfGradient sums(layer);
+  const Items& items = sums.pass().items();
+  const LayerShape& shape = layer.weights->shape();
+  const int length = shape.length / shape.pool;
+  for_each_item(
+      sums.groups(), context, [&](int64_t group, Scratch& scratch, LapTimer& timer, Profile& mine) {
+        sums.begin(scratch);
+        for (int64_t item = sums.first_item(group); item < sums.first_item(group + 1); ++item) {
+          const float* first = static_cast<const float*>(dp.data) +
+                               items.row(item, 0, length, 0) * dp.shape.row_elements();
+          sums.add(group, item, 0, items.rows(item) / shape.pool, first, scratch, timer, mine);
+        }
+        sums.end(group, scratch);
+      });
+  sums.finish();
+}
+
+// The input codes of the percentile's window, times `gradient`, to its channel's weights.
+void add_statistic_window(const HiddenOperands& layer, float gradient, std::span<float> dweight) {
+  const HiddenState& state = *layer.state;
+  const LayerShape& s = layer.weights->shape();
+  const int64_t tile = state.statistic_row / s.length;
+  const int first = static_cast<int>(state.statistic_row % s.length) - s.padding();
+  const ConstTileView& x = layer.x.tile;
+  const int8_t* codes = static_cast<const int8_t*>(x.data) + tile * x.shape.tile_elements();
+  size_t k = static_cast<size_t>(state.statistic_channel) * static_cast<size_t>(s.fan_in());
+  for (int t = 0; t < s.taps; ++t) {
+    for (int c = 0; c < s.in_channels; ++c, ++k) {
+      const int64_t row = x.shape.pad + first + t;
+      const int8_t code = codes[row * x.shape.row_elements() + c * kLanes + state.statistic_lane];
+      dweight[k] += gradient * static_cast<float>(code);
+    }
+  }
+}
+
 }  // namespace
 
-void hidden_backward(const Input& x, const Weights& weights, const HiddenParameters& parameters,
-                     const HiddenState& state, ConstTileView dp, double act_scale_gradient,
-                     HiddenGradients& gradients, TileView dx, const RunContext& context) {
-  const LayerShape& shape = weights.shape();
-  const HiddenPass pass(x.tile, weights, context);
+bool gradient_stays_in_cache(const LayerShape& layer, const HiddenOperands& producer) {
+  return same_items(producer.weights->shape(), layer) && sums_of_inputs_suffice(producer);
+}
+
+void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parameters,
+                     ConstTileView dp, double act_scale_gradient, HiddenGradients& gradients,
+                     TileView dx, const HiddenOperands* producer, const RunContext& context) {
+  const LayerShape& shape = layer.weights->shape();
+  HiddenState& state = *layer.state;
+  const HiddenPass pass(layer.x.tile, *layer.weights);
   const Items& items = pass.items();
-  const size_t channels = static_cast<size_t>(shape.out_channels);
-  const ActivationSpec spec = activation_spec(shape);
-  const ChannelAffine affine{state.gain.data(), state.shift.data()};
-  const ChannelAffine xhat{state.xhat_gain.data(), state.xhat_shift.data()};
-  const auto pooled_gradient = [&](int64_t item, int r0) {
-    const int64_t row = items.row(item, r0 / shape.pool, shape.length / shape.pool, 0);
-    return static_cast<const float*>(dp.data) + row * dp.shape.row_elements();
-  };
+  const size_t channels = pass.channels();
+  if (!state.gradient_summed) take_sums(layer, dp, context);
 
-  // Per item: sum of g and of g * xhat of every channel in turn, then the scale's gradient.
-  PartialSums partial(items.count(), 2 * channels + 1);
-  pass.for_each_chunk(
-      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& mine) {
-        const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
-        const size_t lane_sums = 2 * channels * kLanes;
-        float* lanes = scratch.sums.reserve(lane_sums);
-        std::fill_n(lanes, lane_sums, 0.0F);
-        double* sum = partial.of(item);
-        sum[2 * channels] +=
-            simd().activation_backward_sums(sums.y, sums.stride, rows, shape.out_channels, affine,
-                                            xhat, spec, pooled_gradient(item, r0), lanes);
-        simd().add_lane_sums(lanes, 2 * shape.out_channels, sum);
-        timer.lap(mine.activation_backward);
-      });
-
-  std::vector<double> total = partial.total();
-  std::vector<double> sum_g(channels), sum_g_xhat(channels);
+  std::vector<double> sum_g = state.sum_g, sum_g_xhat(channels);
+  double scale_gradient = state.sum_code + act_scale_gradient;
   for (size_t c = 0; c < channels; ++c) {
-    sum_g[c] = total[2 * c];
-    sum_g_xhat[c] = total[2 * c + 1];
+    const auto affine = [&](float gain, float shift) {
+      return static_cast<double>(gain) * state.sum_g_y[c] + static_cast<double>(shift) * sum_g[c];
+    };
+    sum_g_xhat[c] = affine(state.xhat_gain[c], state.xhat_shift[c]);
+    scale_gradient -= affine(state.gain[c], state.shift[c]);  // sum of g * t
   }
   float statistic_gradient = 0;
   gradients.threshold = 0;
-  if (spec.quantized) {
-    const double of_threshold =
-        (total[2 * channels] + act_scale_gradient) / static_cast<double>(largest_act_code(shape));
+  if (shape.act_bits != kFloatBits) {
+    const double of_threshold = scale_gradient / static_cast<double>(largest_act_code(shape));
     if (!state.collected) {
       const float v = parameters.threshold;
       gradients.threshold = v > 0 ? of_threshold : v < 0 ? -of_threshold : 0;
@@ -240,22 +319,45 @@ void hidden_backward(const Input& x, const Weights& weights, const HiddenParamet
   }
   const BackwardConstants k =
       backward_constants(state, parameters, sum_g, sum_g_xhat, pass.count());
+  const float statistic_dy =
+      statistic_gradient == 0.0F
+          ? 0.0F
+          : k.of_g[static_cast<size_t>(state.statistic_channel)] * statistic_gradient;
 
-  const auto fill = [&](int64_t item, int r0, int rows, float* dy, ptrdiff_t dy_stride,
+  if (sums_of_inputs_suffice(layer)) {
+    weight_gradient_of_sums(layer, {k.of_g.data(), k.of_y.data(), k.of_one.data()},
+                            gradients.weight);
+    if (statistic_dy != 0.0F)
+      add_statistic_window(layer, layer.x.scale * statistic_dy, gradients.weight);
+    return;
+  }
+
+  const auto fill = [&](int64_t item, int r0, int rows, float* dy, const ChunkLayout& layout,
                         Scratch& scratch, LapTimer& timer, Profile& mine) {
-    const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, mine);
-    simd().activation_backward_apply(
-        sums.y, sums.stride, rows, shape.out_channels, affine, spec, pooled_gradient(item, r0),
-        {k.of_g.data(), k.of_y.data(), k.of_one.data()}, dy, dy_stride);
+    const int64_t row = items.row(item, r0 / shape.pool, shape.length / shape.pool, 0);
+    const PooledGradient gradient = pooled_gradient(
+        pass, layer, item, r0, static_cast<const float*>(dp.data) + row * dp.shape.row_elements());
+    pass.for_each_sums(&state, item, r0, rows, scratch, timer, mine, [&](int c, const Sums& sums) {
+      simd().backward_apply(sums, shape.pool, from_channel(gradient, c),
+                            {k.of_g.data() + c, k.of_y.data() + c, k.of_one.data() + c},
+                            dy + c * layout.channel, layout.row, layout.channel);
+      timer.lap(mine.activation_backward);
+    });
     const int64_t statistic = state.statistic_row - items.row(item, r0, shape.length, 0);
-    if (state.collected && state.statistic_row >= 0 && statistic >= 0 && statistic < rows) {
-      dy[statistic * dy_stride + state.statistic_channel * kLanes + state.statistic_lane] +=
-          k.of_g[static_cast<size_t>(state.statistic_channel)] * statistic_gradient;
+    if (statistic_dy != 0.0F && statistic >= 0 && statistic < rows) {
+      dy[statistic * layout.row + state.statistic_channel * layout.channel +
+         state.statistic_lane] += statistic_dy;
     }
-    zero_unused_lanes(items, item, r0, rows, shape.out_channels, dy, dy_stride);
+    zero_unused_lanes(items, item, r0, rows, shape.out_channels, dy, layout.row, layout.channel);
     timer.lap(mine.activation_backward);
   };
-  conv_backward(pass.conv(), x.scale, dx, gradients.weight, context, fill);
+  std::optional<SumsOfGradient> sums_of_producer;
+  if (producer != nullptr && same_items(producer->weights->shape(), shape)) {
+    sums_of_producer.emplace(*producer);
+  }
+  conv_backward(pass.conv(), layer.x.scale, dx, sums_of_producer ? &*sums_of_producer : nullptr,
+                gradients.weight, context, fill);
+  if (sums_of_producer) sums_of_producer->finish();
 }
 
 }  // namespace fmp::cpu

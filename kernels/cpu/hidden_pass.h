@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: MIT
-// What the passes of a hidden layer share: its chunks with their convolution sums, what becomes of
-// them, and sums over the items.
+// One walk over a hidden layer's sums, a few rows and channels at a time.
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "kernels/cpu/chunk_conv.h"
 #include "kernels/cpu/chunks.h"
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/simd.h"
 
 namespace fmp::cpu {
-
-// Multiply-adds per output below which y is computed again instead of kept: reading 4 bytes from
-// memory takes about as long as 16 multiply-adds.
-inline constexpr int64_t kRecomputeBelow = 16;
-
-inline bool keeps_sums(const LayerShape& shape) { return shape.fan_in() >= kRecomputeBelow; }
 
 inline float largest_act_code(const LayerShape& shape) {
   return static_cast<float>((1 << shape.act_bits) - 1);
@@ -30,84 +21,65 @@ inline ActivationSpec activation_spec(const LayerShape& shape) {
   return {shape.pool, quantized, quantized ? largest_act_code(shape) : 0.0F};
 }
 
-// What makes codes or values of sums: in training, and in evaluation.
-inline auto code_kernel(const ChannelAffine& /*step*/) { return simd().quantize_pool; }
-inline auto code_kernel(const EvaluationSteps& /*steps*/) { return simd().evaluate_codes; }
-inline auto value_kernel(const ChannelAffine& /*step*/) { return simd().relu_pool; }
-inline auto value_kernel(const EvaluationSteps& /*steps*/) { return simd().evaluate_values; }
-
-// Sums of a chunk: where they are kept, or computed into scratch.
-struct ChunkSums {
-  const float* y;
-  ptrdiff_t stride;
-};
-
-// A hidden layer's passes over its chunks.
 class HiddenPass {
  public:
-  HiddenPass(const ConstTileView& x, const Weights& weights, const RunContext& context)
+  HiddenPass(const ConstTileView& x, const Weights& weights)
       : shape_(weights.shape()),
         conv_(x, weights),
         frames_(x.shape.frames),
-        context_(context),
         stride_(static_cast<ptrdiff_t>(shape_.out_channels) * kLanes) {}
 
   const LayerShape& shape() const { return shape_; }
   const ChunkConv& conv() const { return conv_; }
   const Items& items() const { return conv_.items(); }
-  int channels() const { return shape_.out_channels; }
+  size_t channels() const { return static_cast<size_t>(shape_.out_channels); }
   double count() const { return static_cast<double>(frames_) * shape_.length; }
 
-  size_t kept_elements() const {
-    return static_cast<size_t>(
-        TileShape{frames_, shape_.length, shape_.out_channels, 0}.elements());
+  // Sums that are cheap to make are made again whenever they are wanted. Others are kept.
+  bool keeps_sums() const {
+    // Reading 4 bytes from memory takes about as long as 16 multiply-adds.
+    constexpr int64_t kRecomputeBelow = 16;
+    return !conv_.makes_runs() && shape_.fan_in() >= kRecomputeBelow;
   }
-  float* kept(float* y, int64_t item, int r) const {
-    return y + items().row(item, r, shape_.length, 0) * stride_;
+  void reserve(HiddenState& state) const {
+    const size_t elements =
+        static_cast<size_t>(TileShape{frames_, shape_.length, shape_.out_channels, 0}.elements());
+    state.passes.reserve(elements / kLanes);
+    if (keeps_sums()) state.y.reserve(elements);
   }
-
-  ChunkSums compute(int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
-                    Profile& profile) const {
-    float* y = scratch.y.reserve(static_cast<size_t>(rows * stride_));
-    conv_.forward(item, r0, rows, y, stride_, scratch, timer, profile);
-    return {y, stride_};
-  }
-  // The sums that the forward pass kept or, if it did not, computed again.
-  ChunkSums sums(const HiddenState& state, int64_t item, int r0, int rows, Scratch& scratch,
-                 LapTimer& timer, Profile& profile) const {
-    if (!keeps_sums(shape_)) return compute(item, r0, rows, scratch, timer, profile);
-    return {state.y.data() + items().row(item, r0, shape_.length, 0) * stride_, stride_};
+  // Index of an element's channel 0 among those of all rows.
+  ptrdiff_t first_channel(int64_t item, int r) const {
+    return items().row(item, r, shape_.length, 0) * shape_.out_channels;
   }
 
-  // body(item, r0, rows, scratch, timer, profile) for every chunk of every item, an item's chunks
-  // in order on one thread.
+  // Makes the sums of a chunk, keeps them if they are to be kept: body(first channel, sums).
   template <typename Body>
-  void for_each_chunk(const Body& body) const {
-    const auto chunks_of = [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& profile) {
-      const int rows = items().rows(item);
-      for (int r0 = 0; r0 < rows; r0 += conv_.chunk_rows()) {
-        body(item, r0, std::min(conv_.chunk_rows(), rows - r0), scratch, timer, profile);
-      }
-    };
-    for_each_item(items().count(), context_, chunks_of);
+  void make_sums(HiddenState& state, int64_t item, int r0, int rows, Scratch& scratch,
+                 LapTimer& timer, Profile& profile, const Body& body) const {
+    if (!keeps_sums()) {
+      return conv_.for_each_run(item, r0, rows, scratch, timer, profile, body);
+    }
+    float* y = state.y.data() + first_channel(item, r0) * kLanes;
+    conv_.forward(item, r0, rows, y, stride_, scratch, timer, profile);
+    body(0, Sums{y, stride_, rows, shape_.out_channels});
+  }
+  // The same once they have been made; state: null in evaluation, which keeps none.
+  template <typename Body>
+  void for_each_sums(const HiddenState* state, int64_t item, int r0, int rows, Scratch& scratch,
+                     LapTimer& timer, Profile& profile, const Body& body) const {
+    if (state == nullptr || !keeps_sums()) {
+      return conv_.for_each_run(item, r0, rows, scratch, timer, profile, body);
+    }
+    const float* y = state->y.data() + first_channel(item, r0) * kLanes;
+    body(0, Sums{y, stride_, rows, shape_.out_channels});
   }
 
-  // Activation of a chunk to its rows of `out`. affine: see code_kernel().
-  template <typename AffineStep>
-  void activate(const ChunkSums& sums, const AffineStep& affine, int64_t item, int r0, int rows,
-                const TileView& out) const {
-    const int out_length = shape_.length / shape_.pool, out_rows = rows / shape_.pool;
-    const int64_t row = items().row(item, r0 / shape_.pool, out_length, out.shape.pad);
-    const int64_t at = row * out.shape.row_elements();
-    const ActivationSpec spec = activation_spec(shape_);
-    const auto write = [&](auto* first, auto kernel) {
-      kernel(sums.y, sums.stride, rows, channels(), affine, spec, first + at);
-      zero_unused_lanes(items(), item, r0 / shape_.pool, out_rows, channels(), first + at, stride_);
-    };
-    if (spec.quantized) {
-      write(static_cast<uint8_t*>(out.data), code_kernel(affine));
-    } else {
-      write(static_cast<float*>(out.data), value_kernel(affine));
+  // body(r0, rows) for the chunks of an item.
+  template <typename Body>
+  void for_each_chunk(int64_t item, const Body& body) const {
+    const int rows = items().rows(item);
+    for (int r0 = 0; r0 < rows; r0 += conv_.chunk_rows()) {
+      body(r0, std::min(conv_.chunk_rows(), rows - r0));
     }
   }
 
@@ -115,9 +87,40 @@ class HiddenPass {
   LayerShape shape_;
   ChunkConv conv_;
   int64_t frames_;
-  RunContext context_;
   ptrdiff_t stride_;
 };
+
+// Whether the items of one layer are those of the other that reads its output, row for row.
+inline bool same_items(const LayerShape& producer, const LayerShape& reader) {
+  const auto dense = [](const LayerShape& s) { return s.taps == 1 && s.length == 1; };
+  return dense(producer) == dense(reader) && producer.length / producer.pool == reader.length &&
+         producer.out_channels == reader.in_channels;
+}
+
+// What the backward pass reads of a layer's rows from first_row on; dp: the gradient of their
+// pooled rows.
+inline PooledGradient pooled_gradient(const HiddenPass& pass, const HiddenOperands& layer,
+                                      int64_t item, int first_row, const float* dp) {
+  const LayerShape& s = pass.shape();
+  PooledGradient g;
+  g.dp = dp;
+  g.dp_stride = g.code_stride = static_cast<ptrdiff_t>(s.out_channels) * kLanes;
+  if (s.act_bits != kFloatBits) {
+    const int64_t row =
+        pass.items().row(item, first_row / s.pool, s.length / s.pool, layer.out.shape.pad);
+    g.codes = static_cast<const uint8_t*>(layer.out.data) + row * g.code_stride;
+  }
+  g.passes = layer.state->passes.data() + pass.first_channel(item, first_row);
+  g.passes_stride = s.out_channels;
+  return g;
+}
+// The same from channel c on.
+inline PooledGradient from_channel(PooledGradient g, int c) {
+  g.dp += c * kLanes;
+  if (g.codes != nullptr) g.codes += c * kLanes;
+  g.passes += c;
+  return g;
+}
 
 // Per-item partial sums of `width` doubles, added up in the order of the items.
 class PartialSums {
@@ -140,6 +143,6 @@ class PartialSums {
 void set_threshold(const LayerShape& shape, float threshold, HiddenState& state);
 
 // Sets the threshold to the percentile of the activations before pooling, and where it was found.
-void collect_threshold(const HiddenPass& pass, HiddenState& state);
+void collect_threshold(const HiddenPass& pass, HiddenState& state, const RunContext& context);
 
 }  // namespace fmp::cpu

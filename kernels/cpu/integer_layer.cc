@@ -21,6 +21,7 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h, as Highway wants it.
 #include "hwy/highway.h"
+#include "kernels/cpu/dot-inl.h"
 #include "kernels/cpu/lanes-inl.h"
 #include "kernels/cpu/winograd-inl.h"
 
@@ -28,111 +29,8 @@ HWY_BEFORE_NAMESPACE();
 namespace fmp::cpu::HWY_NAMESPACE {
 namespace {
 
-using IntTag = hn::CappedTag<int32_t, kLanes>;
-constexpr IntTag kInts;
-using VI = hn::Vec<IntTag>;
-constexpr hn::Repartition<int16_t, IntTag> kShorts;
-constexpr hn::Repartition<uint16_t, IntTag> kUnsignedShorts;
-constexpr hn::Repartition<uint8_t, IntTag> kBytes;
 constexpr hn::RebindToUnsigned<IntTag> kUnsigned;
 constexpr hn::Repartition<uint64_t, IntTag> kLongs;
-constexpr int kVectorBytes = kWidth * kQuad;
-
-// The ways to multiply: an operand from memory, a quad of weights, their product added to a sum,
-// and the sum in 32 bits.
-struct Wide {
-  static constexpr int kWords = 2;  // elements of a quad of weights
-  using VS = hn::Vec<decltype(kShorts)>;
-  struct Pairs {  // bytes 0 and 2, bytes 1 and 3, as 16 bits
-    VS even, odd;
-  };
-  using Operand = Pairs;
-  using Weights = Pairs;
-  using Sum = VI;
-  static HWY_INLINE Sum zero() { return hn::Zero(kInts); }
-  static HWY_INLINE VS even(const uint8_t* x) {
-    const auto v = hn::BitCast(kUnsignedShorts, hn::Load(kBytes, x));
-    return hn::BitCast(kShorts, hn::And(v, hn::Set(kUnsignedShorts, uint16_t{0xff})));
-  }
-  static HWY_INLINE VS odd(const uint8_t* x) {
-    const auto v = hn::BitCast(kUnsignedShorts, hn::Load(kBytes, x));
-    return hn::BitCast(kShorts, hn::ShiftRight<8>(v));
-  }
-  static HWY_INLINE Operand load(const uint8_t* x) { return {even(x), odd(x)}; }
-  static HWY_INLINE Weights set(const int32_t* quad) {
-    return {hn::BitCast(kShorts, hn::Set(kInts, quad[0])),
-            hn::BitCast(kShorts, hn::Set(kInts, quad[1]))};
-  }
-  static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
-    sum = multiply_add_pairs(x.odd, w.odd, multiply_add_pairs(x.even, w.even, sum));
-  }
-  static HWY_INLINE VI finish(Sum sum) { return sum; }
-};
-
-// The same for inputs of no more than two channels: the odd bytes have no weights.
-struct WideOfTwo {
-  static constexpr int kWords = Wide::kWords;
-  using Operand = Wide::VS;
-  using Weights = Wide::VS;
-  using Sum = VI;
-  static HWY_INLINE Sum zero() { return Wide::zero(); }
-  static HWY_INLINE Operand load(const uint8_t* x) { return Wide::even(x); }
-  static HWY_INLINE Weights set(const int32_t* quad) {
-    return hn::BitCast(kShorts, hn::Set(kInts, quad[0]));
-  }
-  static HWY_INLINE void add(Operand x, Weights w, Sum& sum) {
-    sum = multiply_add_pairs(x, w, sum);
-  }
-  static HWY_INLINE VI finish(Sum sum) { return sum; }
-};
-
-#if HWY_TARGET <= HWY_SSE4 && HWY_ARCH_X86
-#define FMP_HAS_NARROW 1
-struct Narrow {
-  static constexpr int kWords = 1;
-  using Operand = hn::Vec<decltype(kBytes)>;
-  using Weights = VI;
-  using Sum = hn::Vec<decltype(kShorts)>;
-  static HWY_INLINE Sum zero() { return hn::Zero(kShorts); }
-  static HWY_INLINE Operand load(const uint8_t* x) { return hn::Load(kBytes, x); }
-  static HWY_INLINE Weights set(const int32_t* quad) { return hn::Set(kInts, *quad); }
-  static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
-#if HWY_TARGET <= HWY_AVX3
-    sum = hn::Add(sum, Sum{_mm512_maddubs_epi16(x.raw, w.raw)});
-#elif HWY_TARGET <= HWY_AVX2
-    sum = hn::Add(sum, Sum{_mm256_maddubs_epi16(x.raw, w.raw)});
-#else
-    sum = hn::Add(sum, Sum{_mm_maddubs_epi16(x.raw, w.raw)});
-#endif
-  }
-  static HWY_INLINE VI finish(Sum sum) {
-    return multiply_add_pairs(sum, hn::Set(kShorts, int16_t{1}), hn::Zero(kInts));
-  }
-};
-#else
-#define FMP_HAS_NARROW 0
-#endif
-
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-#define FMP_HAS_VNNI 1
-// In assembly because Highway's AVX-512 target does not include the instruction; it is used only
-// after a look at the processor.
-struct Vnni {
-  static constexpr int kWords = 1;
-  using Operand = hn::Vec<decltype(kBytes)>;
-  using Weights = VI;
-  using Sum = VI;
-  static HWY_INLINE Sum zero() { return hn::Zero(kInts); }
-  static HWY_INLINE Operand load(const uint8_t* x) { return hn::Load(kBytes, x); }
-  static HWY_INLINE Weights set(const int32_t* quad) { return hn::Set(kInts, *quad); }
-  static HWY_INLINE void add(const Operand& x, const Weights& w, Sum& sum) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(x.raw), "v"(w.raw));
-  }
-  static HWY_INLINE VI finish(Sum sum) { return sum; }
-};
-#else
-#define FMP_HAS_VNNI 0
-#endif
 
 // Codes of N vectors of sums of one channel; see Requantizer.
 template <int N>
@@ -214,16 +112,6 @@ HWY_INLINE void largest_of_windows(const VI (&sums)[N], VI (&largest)[N / kPool]
     HWY_UNROLL(16)
     for (int k = 1; k < kPool; ++k) largest[p] = hn::Max(largest[p], sums[p * kPool + k]);
   }
-}
-
-// A sum that leaves its loop. GCC keeps one that is used as another vector type afterwards in two
-// registers, and copies one to the other in every step, unless the use comes through here.
-template <class T>
-HWY_INLINE T out_of_loop(T sum) {
-#if HWY_ARCH_X86
-  asm("" : "+v"(sum.raw));
-#endif
-  return sum;
 }
 
 // Sums of four outputs at PB positions.
@@ -390,26 +278,13 @@ HWY_FLATTEN void output_sums(const IntegerLayerView& layer, const uint8_t* x, in
 // Calls f with the layer's way to multiply, and whether it is sparse, as types.
 template <typename F>
 void with_variant(const IntegerLayerView& layer, const F& f) {
-  const auto with_dot = [&](auto dot) {
+  with_dot(layer.dot, layer.two_channels, [&](auto dot) {
     if (layer.sparse) {
       f(dot, std::true_type());
     } else {
       f(dot, std::false_type());
     }
-  };
-  switch (layer.dot) {
-#if FMP_HAS_VNNI
-    case DotProduct::kVnni:
-      return with_dot(Vnni());
-#endif
-#if FMP_HAS_NARROW
-    case DotProduct::kNarrow:
-      return with_dot(Narrow());
-#endif
-    default:
-      if (layer.two_channels) return with_dot(WideOfTwo());
-      return with_dot(Wide());
-  }
+  });
 }
 
 void hidden(const IntegerLayerView& layer, const uint8_t* x, int rows, uint8_t* out) {
@@ -494,23 +369,12 @@ void codes_of_points(const IntegerLayerView& layer, const int32_t* sums, ptrdiff
   }
 }
 
-bool has_vnni() {
-#if FMP_HAS_VNNI
-  return __builtin_cpu_supports("avx512vnni") != 0;
-#else
-  return false;
-#endif
-}
-
 }  // namespace
 
 void fill_integer(Simd& table) {
-  table.integer = {FMP_HAS_NARROW == 1, has_vnni(),     hidden, output,
-                   data_at_points,      codes_of_points};
+  table.integer = {FMP_DOT_HAS_NARROW == 1, has_vnni(),     hidden, output,
+                   data_at_points,          codes_of_points};
 }
-
-#undef FMP_HAS_NARROW
-#undef FMP_HAS_VNNI
 
 }  // namespace fmp::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

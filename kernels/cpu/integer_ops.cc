@@ -127,7 +127,7 @@ void activation_codes(const EvaluationState& state, int channel, int act_bits, c
   const size_t c = static_cast<size_t>(channel);
   const EvaluationSteps steps{state.sum_scale, &state.gain[c], &state.shift[c], state.act_scale};
   const ActivationSpec spec{1, true, static_cast<float>((1 << act_bits) - 1)};
-  simd().evaluate_codes(y.data(), kLanes, 1, 1, steps, spec, codes);
+  simd().evaluate_codes({y.data(), kLanes, 1, 1}, steps, spec, codes, kLanes);
 }
 
 const char* name_of(DotProduct dot) {

@@ -96,8 +96,13 @@ struct RunningStatistics {
   std::span<float> mean, var;  // [O]; var unbiased, as PyTorch's
 };
 
-// What the forward pass of a hidden layer leaves for its backward pass.
+// What a step keeps of a hidden layer beside its codes: the constants of its batch-norm, the bits
+// that say where gradients pass, and sums over the batch that its neighbours took for it.
 struct HiddenState {
+  // Set by the caller before the forward pass: nobody will ask for the gradient of x. With few
+  // inputs the gradient of the weights then follows from sums alone (see hidden_sums.h).
+  bool first_layer = false;
+
   bool collected = false;                    // the threshold was this batch's percentile
   float act_scale = 1;                       // of the codes written
   float threshold = 1;                       // act_scale * (2^b - 1)
@@ -108,16 +113,38 @@ struct HiddenState {
   int64_t statistic_row = -1;  // -1: none
   int statistic_channel = 0, statistic_lane = 0;
   float statistic_xhat = 0;
-  AlignedBuffer<float> y;  // convolution sums [tiles][L][O][lanes]; empty when cheaper to recompute
+
+  AlignedBuffer<uint16_t> passes;  // [tiles][L][O] bits of the lanes to which gradients pass
+  AlignedBuffer<float> y;          // sums [tiles][L][O][lanes] where they are not computed again
+
+  bool summed = false;                     // the next two were taken
+  std::vector<double> sum_y, sum_squares;  // of y and y^2, per channel
+  bool gradient_summed = false;            // the next three were taken, or the last one
+  std::vector<double> sum_g, sum_g_y;      // of g, the gradient where it passes, and g * y
+  double sum_code = 0;                     // of the gradient * code
+  // First layers with few inputs: sums of the window's inputs, of their products in pairs, and of
+  // g * input for the weights that have a gradient.
+  std::vector<double> input_sums, input_products;
+  std::vector<float> sum_g_input;
+};
+
+// A hidden layer in the middle of a step, as its neighbours see it.
+struct HiddenOperands {
+  Input x;
+  const Weights* weights = nullptr;
+  HiddenState* state = nullptr;
+  ConstTileView out{};  // what it wrote; not read in the forward pass
 };
 
 // x -> convolution -> batch-norm with the batch's statistics -> QuantReLU -> max-pool -> out.
 // out: [L / pool][O] kU8 codes, or kF32 when act_bits is kFloatBits. collect: take the threshold
-// from this batch (see kThresholdPercentile). running: updated.
+// from this batch (see kThresholdPercentile). running: updated. reader: null, or the hidden layer
+// that reads `out`; its sums of y are taken on the way, if it is of the same kind (a convolution,
+// or dense).
 void hidden_forward_train(const Input& x, const Weights& weights,
                           const HiddenParameters& parameters, bool collect,
                           const RunningStatistics& running, HiddenState& state, TileView out,
-                          const RunContext& context);
+                          const HiddenOperands* reader, const RunContext& context);
 
 // The scale of a QuantReLU's codes: its threshold's size, but not less than kMinQuantizerRange, is
 // the largest code.
@@ -157,12 +184,19 @@ struct HiddenGradients {
   double threshold = 0;          // of v; 0 while collecting
 };
 
-// dp: gradient of the output's values, [L / pool][O] kF32 without padding, 0 in unused lanes.
-// act_scale_gradient: further gradient of the output's scale (from the output layer's bias).
-// dx: gradient of the input's values, [L][C] kF32 without padding; data null = not wanted.
-void hidden_backward(const Input& x, const Weights& weights, const HiddenParameters& parameters,
-                     const HiddenState& state, ConstTileView dp, double act_scale_gradient,
-                     HiddenGradients& gradients, TileView dx, const RunContext& context);
+// Backward of a layer whose forward pass has run. dp: gradient of the output's values, [L /
+// pool][O] kF32 without padding, 0 in unused lanes; not read if its sums were taken and suffice
+// (see gradient_stays_in_cache()). act_scale_gradient: further gradient of the output's scale (from
+// the output layer's bias). dx: gradient of the input's values, [L][C] kF32 without padding; data
+// null = not kept. producer: null, or the hidden layer that wrote x; the sums of its gradient are
+// taken on the way, if it is of the same kind.
+void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parameters,
+                     ConstTileView dp, double act_scale_gradient, HiddenGradients& gradients,
+                     TileView dx, const HiddenOperands* producer, const RunContext& context);
+
+// Whether the backward pass of `layer` takes from the gradient of its input all that `producer`,
+// the layer that wrote it, needs of it, so that it need not be kept.
+bool gradient_stays_in_cache(const LayerShape& layer, const HiddenOperands& producer);
 
 // logits = x * w + bias, bias fake-quantized at scale x.scale * weights.scale() (Brevitas'
 // Int32Bias; plain when input or weights are float). logits: [1][O] kF32.

@@ -88,14 +88,16 @@ void output_backward(const Input& x, const Weights& weights, std::span<const flo
     gradients.x_scale = of_scale * static_cast<double>(weights.scale());
   }
 
-  const auto fill = [&](int64_t item, int r0, int rows, float* dy, ptrdiff_t dy_stride, Scratch&,
-                        LapTimer&, Profile&) {
+  const auto fill = [&](int64_t item, int r0, int rows, float* dy, const ChunkLayout& layout,
+                        Scratch&, LapTimer&, Profile&) {
     for (int r = 0; r < rows; ++r) {
-      std::copy_n(gradient + conv.items().row(item, r0 + r, 1, 0) * stride, stride,
-                  dy + r * dy_stride);
+      const float* from = gradient + conv.items().row(item, r0 + r, 1, 0) * stride;
+      for (int o = 0; o < shape.out_channels; ++o) {
+        std::copy_n(from + o * kLanes, kLanes, dy + r * layout.row + o * layout.channel);
+      }
     }
   };
-  conv_backward(conv, x.scale, dx, gradients.weight, context, fill);
+  conv_backward(conv, x.scale, dx, nullptr, gradients.weight, context, fill);
 }
 
 LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> labels,

@@ -18,14 +18,19 @@ struct LargestElements {
     int64_t row;
     int32_t channel_lane;
   };
+  // Descending value, then place: among equals the first one is taken, whatever was collected when.
+  static bool before(const Element& a, const Element& b) {
+    if (a.value != b.value) return a.value > b.value;
+    if (a.row != b.row) return a.row < b.row;
+    return a.channel_lane < b.channel_lane;
+  }
   std::vector<Element> elements;
   float at_least = std::numeric_limits<float>::min();  // only positive values matter after a ReLU
 
   void trim(size_t wanted) {
     if (elements.size() < 2 * wanted) return;
     const auto last = elements.begin() + static_cast<ptrdiff_t>(wanted - 1);
-    std::nth_element(elements.begin(), last, elements.end(),
-                     [](const Element& a, const Element& b) { return a.value > b.value; });
+    std::nth_element(elements.begin(), last, elements.end(), before);
     at_least = last->value;
     elements.resize(wanted);
   }
@@ -34,34 +39,38 @@ struct LargestElements {
 }  // namespace
 
 // The k-th smallest, k = floor(0.01 q n + 0.5), is one of the few largest: those are collected.
-void collect_threshold(const HiddenPass& pass, HiddenState& state) {
+void collect_threshold(const HiddenPass& pass, HiddenState& state, const RunContext& context) {
   const LayerShape& shape = pass.shape();
   const double n = pass.count() * shape.out_channels;
   const double k = std::floor(0.01 * kThresholdPercentile * n + 0.5);
   const size_t wanted = static_cast<size_t>(n - k) + 1;
   std::vector<LargestElements> largest(static_cast<size_t>(pass.items().count()));
-  const ChannelAffine affine{state.gain.data(), state.shift.data()};
-  const int row_elements = shape.out_channels * kLanes;
-
-  pass.for_each_chunk(
-      [&](int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer, Profile& profile) {
-        const ChunkSums sums = pass.sums(state, item, r0, rows, scratch, timer, profile);
-        LargestElements& mine = largest[static_cast<size_t>(item)];
-        std::vector<float> values(static_cast<size_t>(row_elements));
-        std::vector<int32_t> places(static_cast<size_t>(row_elements));
-        for (int r = 0; r < rows; ++r) {
-          const int found = simd().collect_at_least(
-              sums.y + r * sums.stride, sums.stride, 1, shape.out_channels, affine, mine.at_least,
-              pass.items().lanes_used(item, r0 + r), values.data(), places.data());
-          for (int i = 0; i < found; ++i) {
-            const size_t at = static_cast<size_t>(i);
-            mine.elements.push_back(
-                {values[at], pass.items().row(item, r0 + r, shape.length, 0), places[at]});
-          }
-          mine.trim(wanted);
-        }
-        timer.lap(profile.activation_forward);
-      });
+  const auto collect = [&](int64_t item, int r0, int first, const Sums& sums) {
+    LargestElements& mine = largest[static_cast<size_t>(item)];
+    const ChannelAffine affine{state.gain.data() + first, state.shift.data() + first};
+    std::vector<float> values(static_cast<size_t>(sums.channels * kLanes));
+    std::vector<int32_t> places(values.size());
+    for (int r = 0; r < sums.rows; ++r) {
+      const int found = simd().collect_at_least(
+          {sums.y + r * sums.stride, sums.stride, 1, sums.channels}, affine, mine.at_least,
+          pass.items().lanes_used(item, r0 + r), values.data(), places.data());
+      for (size_t i = 0; i < static_cast<size_t>(found); ++i) {
+        mine.elements.push_back({values[i], pass.items().row(item, r0 + r, shape.length, 0),
+                                 first * kLanes + places[i]});
+      }
+      mine.trim(wanted);
+    }
+  };
+  for_each_item(pass.items().count(), context,
+                [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
+                  pass.for_each_chunk(item, [&](int r0, int rows) {
+                    pass.for_each_sums(&state, item, r0, rows, scratch, timer, mine,
+                                       [&](int c, const Sums& sums) {
+                                         collect(item, r0, c, sums);
+                                         timer.lap(mine.activation_forward);
+                                       });
+                  });
+                });
 
   std::vector<LargestElements::Element> all;
   for (const LargestElements& item : largest) {
@@ -71,13 +80,7 @@ void collect_threshold(const HiddenPass& pass, HiddenState& state) {
   float threshold = kMinQuantizerRange;
   if (all.size() >= wanted) {
     const auto kth = all.begin() + static_cast<ptrdiff_t>(wanted - 1);
-    // Descending value, then place: among equals the first one is taken, whatever was collected
-    // when.
-    std::nth_element(all.begin(), kth, all.end(), [](const auto& a, const auto& b) {
-      if (a.value != b.value) return a.value > b.value;
-      if (a.row != b.row) return a.row < b.row;
-      return a.channel_lane < b.channel_lane;
-    });
+    std::nth_element(all.begin(), kth, all.end(), LargestElements::before);
     threshold = std::max(kth->value, kMinQuantizerRange);
     state.statistic_row = kth->row;
     state.statistic_channel = kth->channel_lane / kLanes;

@@ -38,8 +38,8 @@ struct DensePairWeights {
 };
 
 // Compressed rows: output channel o has the entries row_begin[o] .. row_begin[o+1]-1, ordered by
-// tap, then channel. offset = tap * row stride + channel * kLanes, for the stride of the rows it
-// meets.
+// tap, then channel. offset = tap * row stride + channel * channel stride of the operand it meets
+// (ChunkLayout).
 struct SparseWeights {
   int out = 0;
   const int32_t* row_begin = nullptr;
@@ -51,13 +51,6 @@ struct SparseWeights {
 struct ChannelAffine {
   const float* gain = nullptr;
   const float* shift = nullptr;
-};
-
-// dy = of_g * g + of_y * y + of_one per channel: the backward pass of batch-norm.
-struct GradientAffine {
-  const float* of_g = nullptr;
-  const float* of_y = nullptr;
-  const float* of_one = nullptr;
 };
 
 // The affine step of evaluation; see EvaluationState.
@@ -75,6 +68,60 @@ struct ActivationSpec {
   float max_code = 255;   // 2^bits - 1
 };
 
+// Convolution sums of a few consecutive channels at consecutive positions, as floats: y[row *
+// stride + channel * kLanes + lane].
+struct Sums {
+  const float* y = nullptr;
+  ptrdiff_t stride = 0;
+  int rows = 0, channels = 0;
+};
+
+// Exact sums of a channel's y and y^2, the latter in two parts: high * 2^32 + low.
+struct IntegerTotals {
+  int64_t sum = 0, low = 0, high = 0;
+
+  void add_square(int64_t value) {
+    low += value & 0xffffffff;
+    high += value >> 32;
+  }
+  void add(const IntegerTotals& other) {
+    sum += other.sum;
+    low += other.low;
+    high += other.high;
+  }
+  double squares() const {
+    constexpr double kHigh = 4294967296.0;  // 2^32
+    return static_cast<double>(high) * kHigh + static_cast<double>(low);
+  }
+};
+
+// Parts in which code_totals() keeps a sum.
+inline constexpr int kTotalParts = kLanes / 2;
+
+// What the backward pass reads of an activation, from the first channel of a Sums on: the gradient
+// dp of the pooled output, its codes (null if it has none), and the bits that quantize_pool wrote.
+// Strides are in elements, per position of each.
+struct PooledGradient {
+  const float* dp = nullptr;
+  ptrdiff_t dp_stride = 0;
+  const uint8_t* codes = nullptr;
+  ptrdiff_t code_stride = 0;
+  const uint16_t* passes = nullptr;
+  ptrdiff_t passes_stride = 0;
+};
+
+// Sums that the backward pass takes of a channel, lane by lane: of g, of g * y, of dp * code.
+inline constexpr int kGradientSums = 3;
+
+// dy = of_g * g + of_y * y + of_one per channel: the backward pass of batch-norm.
+struct GradientAffine {
+  const float* of_g = nullptr;
+  const float* of_y = nullptr;
+  const float* of_one = nullptr;
+};
+
+struct CodeWeights;  // quad_weights.h
+
 struct Simd {
   const char* target;
 
@@ -91,14 +138,15 @@ struct Simd {
   void (*conv1d_dense_pairs_wrapping)(const int16_t* x, ptrdiff_t x_stride, int rows,
                                       const DensePairWeights& w, int32_t* y, ptrdiff_t y_stride);
 
-  // dw[o][t][c] += sum over positions l and lanes of dy[l][o] * x[l + t][c].
+  // dw[o][t][c][lane] += sum over positions l of dy[l][o][lane] * x[l + t][c][lane].
   void (*conv1d_backward_weight_dense)(const float* x, ptrdiff_t x_stride, const float* dy,
                                        ptrdiff_t dy_stride, int rows, int out, int taps,
                                        int channels, float* dw);
-  // The same for the entries of `w` alone: dw[i] += ... for entry i. w.values is not read.
-  void (*conv1d_backward_weight_sparse)(const float* x, ptrdiff_t x_stride, const float* dy,
-                                        ptrdiff_t dy_stride, int rows, const SparseWeights& w,
-                                        float* dw);
+  // The same for the entries of `w` alone: dw[i][lane] += ... for entry i. x is laid out by
+  // channel; w.values is not read.
+  void (*conv1d_backward_weight_sparse)(const float* x, const float* dy, ptrdiff_t dy_row_stride,
+                                        ptrdiff_t dy_channel_stride, int rows,
+                                        const SparseWeights& w, float* dw);
 
   // A matrix product, for dense gradients: dw[o * channels + c] += sum over rows and lanes of
   // dy[row][o][lane] * x[row][lane][c], in this order. channels is a multiple of kLanes.
@@ -121,12 +169,32 @@ struct Simd {
                                  ptrdiff_t point_stride, int rows, int count, float* y,
                                  ptrdiff_t y_stride);
 
+  // A row of codes to floats, channel_stride apart.
+  void (*unpack_channels_u8)(const uint8_t* codes, int channels, float* out,
+                             ptrdiff_t channel_stride);
+  void (*unpack_channels_s8)(const int8_t* codes, int channels, float* out,
+                             ptrdiff_t channel_stride);
   // Codes to operands. count: bytes of one row, channels * kLanes.
   void (*unpack_u8)(const uint8_t* codes, int64_t count, float* out);
   void (*unpack_s8)(const int8_t* codes, int64_t count, float* out);
   // [channels][kLanes] codes to [ceil(channels/2)][kLanes][2] 16-bit pairs.
   void (*unpack_pairs_u8)(const uint8_t* codes, int channels, int16_t* out);
   void (*unpack_pairs_s8)(const int8_t* codes, int channels, int16_t* out);
+
+  // [channels][kLanes] codes to [ceil(channels/4)] quads of [kLanes][4] bytes, quad_stride apart,
+  // in the order of byte_of_channel(), `offset` added to each; bytes without a channel are
+  // anything. `prefetch` bytes further on are the codes of a later call, which need not exist.
+  void (*pack_quads)(const uint8_t* codes, int channels, uint8_t offset, ptrdiff_t prefetch,
+                     uint8_t* out, ptrdiff_t quad_stride);
+  // Sums of outputs first .. first + outputs - 1 (`first` a multiple of 4) at `rows` positions from
+  // the first row of x on, offsets[output] added, exact in 32 bits, then rounded to float:
+  // y[row * y_stride + (output - first) * kLanes + lane].
+  void (*code_sums)(const CodeWeights& w, int first, int outputs, const uint8_t* x, int rows,
+                    const int32_t* offsets, float* y, ptrdiff_t y_stride);
+  // Exact sums of the y of each output, and of their squares, in parts whose sum is meant: totals
+  // [output][2][kTotalParts] += ...
+  void (*code_totals)(const CodeWeights& w, int outputs, const uint8_t* x, int rows,
+                      const int32_t* offsets, int64_t* totals);
 
   // [channels][kLanes] bytes to [kLanes][channels rounded up to a multiple of kLanes], zeros where
   // there is no channel.
@@ -136,42 +204,44 @@ struct Simd {
   void (*channel_sums)(const float* y, ptrdiff_t y_stride, int rows, int channels, double* sum,
                        double* sum_squares);
 
+  // The same for integers, exactly, in the sums of a few channels.
+  void (*integer_sums)(const Sums& sums, IntegerTotals* totals);
+
   // t = gain[c] * y + shift[c]; code = clamp(round_half_even(t), 0, max_code), then the maximum of
-  // each window of `pool` rows. `rows` counts input rows, a multiple of pool. u8: codes [rows/pool]
-  // [channels][kLanes]; relu_pool (not quantized): max(t, 0).
-  void (*quantize_pool)(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                        const ChannelAffine& affine, const ActivationSpec& spec, uint8_t* out);
-  void (*relu_pool)(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                    const ChannelAffine& affine, const ActivationSpec& spec, float* out);
+  // each window of `pool` rows; sums.rows is a multiple of pool. u8: codes [window][channel]
+  // [kLanes]; relu_pool (not quantized): max(t, 0). passes [row][channel]: in bit `lane`, whether
+  // the gradient of the window passes to this y: it is the first with the largest code, and
+  // 0 < t and round(t) <= max_code (straight-through).
+  void (*quantize_pool)(const Sums& sums, const ChannelAffine& affine, const ActivationSpec& spec,
+                        uint8_t* out, ptrdiff_t out_stride, uint16_t* passes,
+                        ptrdiff_t passes_stride);
+  void (*relu_pool)(const Sums& sums, const ChannelAffine& affine, const ActivationSpec& spec,
+                    float* out, ptrdiff_t out_stride, uint16_t* passes, ptrdiff_t passes_stride);
 
   // The same with the roundings of evaluation.
-  void (*evaluate_codes)(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                         const EvaluationSteps& steps, const ActivationSpec& spec, uint8_t* out);
-  void (*evaluate_values)(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                          const EvaluationSteps& steps, const ActivationSpec& spec, float* out);
+  void (*evaluate_codes)(const Sums& sums, const EvaluationSteps& steps, const ActivationSpec& spec,
+                         uint8_t* out, ptrdiff_t out_stride);
+  void (*evaluate_values)(const Sums& sums, const EvaluationSteps& steps,
+                          const ActivationSpec& spec, float* out, ptrdiff_t out_stride);
 
-  // First half of the backward pass of affine + QuantReLU + pool, dp being the gradient with
-  // respect to the pooled output [rows/pool][channels][kLanes]. The gradient g of a window goes to
-  // the first position with the largest code, if 0 < t and round(t) <= max_code there
-  // (straight-through). sums [channels][2][kLanes]: lane by lane, += g and += g * xhat with
-  // xhat = xhat_affine(y). Returns the sum of dp * d(code * scale)/d(scale).
-  double (*activation_backward_sums)(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                                     const ChannelAffine& affine, const ChannelAffine& xhat_affine,
-                                     const ActivationSpec& spec, const float* dp, float* sums);
+  // The backward pass of affine + QuantReLU + pool, g being dp where it passes.
+  // totals [channels][kGradientSums][kLanes]: lane by lane, += g, += g * y, += dp * code.
+  void (*backward_sums)(const Sums& sums, int pool, const PooledGradient& gradient, float* totals);
+  // dy of each position, at dy[row * row stride + channel * channel stride + lane].
+  void (*backward_apply)(const Sums& sums, int pool, const PooledGradient& gradient,
+                         const GradientAffine& step, float* dy, ptrdiff_t row_stride,
+                         ptrdiff_t channel_stride);
+  // g of each position, likewise, and the sums that need no y.
+  void (*spread_gradient)(int rows, int channels, int pool, const PooledGradient& gradient,
+                          float* g, ptrdiff_t row_stride, ptrdiff_t channel_stride, float* totals);
   // totals[i] += sum of the kLanes sums[i].
   void (*add_lane_sums)(const float* sums, int count, double* totals);
-  // Second half: dy of every position, from g and y.
-  void (*activation_backward_apply)(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                                    const ChannelAffine& affine, const ActivationSpec& spec,
-                                    const float* dp, const GradientAffine& gradient, float* dy,
-                                    ptrdiff_t dy_stride);
 
   // The elements with t >= threshold among the first `lanes` lanes: their t to `values` and their
   // places (row * channels + channel) * kLanes + lane to `places`, in that order. Both have room
   // for all. Returns how many.
-  int (*collect_at_least)(const float* y, ptrdiff_t y_stride, int rows, int channels,
-                          const ChannelAffine& affine, float threshold, int lanes, float* values,
-                          int32_t* places);
+  int (*collect_at_least)(const Sums& sums, const ChannelAffine& affine, float threshold, int lanes,
+                          float* values, int32_t* places);
 
   IntegerSimd integer;
 };

@@ -12,6 +12,8 @@ namespace {
 
 Simd table_of_chosen_target() {
   Simd table{};
+  fill_activation_table(table);
+  fill_code_sums_table(table);
   fill_conv1d_table(table);
   fill_elementwise_table(table);
   fill_integer_table(table);

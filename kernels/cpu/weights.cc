@@ -8,16 +8,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
-#include "kernels/cpu/chunks.h"
 #include "kernels/cpu/packing.h"
 
 namespace fmp::cpu {
 namespace {
-
-// Sums of products of codes below this are exact in float, in any order.
-constexpr double kExactFloatSum = 16777216.0;  // 2^24
 
 float largest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
 
@@ -44,18 +41,21 @@ void quantize(Weights::Compiled& w, std::span<const float> weight, std::span<con
   for (const float code : w.codes) w.nonzeros += code != 0.0F;
 }
 
-// Whether float sums of these codes with the input's codes are exact.
-bool exact_in_float(const Weights::Compiled& w) {
-  const double largest_input = static_cast<double>((1 << w.shape.input_bits) - 1);
-  const size_t fan_in = static_cast<size_t>(w.shape.fan_in());
-  for (size_t o = 0; o < static_cast<size_t>(w.shape.out_channels); ++o) {
-    double sum = 0;
-    for (size_t i = 0; i < fan_in; ++i) {
-      sum += std::fabs(static_cast<double>(w.codes[o * fan_in + i]));
-    }
-    if (sum * largest_input >= kExactFloatSum) return false;
+// The weights' codes in quads, how to multiply them, and what makes up for signed input.
+template <typename Code>
+void pack_quads(Weights::Compiled& w, const Code& code) {
+  const LayerShape& s = w.shape;
+  w.forward_quads.pack(s.out_channels, s.taps, s.in_channels, window_rows(s),
+                       w.plan.forward == Kernel::kSparse, code);
+  const bool narrow_fits =
+      w.forward_quads.largest() * ((1 << s.input_bits) - 1) <= std::numeric_limits<int16_t>::max();
+  w.dot = best_dot_product(narrow_fits, false);
+  w.no_offsets.assign(static_cast<size_t>(w.forward_quads.out_quads() * kQuad), 0);
+  w.signed_offsets = w.no_offsets;
+  for (size_t i = 0; i < w.codes.size(); ++i) {
+    w.signed_offsets[i / static_cast<size_t>(s.fan_in())] -=
+        static_cast<int32_t>(w.codes[i]) * signed_offset(s);
   }
-  return true;
 }
 
 // See packing.h; in the order of DenseWeights.
@@ -72,8 +72,8 @@ void pack_dense(int out, int taps, int channels, const Value& value, std::vector
 }
 
 template <typename Value>
-void pack_sparse(int out, int taps, int channels, const Value& value, OwnedSparse& sparse) {
-  const ptrdiff_t stride = operand_stride(channels);
+void pack_sparse(int out, int taps, int channels, const ChunkLayout& operand, const Value& value,
+                 OwnedSparse& sparse) {
   sparse.row_begin.assign(1, 0);
   sparse.offset.clear();
   sparse.values.clear();
@@ -82,7 +82,7 @@ void pack_sparse(int out, int taps, int channels, const Value& value, OwnedSpars
       for (int c = 0; c < channels; ++c) {
         const float w = value(o, t, c);
         if (w == 0.0F) continue;
-        sparse.offset.push_back(static_cast<int32_t>(t * stride + c * kLanes));
+        sparse.offset.push_back(static_cast<int32_t>(t * operand.row + c * operand.channel));
         sparse.values.push_back(w);
       }
     }
@@ -106,12 +106,20 @@ void list_survivors(Weights::Compiled& w) {
     if (lives) w.gradient_index.push_back(i);
     return lives ? 1.0F : 0.0F;
   };
-  pack_sparse(s.out_channels, s.taps, s.in_channels, alive, w.gradient_sparse);
+  pack_sparse(s.out_channels, s.taps, s.in_channels, w.sparse_x_layout(), alive, w.gradient_sparse);
 }
 
 // The share of surviving weights from which Winograd's algorithm and matrix products are faster
 // than skipping the others.
 constexpr double kDenseEnough = 0.35;
+
+// The kernels of this backend that stand for those of a plan.
+PassPlan own_kernels(const PassPlan& plan) {
+  const auto own = [](Kernel kernel) {
+    return skips_zeros(kernel) ? Kernel::kSparse : Kernel::kDense;
+  };
+  return {own(plan.forward), own(plan.backward_data), own(plan.backward_weight)};
+}
 
 bool three_taps(const LayerShape& shape) { return shape.taps == winograd::kTaps; }
 
@@ -136,14 +144,6 @@ LiveWeights live_weights(const LayerShape& shape, std::span<const uint8_t> mask)
     return static_cast<int64_t>(std::count(v.begin(), v.end(), 1));
   };
   return {count(emitted), count(read), alive};
-}
-
-// The kernels of this backend that stand for those of a plan.
-PassPlan own_kernels(const PassPlan& plan) {
-  const auto own = [](Kernel kernel) {
-    return skips_zeros(kernel) ? Kernel::kSparse : Kernel::kDense;
-  };
-  return {own(plan.forward), own(plan.backward_data), own(plan.backward_weight)};
 }
 
 bool same_geometry(const LayerShape& a, const LayerShape& b) {
@@ -190,23 +190,26 @@ void Weights::compile(const LayerShape& shape, std::span<const float> weight,
                    static_cast<size_t>(shape.in_channels) +
                static_cast<size_t>(c)];
   };
-  const bool integers = shape.weight_bits != kFloatBits && shape.input_bits != kFloatBits;
-  if (integers && !exact_in_float(w)) w.plan.forward = Kernel::kDense;
-  const bool sparse_forward = w.plan.forward == Kernel::kSparse;
-  w.integer_forward = integers && !sparse_forward;
-  w.forward_algorithm = w.integer_forward && three_taps(shape) &&
+  w.integers = shape.weight_bits != kFloatBits && shape.input_bits != kFloatBits;
+  w.forward_on_quads = w.integers && (w.plan.forward == Kernel::kSparse ||
+                                      best_dot_product(false, false) == DotProduct::kVnni);
+  w.forward_on_pairs = w.integers && !w.forward_on_quads;
+  w.forward_algorithm = w.forward_on_pairs && three_taps(shape) &&
                                 winograd::many_channels(shape.out_channels, shape.in_channels)
                             ? DenseAlgorithm::kWinograd
                             : DenseAlgorithm::kDirect;
   w.forward_pairs.clear();
   w.forward_dense.clear();
-  if (sparse_forward) {
-    pack_sparse(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_sparse);
+  if (w.forward_on_quads) {
+    pack_quads(w, code);
+  } else if (w.plan.forward == Kernel::kSparse) {
+    pack_sparse(shape.out_channels, shape.taps, shape.in_channels, by_row(shape.in_channels), code,
+                w.forward_sparse);
   } else if (w.forward_algorithm == DenseAlgorithm::kWinograd) {
     pack_points(code, [&](const auto& at_point) {
       pack_pairs(shape.out_channels, 1, shape.in_channels, at_point, w.forward_pairs);
     });
-  } else if (integers) {
+  } else if (w.integers) {
     pack_pairs(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_pairs);
   } else {
     pack_dense(shape.out_channels, shape.taps, shape.in_channels, code, w.forward_dense);
@@ -219,7 +222,8 @@ void Weights::compile(const LayerShape& shape, std::span<const float> weight,
   };
   w.backward_dense.clear();
   if (w.plan.backward_data == Kernel::kSparse) {
-    pack_sparse(shape.in_channels, shape.taps, shape.out_channels, transposed, w.backward_sparse);
+    pack_sparse(shape.in_channels, shape.taps, shape.out_channels, w.gradient_layout(), transposed,
+                w.backward_sparse);
   } else if (w.backward_data_algorithm == DenseAlgorithm::kWinograd) {
     const auto part = [&](int c, int t, int o) {
       return transposed(c, t, o) / winograd::kWeightDenominator;

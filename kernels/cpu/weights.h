@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "kernels/aligned_buffer.h"
+#include "kernels/cpu/chunks.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/quad_weights.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/winograd.h"
 
@@ -19,6 +21,24 @@ inline ptrdiff_t operand_stride(int channels) {
 inline ptrdiff_t pair_stride(int channels) {
   return static_cast<ptrdiff_t>((channels + 1) / 2) * 2 * kLanes + 2 * kLanes;
 }
+
+// Rows that a chunk of a layer reads at most.
+inline int window_rows(const LayerShape& shape) { return chunk_rows(shape.pool) + shape.taps - 1; }
+
+// Rows of dy around a chunk: its own, twice what a tap reaches to each side before them, and what
+// kernels may read behind them.
+inline int gradient_rows(const LayerShape& shape) {
+  return chunk_rows(shape.pool) + 3 * shape.padding() + winograd::kOutputs - 1;
+}
+
+// Where the elements of a chunk's operand are: between rows, and between channels of a row. Kernels
+// that multiply by all weights read a row at a time; those that walk over single weights read a
+// channel at a time, whose rows then lie behind one another.
+struct ChunkLayout {
+  ptrdiff_t row = 0, channel = 0;
+};
+inline ChunkLayout by_row(int channels) { return {operand_stride(channels), kLanes}; }
+inline ChunkLayout by_channel(int rows) { return {kLanes, static_cast<ptrdiff_t>(rows) * kLanes}; }
 
 // A SparseWeights with its memory.
 struct OwnedSparse {
@@ -36,10 +56,12 @@ enum class DenseAlgorithm : uint8_t {
   kWinograd,  // see winograd.h
 };
 
+// What makes a layer's signed input codes unsigned.
+inline int signed_offset(const LayerShape& shape) { return 1 << (shape.input_bits - 1); }
+
 struct Weights::Compiled {
   LayerShape shape;
-  // As compiled: kDense or kSparse. A sparse forward pass that would not be exact is dense.
-  PassPlan plan;
+  PassPlan plan;  // kDense or kSparse
   float scale = 1;
   float largest = 0;           // max|w|
   std::vector<float> codes;    // [O][T][C]
@@ -51,7 +73,14 @@ struct Weights::Compiled {
   DenseAlgorithm backward_data_algorithm = DenseAlgorithm::kDirect;
   DenseAlgorithm backward_weight_algorithm = DenseAlgorithm::kDirect;
 
-  bool integer_forward = false;        // forward on 16-bit pairs
+  bool integers = false;          // y is an integer
+  bool forward_on_quads = false;  // sparse, or where bytes can be multiplied directly
+  bool forward_on_pairs = false;  // of 16 bits
+  QuadWeights forward_quads;
+  DotProduct dot = DotProduct::kWide;  // on quads
+  // What is added to the sums on quads, [O rounded up to whole quads]: nothing, or what makes up
+  // for signed_offset() having been added to signed input codes.
+  std::vector<int32_t> no_offsets, signed_offsets;
   std::vector<int16_t> forward_pairs;  // of each point in turn with Winograd's algorithm
   std::vector<float> forward_dense;
   OwnedSparse forward_sparse;
@@ -60,6 +89,14 @@ struct Weights::Compiled {
   OwnedSparse gradient_sparse;          // the surviving weights; values empty
   std::vector<int64_t> gradient_index;  // where each of its entries stands in [O][T][C]
   std::vector<uint8_t> gradient_mask;   // the mask for which the two were made
+
+  // Of dy, for both passes that read it, and of the x of a sparse weight gradient.
+  ChunkLayout gradient_layout() const {
+    return plan.backward_data == Kernel::kSparse && plan.backward_weight == Kernel::kSparse
+               ? by_channel(gradient_rows(shape))
+               : by_row(shape.out_channels);
+  }
+  ChunkLayout sparse_x_layout() const { return by_channel(window_rows(shape)); }
 
   DenseWeights forward_dense_view() const {
     return {shape.out_channels, shape.taps, shape.in_channels, forward_dense.data()};
