@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The structure that the READMEs describe, read from the sources: which folder includes which, and
 // that the functions that a walk through the code names are where it says.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -79,7 +80,7 @@ std::string circle_in(const Graph& graph) {
     states[node] = State::kOpen;
     const auto next = graph.find(node);
     for (const std::string& to : next == graph.end() ? std::set<std::string>() : next->second) {
-      if (states[to] == State::kOpen) circle = node + " -> " + to;
+      if (states[to] == State::kOpen) circle = fmt::format("{} -> {}", node, to);
       if (states[to] == State::kNew) self(self, to);
     }
     states[node] = State::kDone;
