@@ -2,10 +2,10 @@
 #include "framework/training/functions.h"
 
 #include <cmath>
-#include <exception>
 #include <utility>
 
 #include "framework/error.h"
+#include "kernels/cpu/parallel.h"
 
 namespace fmp {
 namespace {
@@ -184,18 +184,11 @@ int padding_after(const Network& network, size_t i) { return network.layers()[i 
 // Weights of all layers, for a training step.
 void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> workspaces,
                  int threads) {
-  std::exception_ptr error;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (size_t i = 0; i < layers.size(); ++i) {
-    try {
-      compile(layers[i], workspaces[i], true);
-      workspaces[i].compiled = true;
-    } catch (...) {
-#pragma omp critical
-      error = std::current_exception();
-    }
-  }
-  if (error) std::rethrow_exception(error);
+  cpu::parallel_for(static_cast<int64_t>(layers.size()), threads, [&](int64_t i) {
+    const auto layer = static_cast<size_t>(i);
+    compile(layers[layer], workspaces[layer], true);
+    workspaces[layer].compiled = true;
+  });
 }
 bool flatten_before(const Layer& layer, const Variable& x) {
   return layer.kind != Layer::Kind::kConv && x->value.tile_shape().length != 1;
