@@ -14,6 +14,7 @@
 
 #include "framework/random.h"
 #include "kernels/aligned_buffer.h"
+#include "kernels/cpu/code_tiles.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/quad_weights.h"
 #include "kernels/cpu/weights.h"
@@ -328,26 +329,29 @@ TEST(SimdTest, SumsOfCodesAreExact) {
         }
       }
       for_each_target([&] {
-        for (const bool sparse : {false, true}) {
-          SCOPED_TRACE(testing::Message() << "sparse " << sparse << ", offset " << offset);
+        for (const char* kind : {"dense", "sparse", "tiles"}) {
+          SCOPED_TRACE(testing::Message() << kind << ", offset " << offset);
+          const bool sparse = kind[0] == 's', tiles = kind[0] == 't';
+          if (tiles && !cpu::simd().has_tiles) continue;
           cpu::QuadWeights weights;
-          weights.pack(size.out, size.taps, size.channels, window, sparse, weight);
+          weights.pack(size.out, size.taps, size.channels, window, sparse, tiles, weight);
           const bool narrow_fits = weights.largest() * ((1 << input_bits) - 1) < 32768;
           EXPECT_TRUE(offset == 0 || narrow_fits);
           const cpu::CodeWeights view = weights.view(cpu::best_dot_product(narrow_fits, false));
-          Aligned<uint8_t> quads(static_cast<size_t>(weights.in_quads() * weights.quad_stride()),
-                                 uint8_t{77});
+          Aligned<uint8_t> quads(
+              static_cast<size_t>(weights.operand_quads() * weights.quad_stride()), uint8_t{77});
           for (int r = 0; r < window; ++r) {
             cpu::simd().pack_quads(codes.data() + r * size.channels * kLanes, size.channels,
                                    static_cast<uint8_t>(offset), 0,
                                    quads.data() + r * cpu::kQuadRow, weights.quad_stride());
           }
           Aligned<float> y(test.dy.size);
-          cpu::simd().code_sums(view, 0, size.out, quads.data(), size.rows, offsets.data(),
-                                y.data(), test.y_stride());
+          (tiles ? cpu::tile_sums : cpu::simd().code_sums)(view, 0, size.out, quads.data(),
+                                                           size.rows, offsets.data(), y.data(),
+                                                           test.y_stride());
           Aligned<int64_t> totals(static_cast<size_t>(size.out * 2 * cpu::kTotalParts), 1);
-          cpu::simd().code_totals(view, size.out, quads.data(), size.rows, offsets.data(),
-                                  totals.data());
+          (tiles ? cpu::tile_totals : cpu::simd().code_totals)(
+              view, size.out, quads.data(), size.rows, offsets.data(), totals.data());
           for (int o = 0; o < size.out; ++o) {
             int64_t sum = cpu::kTotalParts, squares = cpu::kTotalParts;
             for (int r = 0; r < size.rows; ++r) {

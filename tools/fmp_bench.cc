@@ -216,6 +216,38 @@ Json shares(const cpu::Profile& p) {
   return result;
 }
 
+// Bytes of a frame that a training step on the CPU moves between its sweeps, layer by layer: what
+// no cache holds from one sweep to the next when the batch is large. See kernels/README.md.
+Json traffic_json(const Network& network) {
+  Json result = Json::array();
+  const std::vector<Layer>& layers = network.layers();
+  for (size_t i = 0; i + 1 < layers.size(); ++i) {
+    const Layer& l = layers[i];
+    const auto bytes = [](int bits) { return bits == kFloatBits ? 4.0 : 1.0; };
+    const double sums = static_cast<double>(l.length) * l.out_channels;
+    const double x = static_cast<double>(l.length) * l.in_channels * bytes(l.input_bits);
+    const double out = sums / l.pool * bytes(l.act_bits), passes = sums / 8;
+    // Layers on floats keep their sums; the first one on few codes needs no second sweep.
+    const double y = l.input_bits == kFloatBits || l.weight_bits == kFloatBits ? 4 * sums : 0;
+    const auto has_one_sweep = [&](size_t layer) {
+      return layer == 0 && y == 0 && layers[0].fan_in() <= 16;
+    };
+    const bool one_sweep = has_one_sweep(i);
+    // Statistics are taken where x is written, between layers of the same kind.
+    const bool in_cache = i > 0 && layers[i - 1].kind == l.kind;
+    const double dp = one_sweep ? 0 : 4 * sums / l.pool;
+    const double dx =
+        i == 0 || has_one_sweep(i - 1) ? 0 : 4 * static_cast<double>(l.length) * l.in_channels;
+    const double sweeps = one_sweep ? 1 : 2;
+    result.push_back({{"layer", l.name},
+                      {"forward_read", (in_cache ? 1 : 2) * x + y},
+                      {"forward_written", out + passes + y},
+                      {"backward_read", sweeps * (x + passes + y) + dp},
+                      {"backward_written", dx}});
+  }
+  return result;
+}
+
 Json plan_json(const std::vector<LayerPlan>& plan) {
   Json result = Json::array();
   for (const LayerPlan& p : plan) {
@@ -316,6 +348,7 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
       {"eval_conv_forward", gflop_rate(subject, 1, evaluation.conv_forward)}};
   result["train_share"] = shares(training);
   result["eval_share"] = shares(evaluation);
+  result["traffic"] = traffic_json(network);
 }
 
 // Mean seconds of a step in a pass of warm_up + steps batches, from the end of the last warm-up
@@ -419,6 +452,20 @@ void print(const Json& r) {
     for (const auto& [name, value] : r["gflop_per_s_and_thread"].items()) {
       fmt::print("  {:28} {:8.1f}\n", name, value.get<double>());
     }
+    fmt::print("\nbytes of a frame between sweeps  forward        backward\n");
+    fmt::print("layer                       read  written    read  written\n");
+    double total = 0;
+    for (const Json& layer : r["traffic"]) {
+      fmt::print("  {:20}", layer["layer"].get<std::string>());
+      for (const char* what :
+           {"forward_read", "forward_written", "backward_read", "backward_written"}) {
+        fmt::print(" {:8.0f}", layer[what].get<double>());
+        total += layer[what].get<double>();
+      }
+      fmt::print("\n");
+    }
+    fmt::print("  all of them: {:.2f} MB, at this speed {:.1f} GB/s\n", total / 1e6,
+               total / 1e9 * r["train_frames_per_s"].get<double>());
   } else {
     fmt::print("peak device memory {} MB\n", r["peak_device_mb"].get<int64_t>());
   }

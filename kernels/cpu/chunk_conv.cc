@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cpu/code_tiles.h"
 #include "kernels/cpu/simd.h"
 
 namespace fmp::cpu {
@@ -15,8 +16,7 @@ void ChunkConv::forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_st
   if (w_.forward_on_quads) {
     const uint8_t* operand = pack_quads(item, r0, rows, scratch);
     timer.lap(profile.unpack);
-    simd().code_sums(w_.forward_quads.view(w_.dot), 0, shape_.out_channels, operand, rows,
-                     sum_offsets(), y, y_stride);
+    code_sums(w_.forward_quads.view(w_.dot), 0, shape_.out_channels, operand, rows, y, y_stride);
   } else if (w_.forward_on_pairs) {
     const int16_t* operand = unpack_pairs(item, r0, rows, scratch);
     timer.lap(profile.unpack);
@@ -39,12 +39,19 @@ void ChunkConv::forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_st
   timer.lap(profile.conv_forward);
 }
 
+void ChunkConv::code_sums(const CodeWeights& weights, int first, int outputs,
+                          const uint8_t* operand, int rows, float* y, ptrdiff_t y_stride) const {
+  const auto make = weights.tiles != nullptr ? tile_sums : simd().code_sums;
+  make(weights, first, outputs, operand, rows, sum_offsets(), y, y_stride);
+}
+
 void ChunkConv::add_totals(int64_t item, int r0, int rows, int64_t* totals, Scratch& scratch,
                            LapTimer& timer, Profile& profile) const {
   const uint8_t* operand = pack_quads(item, r0, rows, scratch);
   timer.lap(profile.unpack);
-  simd().code_totals(w_.forward_quads.view(w_.dot), shape_.out_channels, operand, rows,
-                     sum_offsets(), totals);
+  const CodeWeights weights = w_.forward_quads.view(w_.dot);
+  const auto add = weights.tiles != nullptr ? tile_totals : simd().code_totals;
+  add(weights, shape_.out_channels, operand, rows, sum_offsets(), totals);
   timer.lap(profile.conv_forward);
 }
 
@@ -181,7 +188,8 @@ const float* ChunkConv::unpack_by_channel(int64_t item, int r0, int rows, Scratc
 const uint8_t* ChunkConv::pack_quads(int64_t item, int r0, int rows, Scratch& scratch) const {
   const int window = rows + shape_.taps - 1;
   const ptrdiff_t stride = w_.forward_quads.quad_stride();
-  uint8_t* out = scratch.quads.reserve(static_cast<size_t>(w_.forward_quads.in_quads() * stride));
+  uint8_t* out =
+      scratch.quads.reserve(static_cast<size_t>(w_.forward_quads.operand_quads() * stride));
   const uint8_t offset =
       static_cast<uint8_t>(x_.type == ElementType::kS8 ? signed_offset(shape_) : 0);
   // The next chunk's codes are on their way while this one's are multiplied.

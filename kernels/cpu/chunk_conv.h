@@ -47,13 +47,14 @@ class ChunkConv {
     const uint8_t* operand = pack_quads(item, r0, rows, scratch);
     timer.lap(profile.unpack);
     const CodeWeights weights = w_.forward_quads.view(w_.dot);
-    constexpr ptrdiff_t kStride = kRunChannels * kLanes;
-    float* y = scratch.run.reserve(static_cast<size_t>(rows * kStride));
-    for (int c = 0; c < shape_.out_channels; c += kRunChannels) {
-      const int channels = std::min(kRunChannels, shape_.out_channels - c);
-      simd().code_sums(weights, c, channels, operand, rows, sum_offsets(), y, kStride);
+    const int run = weights.tiles != nullptr ? kTileOutputs : kRunChannels;
+    const ptrdiff_t stride = run * kLanes;
+    float* y = scratch.run.reserve(static_cast<size_t>(rows * stride));
+    for (int c = 0; c < shape_.out_channels; c += run) {
+      const int channels = std::min(run, shape_.out_channels - c);
+      code_sums(weights, c, channels, operand, rows, y, stride);
       timer.lap(profile.conv_forward);
-      body(c, Sums{y, kStride, rows, channels});
+      body(c, Sums{y, stride, rows, channels});
     }
   }
   // Where sums are made in runs: adds to totals [O][2][kTotalParts], see code_totals().
@@ -96,6 +97,9 @@ class ChunkConv {
   // Row r of the window that starts `half` rows before position 0.
   const void* input_row(int64_t item, int r) const;
 
+  // With the kernel that the weights are for.
+  void code_sums(const CodeWeights& weights, int first, int outputs, const uint8_t* operand,
+                 int rows, float* y, ptrdiff_t y_stride) const;
   // The window as code_sums() reads it.
   const uint8_t* pack_quads(int64_t item, int r0, int rows, Scratch& scratch) const;
   const int32_t* sum_offsets() const {

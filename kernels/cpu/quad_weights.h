@@ -12,6 +12,10 @@
 
 namespace fmp::cpu {
 
+// A tile of weights for AMX: outputs, each with as many quads of a tap.
+inline constexpr int kTileOutputs = 16, kTileQuads = 16;
+inline constexpr int kTileBytes = kTileOutputs * kTileQuads * kQuad;
+
 // Weights, a quad at a time: [0] four bytes in an element, in the order of byte_of_channel(); [1]
 // two elements of 16-bit pairs, of channels 0 and 1, then 2 and 3.
 struct CodeWeights {
@@ -24,20 +28,27 @@ struct CodeWeights {
   const int32_t* offset = nullptr;     // ... bytes from the first row of the first quad
   const int32_t* dense[2] = {};        // [out_quads][in_quads][taps][4 outputs]
   const int32_t* values[2] = {};       // [entries]
+  // Null, or [tiles of outputs][tiles of quads][taps][kTileOutputs][kTileQuads][4].
+  const int8_t* tiles = nullptr;
 };
 
 class QuadWeights {
  public:
   // value(o, t, c): a weight's code, any s8. Only nonzero quads are listed if `sparse`, all if not.
-  // window_rows: of the operand that they will meet.
+  // window_rows: of the operand that they will meet. tiles: also make tiles; not if sparse.
   template <typename Value>
-  void pack(int out, int taps, int channels, int window_rows, bool sparse, const Value& value) {
+  void pack(int out, int taps, int channels, int window_rows, bool sparse, bool tiles,
+            const Value& value) {
     out_ = out;
     taps_ = taps;
     in_quads_ = quads(channels);
     channels_ = channels;
     window_rows_ = window_rows;
     sparse_ = sparse;
+    tiles_.assign(tiles ? static_cast<size_t>((out + kTileOutputs - 1) / kTileOutputs) *
+                              static_cast<size_t>(quad_tiles() * taps * kTileBytes)
+                        : 0,
+                  0);
     int64_t largest = 0;  // positive or negative sum of an output
     row_begin_.assign(1, 0);
     offset_.clear();
@@ -64,6 +75,8 @@ class QuadWeights {
 
   int out_quads() const { return quads(out_); }
   int in_quads() const { return in_quads_; }
+  // Quads of an operand, those included that fill a last tile.
+  int operand_quads() const { return tiles_.empty() ? in_quads_ : quad_tiles() * kTileQuads; }
   ptrdiff_t quad_stride() const { return static_cast<ptrdiff_t>(window_rows_) * kQuadRow; }
   // The largest sum of weights of one sign of an output.
   int64_t largest() const { return largest_; }
@@ -82,10 +95,13 @@ class QuadWeights {
       v.dense[i] = dense_[i].data();
       v.values[i] = values_[i].data();
     }
+    v.tiles = tiles_.empty() ? nullptr : tiles_.data();
     return v;
   }
 
  private:
+  int quad_tiles() const { return (in_quads_ + kTileQuads - 1) / kTileQuads; }
+
   // Quad i of an output: quads of channels, the taps of each in turn.
   template <typename Value>
   std::array<int8_t, kQuad> quad(int o, int i, const Value& value) const {
@@ -105,6 +121,13 @@ class QuadWeights {
       return;
     }
     const size_t at = static_cast<size_t>((o / kQuad * taps_ * in_quads_ + i) * kQuad + o % kQuad);
+    if (!tiles_.empty()) {
+      const int q = i / taps_, tap = i % taps_;
+      const int tile = (o / kTileOutputs * quad_tiles() + q / kTileQuads) * taps_ + tap;
+      std::memcpy(tiles_.data() + static_cast<ptrdiff_t>(tile) * kTileBytes +
+                      (o % kTileOutputs * kTileQuads + q % kTileQuads) * kQuad,
+                  &bytes, sizeof bytes);
+    }
     dense_[0][at] = bytes;
     dense_[1][2 * at] = pairs[0];
     dense_[1][2 * at + 1] = pairs[1];
@@ -118,6 +141,7 @@ class QuadWeights {
   int out_ = 0, taps_ = 1, in_quads_ = 0, channels_ = 0, window_rows_ = 0;
   bool sparse_ = false;
   int64_t largest_ = 0;
+  std::vector<int8_t> tiles_;
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];  // see CodeWeights
 };
 

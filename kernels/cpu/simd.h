@@ -124,6 +124,7 @@ struct CodeWeights;  // quad_weights.h
 
 struct Simd {
   const char* target;
+  bool has_tiles;  // code_tiles.h can be used
 
   // y[l][o] = sum over taps t, channels c of w[o][t][c] * x[l + t][c].
   void (*conv1d_dense)(const float* x, ptrdiff_t x_stride, int rows, const DenseWeights& w,

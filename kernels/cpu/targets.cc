@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/code_tiles.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
@@ -18,6 +19,7 @@ Simd table_of_chosen_target() {
   fill_elementwise_table(table);
   fill_integer_table(table);
   fill_winograd_table(table);
+  table.has_tiles = table.integer.has_vnni && tiles_available();
   return table;
 }
 

@@ -45,8 +45,11 @@ void quantize(Weights::Compiled& w, std::span<const float> weight, std::span<con
 template <typename Code>
 void pack_quads(Weights::Compiled& w, const Code& code) {
   const LayerShape& s = w.shape;
-  w.forward_quads.pack(s.out_channels, s.taps, s.in_channels, window_rows(s),
-                       w.plan.forward == Kernel::kSparse, code);
+  // With few channels a tile would be mostly empty.
+  constexpr int kEnoughQuads = 4;
+  const bool sparse = w.plan.forward == Kernel::kSparse;
+  const bool tiles = !sparse && simd().has_tiles && quads(s.in_channels) >= kEnoughQuads;
+  w.forward_quads.pack(s.out_channels, s.taps, s.in_channels, window_rows(s), sparse, tiles, code);
   const bool narrow_fits =
       w.forward_quads.largest() * ((1 << s.input_bits) - 1) <= std::numeric_limits<int16_t>::max();
   w.dot = best_dot_product(narrow_fits, false);
