@@ -46,7 +46,7 @@ Network initial_network(const Options& options, const Dataset& data) {
   if (options.init.empty()) {
     return {network_config(options, data.length(), classes), options.seed};
   }
-  Network network = onnx::import_network(options.init);
+  Network network = onnx::import_for_training(options.init);
   const NetworkConfig& config = network.config();
   constexpr int kChannels = 2;
   if (config.input_channels != kChannels || config.length != data.length() ||

@@ -309,7 +309,7 @@ void adopt_initial_network(const CLI::App& app, Options& options) {
     if (app.count(fmt::format("--{}", flag)) != 0)
       usage("--{} cannot be given with --init: the file says what the network is", flag);
   }
-  const NetworkConfig config = onnx::import_network(options.init).config();
+  const NetworkConfig config = onnx::import_for_training(options.init).config();
   options.input_bits = config.input_bits;
   options.weight_bits = config.weight_bits;
   options.act_bits = config.act_bits;

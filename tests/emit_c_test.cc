@@ -15,9 +15,12 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "framework/error.h"
+#include "framework/inference/model_file.h"
+#include "tests/base64.h"
 #include "tests/integer_fixture.h"
 
 namespace fmp {
@@ -296,6 +299,83 @@ TEST(EmitC, RefusesNamesThatAreNotIdentifiers) {
   // Nothing that the origin holds ends the comment it stands in.
   const CCode code = emit_c(network, "net", "*/ int x; /*");
   EXPECT_THAT(code.header, testing::HasSubstr("__ int x; __"));
+}
+
+// --- Networks from elsewhere: fixtures/make_inference_fixtures.py ---
+
+std::vector<float> flat(const nlohmann::json& rows) {
+  std::vector<float> values;
+  for (const nlohmann::json& row : rows) {
+    for (const nlohmann::json& value : row) values.push_back(value.get<float>());
+  }
+  return values;
+}
+
+struct ForeignNetwork {
+  std::string name;
+  IntegerNetwork network;
+  std::vector<float> logits;  // of the runtime that made the fixture
+};
+
+// Frames as the network reads them: [count][length][2].
+std::vector<float> by_sample(const std::vector<float>& x, int length) {
+  std::vector<float> values(x.size());
+  const auto samples = static_cast<size_t>(length);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t frame = i / (2 * samples), c = i / samples % 2, l = i % samples;
+    values[(frame * samples + l) * 2 + c] = x[i];
+  }
+  return values;
+}
+
+std::vector<ForeignNetwork> foreign_networks(const nlohmann::json& fixture) {
+  const Directory directory;
+  std::vector<ForeignNetwork> networks;
+  for (const nlohmann::json& entry : fixture.at("cases")) {
+    directory.write("model.onnx", from_base64(entry.at("model").get<std::string>()));
+    const auto [network, form] = load_for_inference(directory.path() / "model.onnx");
+    networks.push_back(
+        {entry.at("name").get<std::string>(), IntegerNetwork(network, form), flat(entry.at("y"))});
+  }
+  return networks;
+}
+
+nlohmann::json foreign_fixture() {
+  std::ifstream file(fs::path(FMP_FIXTURES_DIR) / "inference.json");
+  return nlohmann::json::parse(file);
+}
+
+// Scales of channels and classes, float biases, signed activations, any scale of the input.
+TEST(EmitC, ForeignNetworksAnswerAsQonnxDoes) {
+  const nlohmann::json fixture = foreign_fixture();
+  const std::vector<float> x = flat(fixture.at("x"));
+  const std::vector<ForeignNetwork> networks = foreign_networks(fixture);
+  EXPECT_EQ(networks.size(), 13U);
+  for (const auto& [name, network, expected] : networks) {
+    const auto classes = static_cast<size_t>(network.config().classes);
+    std::vector<int8_t> codes(x.size());
+    network.quantize(by_sample(x, network.config().length), codes.data());
+    std::vector<int32_t> logits(expected.size());
+    std::vector<uint8_t> predicted(expected.size() / classes);
+    network.run(codes, logits, predicted, 2);
+    for (size_t n = 0; n < predicted.size(); ++n) {
+      const auto row = expected.begin() + static_cast<ptrdiff_t>(n * classes);
+      EXPECT_EQ(predicted[n], std::max_element(row, row + static_cast<ptrdiff_t>(classes)) - row)
+          << name << ", frame " << n;
+      for (size_t c = 0; c < classes; ++c) {
+        const float logit = static_cast<float>(logits[n * classes + c]) * network.logit_scale();
+        EXPECT_NEAR(logit, row[static_cast<ptrdiff_t>(c)], network.logit_scale())
+            << name << ", frame " << n;
+      }
+    }
+  }
+}
+
+TEST(EmitC, ForeignNetworksInC) {
+  for (const auto& [name, network, expected] : foreign_networks(foreign_fixture())) {
+    SCOPED_TRACE(name);
+    compile_and_compare(network, 300, "-O1");
+  }
 }
 
 }  // namespace

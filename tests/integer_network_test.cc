@@ -11,6 +11,8 @@
 #include <cmath>
 #include <iostream>
 #include <limits>
+#include <random>
+#include <stdexcept>
 
 #include "framework/error.h"
 #include "framework/training/trainer.h"
@@ -430,6 +432,48 @@ TEST(IntegerNetwork, ChecksTheSizesOfItsArguments) {
   frames.resize(2 * 48 * 2);
   logits.resize(11);
   EXPECT_THROW(integers.run(frames, logits, {}, 1), std::invalid_argument);
+}
+
+// Classes with scales and float biases of their own are in the order of the floats, biases far
+// smaller than a step of the sums included.
+TEST(LogitRounding, OrdersClassesOfDifferentScalesAsFloatsDo) {
+  std::mt19937_64 random(5);
+  constexpr int kClasses = 6;
+  for (int trial = 0; trial < 200; ++trial) {
+    const float scale = std::ldexp(1 + static_cast<float>(random() % 1000) / 1000, -12);
+    std::vector<float> gain, bias;
+    for (int c = 0; c < kClasses; ++c) {
+      gain.push_back(0.05F + static_cast<float>(random() % 1000) / 1050);
+      const float size = trial % 2 == 0 ? 1 : 1e-9F;
+      bias.push_back(size * (static_cast<float>(random() % 20001) / 10000 - 1));
+    }
+    const LogitRounding rounding(scale, gain, bias, 1 << 20);
+    for (int frame = 0; frame < 200; ++frame) {
+      std::vector<int64_t> found;
+      std::vector<float> expected;
+      for (size_t c = 0; c < kClasses; ++c) {
+        // Few different sums, so that classes often come close to each other.
+        const auto sum = static_cast<int32_t>(random() % 7) - 3;
+        found.push_back(rounding(c, sum));
+        expected.push_back(static_cast<float>(sum) * (scale * gain[c]) + bias[c]);
+      }
+      for (size_t a = 0; a < kClasses; ++a) {
+        for (size_t b = 0; b < a; ++b) {
+          ASSERT_EQ(found[a] < found[b], expected[a] < expected[b])
+              << expected[a] << ' ' << expected[b];
+          ASSERT_EQ(found[a] > found[b], expected[a] > expected[b])
+              << expected[a] << ' ' << expected[b];
+        }
+      }
+    }
+  }
+}
+
+TEST(LogitRounding, RefusesWhat64BitsCannotHold) {
+  const std::vector<float> far_apart = {1.0F, 1e-6F}, one = {1.0F, 1.0F}, none = {0, 0};
+  EXPECT_THROW(LogitRounding(1, far_apart, none, 1000), std::range_error);
+  const std::vector<float> large = {1e30F, 0};
+  EXPECT_THROW(LogitRounding(1, one, large, 1000), std::range_error);
 }
 
 }  // namespace

@@ -15,30 +15,12 @@
 #include "framework/error.h"
 #include "framework/onnx/evaluate.h"
 #include "framework/onnx/graph_cost.h"
+#include "tests/base64.h"
 
 namespace fmp::onnx {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string decoded(const std::string& base64) {
-  static const std::string kDigits =
-      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string bytes;
-  uint32_t bits = 0;
-  int count = 0;
-  for (const char c : base64) {
-    const size_t digit = kDigits.find(c);
-    if (digit == std::string::npos) break;
-    bits = bits << 6 | static_cast<uint32_t>(digit);
-    count += 6;
-    if (count >= 8) {
-      count -= 8;
-      bytes.push_back(static_cast<char>(bits >> count & 255));
-    }
-  }
-  return bytes;
-}
 
 std::vector<float> flat(const nlohmann::json& rows) {
   std::vector<float> values;
@@ -58,7 +40,7 @@ class OnnxOperations : public testing::Test {
   void TearDown() override { fs::remove(model_); }
 
   Graph graph_of(const nlohmann::json& entry, Reading reading) const {
-    const std::string bytes = decoded(entry.at("model").get<std::string>());
+    const std::string bytes = from_base64(entry.at("model").get<std::string>());
     std::ofstream(model_, std::ios::binary)
         .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     return load(model_, reading);

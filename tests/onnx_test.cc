@@ -429,11 +429,23 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
          for (::onnx::NodeProto& node : *m.mutable_graph()->mutable_node()) {
            if (node.op_type() != "Quant" || ++quants != 3) continue;
            for (auto& attribute : *node.mutable_attribute()) {
-             if (attribute.name() == "signed") attribute.set_i(1);
+             if (attribute.name() == "narrow") attribute.set_i(1);
            }
          }
        },
-       {"Quant_", "signed"},
+       {"Quant_", "codes are 0 to 6"},
+       true},
+      {"another rounding",
+       [](auto& m) {
+         int quants = 0;
+         for (::onnx::NodeProto& node : *m.mutable_graph()->mutable_node()) {
+           if (node.op_type() != "Quant" || ++quants != 3) continue;
+           for (auto& attribute : *node.mutable_attribute()) {
+             if (attribute.name() == "rounding_mode") attribute.set_s("FLOOR");
+           }
+         }
+       },
+       {"Quant_", "not rounded to the nearest"},
        true},
       {"asymmetric padding",
        [](auto& m) {

@@ -113,11 +113,12 @@ struct Accuracy {
   double seconds = 0;                           // of classification alone
 };
 
-std::unique_ptr<RadioMlDataset> open(const ClassifyOptions& o, const NetworkConfig& config) {
+std::unique_ptr<RadioMlDataset> open(const ClassifyOptions& o, const IntegerNetwork& network) {
+  const NetworkConfig& config = network.config();
   RadioMlOptions options;
   options.path = o.data;
   options.snr_min = o.snr_min;
-  options.input_bits = config.input_bits;
+  options.input_bits = network.has_standard_input() ? config.input_bits : kFloatBits;
   options.threads = o.threads;
   std::unique_ptr<RadioMlDataset> data = open_radioml(options);
   if (data->length() != config.length || config.input_channels != 2) {
@@ -140,12 +141,15 @@ Accuracy measure(const ClassifyOptions& o, const IntegerNetwork& network, const 
   BatchReader reader(data, std::move(frames), kBatch);
   std::vector<int32_t> logits;
   std::vector<uint8_t> predicted;
+  std::vector<int8_t> codes;  // of values that the file's reader does not know the scale of
   while (const FrameBatch* batch = reader.next()) {
     const size_t count = static_cast<size_t>(batch->count);
     logits.resize(count * classes);
     predicted.resize(count);
+    codes.resize(batch->values.size());
+    network.quantize(batch->values, codes.data());
     const Clock::time_point start = Clock::now();
-    network.run(batch->codes, logits, predicted, o.threads);
+    network.run(codes.empty() ? batch->codes : codes, logits, predicted, o.threads);
     result.seconds += seconds_since(start);
     for (size_t n = 0; n < count; ++n) {
       const bool correct = predicted[n] == batch->labels[n];
@@ -203,7 +207,7 @@ void print(const Accuracy& a, const std::vector<std::string>& names) {
 }
 
 Json classify_file(const ClassifyOptions& o, const IntegerNetwork& network) {
-  const std::unique_ptr<RadioMlDataset> data = open(o, network.config());
+  const std::unique_ptr<RadioMlDataset> data = open(o, network);
   std::vector<int64_t> frames;
   if (o.split == "test") {
     frames = make_split(data->blocks(), 0).test;
@@ -243,7 +247,7 @@ void classify_stream(const ClassifyOptions& o, const IntegerNetwork& network, st
   for (int64_t count = o.batch; count == o.batch; done += count) {
     count = stream.read(o.batch, values);
     codes.resize(values.size());
-    quantize_input(values, config.input_bits, codes.data());
+    network.quantize(values, codes.data());
     logits.resize(static_cast<size_t>(count) * classes);
     predicted.resize(static_cast<size_t>(count));
     network.run(codes, logits, predicted, o.threads);
@@ -377,7 +381,8 @@ void run(const ClassifyOptions& o) {
     throw UsageError("--format: an HDF5 file is not read from a pipe");
   }
   cpu::use_target(o.target);
-  const IntegerNetwork network(load_model(o.model));
+  const auto [trained, form] = load_for_inference(o.model);
+  const IntegerNetwork network(trained, form);
   Json document;
   if (o.benchmark) document["benchmark"] = benchmark(o, network);
   if (format == "hdf5") {

@@ -79,7 +79,8 @@ void report_size(const EmitOptions& o, const std::filesystem::path& source) {
 
 void run(const EmitOptions& o) {
   const std::filesystem::path model = o.model;
-  const CCode code = emit_c(IntegerNetwork(load_model(model)), o.name, model.filename().string());
+  const auto [network, form] = load_for_inference(model);
+  const CCode code = emit_c(IntegerNetwork(network, form), o.name, model.filename().string());
   const std::filesystem::path directory = o.out;
   std::error_code error;
   std::filesystem::create_directories(directory, error);

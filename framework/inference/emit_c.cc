@@ -155,9 +155,10 @@ class Emitter {
     }
     sums_ = std::max<int64_t>(sums_, layer.length);
     const int encoding = static_cast<int>(stream.encoding);
-    layers_.push_back(fmt::format("    {{weights{}, steps{}, {}, {}, {}, {}, {}, {}}}", index,
+    const int offset = index > 0 && layer.signed_input ? -layer.smallest_input() : 0;
+    layers_.push_back(fmt::format("    {{weights{}, steps{}, {}, {}, {}, {}, {}, {}, {}}}", index,
                                   index, activations, encoding, layer.shape.out_channels,
-                                  layer.shape.taps, layer.length, layer.shape.pool));
+                                  layer.shape.taps, layer.length, layer.shape.pool, offset));
     constant_bytes_ += kLayerBytes;
   }
 
@@ -190,8 +191,19 @@ class Emitter {
     for (const int64_t offset : network_.rounding().offset()) {
       offsets.push_back(fmt::format("INT64_C({})", offset));
     }
-    tables_ += "\n" + array("int32_t", "bias", bias) + array("int64_t", "rounding_offset", offsets);
-    constant_bytes_ += static_cast<int64_t>(12 * bias.size());
+    if (network_.has_plain_output()) {
+      tables_ += "\n" + array("int32_t", "bias", bias);
+      constant_bytes_ += static_cast<int64_t>(4 * bias.size());
+    } else {
+      std::vector<std::string> multipliers;
+      for (const int64_t multiplier : network_.rounding().multiplier()) {
+        multipliers.push_back(fmt::format("INT64_C({})", multiplier));
+      }
+      tables_ += "\n" + array("int64_t", "rounding_multiplier", multipliers);
+      constant_bytes_ += static_cast<int64_t>(8 * multipliers.size());
+    }
+    tables_ += array("int64_t", "rounding_offset", offsets);
+    constant_bytes_ += static_cast<int64_t>(8 * offsets.size());
     if (searched_.empty()) searched_.emplace_back("0");
     tables_ += "\n" + array("int32_t", "thresholds", searched_);
     constant_bytes_ += 4;
@@ -209,7 +221,7 @@ class Emitter {
     std::string upper = guard.substr(0, guard.size() - 2);
     const NetworkConfig& c = network_.config();
     const int values = c.length * c.input_channels;
-    const double scale = static_cast<double>(input_scale(c.input_bits));
+    const double scale = static_cast<double>(network_.input_scale());
     return fmt::format(
         R"(/* Generated from {origin}: a quantized 1-D CNN on integers alone, in C99.
  *
@@ -233,7 +245,7 @@ extern "C" {{
 #define {upper}_CONSTANT_BYTES {constant}
 #define {upper}_WORKING_BYTES {working}
 
-/* iq: {length} samples, I and Q in turn, each the code of a value: round(value / {scale:g}), ties to
+/* iq: {length} samples, I and Q in turn, each the code of a value: round(value / {scale:.9g}), ties to
  * even, limited to {low} .. {high}. Returns the class, 0 .. {last}. */
 int {name}_classify(const int8_t iq[{values}]);
 
@@ -270,11 +282,19 @@ int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}]);
         "static uint8_t even[{}], odd[{}];\nstatic int32_t sums[{}];\n",
         buffer_bytes_[0], buffer_bytes_[1], sums_);
     text += kInterpreter;
-    text += fmt::format(kFunctions, fmt::arg("name", name_),
-                        fmt::arg("values", c.length * c.input_channels),
-                        fmt::arg("channels", c.input_channels), fmt::arg("classes", c.classes),
-                        fmt::arg("last", layers_.size() - 1),
-                        fmt::arg("multiplier", network_.rounding().multiplier()));
+    const bool plain = network_.has_plain_output();
+    const std::vector<int64_t>& multipliers = network_.rounding().multiplier();
+    if (!plain) {
+      text +=
+          fmt::format(kIntegerLogit, fmt::arg("unit", int64_t{1} << network_.rounding().shift()));
+    }
+    text += fmt::format(
+        kFunctions, fmt::arg("name", name_), fmt::arg("values", c.length * c.input_channels),
+        fmt::arg("channels", c.input_channels), fmt::arg("classes", c.classes),
+        fmt::arg("last", layers_.size() - 1),
+        fmt::arg("multiplier",
+                 plain ? fmt::to_string(multipliers.front()) : "rounding_multiplier[i]"),
+        fmt::arg("integer_logit", plain ? "sums[0] + bias[i]" : "integer_logit(logit)"));
     return text;
   }
 
@@ -299,6 +319,7 @@ struct layer {
     const uint32_t *steps; /* of each output */
     const struct activation *activations;
     int32_t encoding, outputs, taps, length, pool;
+    int32_t offset; /* the byte that stands for the value 0 in what the layer reads */
 };
 )";
 
@@ -307,16 +328,18 @@ static int32_t as_signed(uint8_t byte) { return (int32_t)(byte ^ 0x80) - 0x80; }
 
 /* sums[l] += weight * x[l + shift] wherever that is inside. x: signed and `stride` apart for the
  * first layer, else unsigned and contiguous. */
-static void add(int32_t weight, const int8_t *iq, int32_t stride, const uint8_t *x, int32_t shift,
-                int32_t length)
+static void add(int32_t weight, const int8_t *iq, int32_t stride, const uint8_t *x, int32_t offset,
+                int32_t shift, int32_t length)
 {
     const int32_t first = shift < 0 ? -shift : 0;
     const int32_t last = shift > 0 ? length - shift : length;
     int32_t l;
     if (iq) {
         for (l = first; l < last; ++l) sums[l] += weight * iq[(l + shift) * stride];
-    } else {
+    } else if (offset == 0) {
         for (l = first; l < last; ++l) sums[l] += weight * x[l + shift];
+    } else {
+        for (l = first; l < last; ++l) sums[l] += weight * (x[l + shift] - offset);
     }
 }
 
@@ -337,7 +360,7 @@ static const uint8_t *sum_output(const struct layer *layer, const uint8_t *weigh
         }
         if (weight == 0) continue;
         channel = index / layer->taps;
-        add(weight, iq ? iq + channel : 0, stride, iq ? 0 : x + channel * layer->length,
+        add(weight, iq ? iq + channel : 0, stride, iq ? 0 : x + channel * layer->length, layer->offset,
             index % layer->taps - (layer->taps - 1) / 2, layer->length);
     }
     return weights;
@@ -389,6 +412,15 @@ static int64_t round24(int64_t value)
 }
 )";
 
+  static constexpr const char* kIntegerLogit = R"(
+/* To the nearest multiple of a logit's unit. */
+static int32_t integer_logit(int64_t logit)
+{{
+    const int64_t unit = INT64_C({unit}), rest = logit % unit;
+    return (int32_t)(logit / unit + (2 * rest >= unit) - (2 * rest < -unit));
+}}
+)";
+
   static constexpr const char* kFunctions = R"(
 int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}])
 {{
@@ -407,7 +439,7 @@ int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}])
         int64_t logit;
         weights = sum_output(output, weights, output->steps[i], 0, 0, x);
         logit = round24(round24(round24(sums[0]) * {multiplier}) + rounding_offset[i]);
-        logits[i] = sums[0] + bias[i];
+        logits[i] = {integer_logit};
         if (i == 0 || logit > largest) {{
             largest = logit;
             best = i;

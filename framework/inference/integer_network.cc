@@ -71,13 +71,13 @@ void require_quantized(const Layer& layer) {
   if (layer.kind != Layer::Kind::kOutput) check("activations", layer.act_bits);
 }
 
-IntegerLayerData describe(const Layer& layer, int in_positions, bool first) {
+IntegerLayerData describe(const Layer& layer, int in_positions, bool signed_input) {
   IntegerLayerData data;
   data.name = layer.name;
   data.shape = {layer.in_channels, layer.out_channels, layer.taps, layer.pool, in_positions};
   data.length = layer.length;
   data.input_bits = layer.input_bits;
-  data.signed_input = first;
+  data.signed_input = signed_input;
   data.act_bits = layer.act_bits;
   return data;
 }
@@ -132,8 +132,20 @@ void find_thresholds(const cpu::SumRange& range, const CodeOf& code_of,
   }
 }
 
-// Batch-norm and quantizer as thresholds; returns the scale of the codes.
-float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
+// As cpu::activation_codes, for codes that begin at `smallest` < 0; written as their distance from
+// that of the full range.
+uint8_t signed_code(const cpu::EvaluationState& state, int channel, int bits, int smallest,
+                    int32_t sum) {
+  const auto c = static_cast<size_t>(channel);
+  const float value = static_cast<float>(sum) * state.sum_scale * state.gain[c] + state.shift[c];
+  const int half = 1 << (bits - 1);
+  const float code = std::nearbyint(value / state.act_scale);
+  const auto limited = std::clamp(code, static_cast<float>(smallest), static_cast<float>(half - 1));
+  return static_cast<uint8_t>(static_cast<int>(limited) + half);
+}
+
+// Batch-norm and quantizer as thresholds; returns the scale of the codes. smallest: of the codes.
+float set_thresholds(const Layer& layer, float x_scale, float weight_scale, int smallest,
                      IntegerLayerData& data) {
   const cpu::EvaluationState state = cpu::evaluation_state(
       layer, x_scale, weight_scale,
@@ -161,7 +173,13 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
     const auto code_of = [&](const int32_t* sums, uint8_t* codes) {
       std::array<int32_t, kLanes> original{};
       for (size_t i = 0; i < kLanes; ++i) original[i] = sign * sums[i];
-      cpu::activation_codes(state, o, layer.act_bits, original.data(), codes);
+      if (smallest == 0) {
+        cpu::activation_codes(state, o, layer.act_bits, original.data(), codes);
+        return;
+      }
+      for (size_t i = 0; i < kLanes; ++i) {
+        codes[i] = signed_code(state, o, layer.act_bits, smallest, original[i]);
+      }
     };
     const std::span<int32_t> thresholds =
         std::span(data.thresholds).subspan(channel * levels, levels);
@@ -221,8 +239,57 @@ cpu::SumRange IntegerLayerData::range(int channel) const {
 LogitRounding::LogitRounding(float scale, std::span<const int32_t> bias) {
   int exponent = 0;
   const float mantissa = std::frexp(scale, &exponent);
-  multiplier_ = static_cast<int32_t>(std::ldexp(mantissa, kFloatBitsOfMantissa));
-  for (const int32_t b : bias) offset_.push_back(round(round(b) * multiplier_));
+  const auto multiplier = static_cast<int64_t>(std::ldexp(mantissa, kFloatBitsOfMantissa));
+  multiplier_.assign(bias.size(), multiplier);
+  for (const int32_t b : bias) offset_.push_back(round(round(b) * multiplier));
+}
+
+// All classes count in units of 2^e, small enough for each class's scale and `spare` bits below
+// the largest's. A bias that has finer bits is made odd in the last bit that it keeps: then every
+// sum with it rounds as the exact one does, because what it is added to has at least three zeros
+// there, or is 0. Two such biases must not become the same.
+LogitRounding::LogitRounding(float scale, std::span<const float> gain, std::span<const float> bias,
+                             int64_t largest_sum) {
+  constexpr int kBits = 62, kMostSpare = 14, kLeastSpare = 3;
+  std::vector<int> exponents;
+  for (const float g : gain) {
+    int exponent = 0;
+    const float mantissa = std::frexp(scale * g, &exponent);
+    multiplier_.push_back(static_cast<int64_t>(std::ldexp(mantissa, kFloatBitsOfMantissa)));
+    exponents.push_back(exponent - kFloatBitsOfMantissa);
+  }
+  const int sum_bits = std::bit_width(static_cast<uint64_t>(largest_sum)) + 1;
+  const int spare = std::min(kMostSpare, kBits - kFloatBitsOfMantissa - sum_bits);
+  const int largest = *std::ranges::max_element(exponents), unit = largest - spare;
+  std::vector<bool> inexact;
+  for (size_t c = 0; c < gain.size(); ++c) {
+    if (exponents[c] - unit < kLeastSpare) {
+      throw std::range_error("the scales of its outputs are too far apart");
+    }
+    multiplier_[c] <<= exponents[c] - unit;
+    const double exact = std::ldexp(double{bias[c]}, -unit);
+    if (!(std::abs(exact) < std::ldexp(1.0, kBits - 1))) {
+      throw std::range_error("a bias is too large for the scales of its outputs");
+    }
+    auto offset = static_cast<int64_t>(exact);
+    inexact.push_back(static_cast<double>(offset) != exact);
+    if (inexact.back() && offset % 2 == 0) offset += exact > 0 ? 1 : -1;
+    offset_.push_back(offset);
+    for (size_t other = 0; other < c; ++other) {
+      if (offset_[other] == offset && bias[other] != bias[c]) {
+        throw std::range_error("two biases are too close to each other");
+      }
+    }
+  }
+  shift_ = spare + kFloatBitsOfMantissa;
+  unit_ = std::ldexp(1.0F, unit + shift_);
+}
+
+int32_t LogitRounding::integer_logit(int64_t value) const {
+  const int64_t unit = int64_t{1} << shift_;
+  const int64_t rest = value % unit;
+  return static_cast<int32_t>(value / unit + (2 * rest >= unit ? 1 : 0) -
+                              (2 * rest < -unit ? 1 : 0));
 }
 
 int64_t LogitRounding::round(int64_t value) {
@@ -236,30 +303,84 @@ int64_t LogitRounding::round(int64_t value) {
 }
 
 int64_t LogitRounding::operator()(size_t label, int32_t sum) const {
-  return round(round(round(sum) * multiplier_) + offset_[label]);
+  return round(round(round(sum) * multiplier_[label]) + offset_[label]);
 }
 
-IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config()) {
+IntegerNetwork::IntegerNetwork(const Network& network, const InferenceForm& form)
+    : config_(network.config()) {
   for (const Layer& layer : network.layers()) require_quantized(layer);
-  float x_scale = input_scale(config_.input_bits);
+  input_scale_ = form.input_scale != 0 ? form.input_scale : fmp::input_scale(config_.input_bits);
+  float x_scale = input_scale_;
   int positions = config_.length;  // that the layer before writes
+  bool signed_input = true;
   for (const Layer& layer : network.layers()) {
+    const size_t index = data_.size();
     IntegerLayerData& data =
-        data_.emplace_back(describe(layer, positions_read(layer, positions), data_.empty()));
+        data_.emplace_back(describe(layer, positions_read(layer, positions), signed_input));
     const float weight_scale = set_codes(layer, data);
     check_sums(data);
     if (layer.kind == Layer::Kind::kOutput) {
-      logit_scale_ = x_scale * weight_scale;
-      if (!std::isnormal(logit_scale_)) {
-        fail("{}: the scale of its sums is {}, not a normal number", layer.name, logit_scale_);
-      }
-      set_bias(layer, logit_scale_, data);
-      rounding_ = LogitRounding(logit_scale_, data.bias);
+      set_output(layer, x_scale * weight_scale, form);
     } else {
-      x_scale = set_thresholds(layer, x_scale, weight_scale, data);
+      const int smallest = form.smallest_codes.empty() ? 0 : form.smallest_codes.at(index);
+      x_scale = set_thresholds(layer, x_scale, weight_scale, smallest, data);
+      signed_input = smallest < 0;
     }
     positions = layer.length / layer.pool;
     kernels_.push_back(compile(data));
+  }
+}
+
+void IntegerNetwork::set_output(const Layer& layer, float scale, const InferenceForm& form) {
+  IntegerLayerData& data = data_.back();
+  for (int o = 0; o < layer.out_channels; ++o) {
+    output_offset_.push_back(static_cast<int32_t>(offset_of_sums(data, o)));
+  }
+  logit_scale_ = scale;
+  if (!std::isnormal(scale)) {
+    fail("{}: the scale of its sums is {}, not a normal number", layer.name, scale);
+  }
+  if (form.output_gain.empty()) {
+    set_bias(layer, scale, data);
+    rounding_ = LogitRounding(scale, data.bias);
+    return;
+  }
+  data.bias.assign(static_cast<size_t>(layer.out_channels), 0);
+  int64_t largest = 1;
+  double largest_logit = 0;
+  for (int o = 0; o < layer.out_channels; ++o) {
+    const cpu::SumRange range = data.range(o);
+    const int64_t own = std::max(-int64_t{range.low}, int64_t{range.high});
+    const auto c = static_cast<size_t>(o);
+    const float gain = form.output_gain[c], bias = form.output_bias[c];
+    if (!std::isnormal(scale * gain) || !std::isfinite(bias)) {
+      fail("{}: the scale or bias of output {} is not a normal number", layer.name, o);
+    }
+    largest = std::max(largest, own);
+    largest_logit = std::max(
+        largest_logit, static_cast<double>(own) * double{scale * gain} + std::abs(double{bias}));
+  }
+  try {
+    rounding_ = LogitRounding(scale, form.output_gain, form.output_bias, largest);
+  } catch (const std::range_error& error) {
+    fail("{}: {}", layer.name, error.what());
+  }
+  logit_scale_ = rounding_.unit();
+  if (largest_logit / double{logit_scale_} >= static_cast<double>(kLargestSum)) {
+    fail("{}: its logits can leave 32 bits", layer.name);
+  }
+}
+
+void IntegerNetwork::quantize(std::span<const float> values, int8_t* codes) const {
+  if (has_standard_input()) {
+    quantize_input(values, config_.input_bits, codes);
+    return;
+  }
+  const float half = std::ldexp(1.0F, config_.input_bits - 1);
+  for (const float value : values) {
+    if (!std::isfinite(value)) fail("a sample is {}", value);
+    const float code = std::nearbyint(value / input_scale_);
+    *codes++ = static_cast<int8_t>(std::clamp(code, -half, half - 1));
   }
 }
 
@@ -316,9 +437,10 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
         size_t best = 0;
         int64_t largest = std::numeric_limits<int64_t>::min();
         for (size_t c = 0; c < classes; ++c) {
-          const int32_t sum = sums[c * kLanes + lane];
-          logits[(begin + lane) * classes + c] = sum + data_.back().bias[c];
+          const int32_t sum = sums[c * kLanes + lane] - output_offset_[c];
           const int64_t logit = rounding_(c, sum);
+          logits[(begin + lane) * classes + c] =
+              has_plain_output() ? sum + data_.back().bias[c] : rounding_.integer_logit(logit);
           if (logit <= largest) continue;
           largest = logit;
           best = c;

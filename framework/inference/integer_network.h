@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "framework/data/dataset.h"
+#include "framework/network/inference_form.h"
 #include "framework/network/network.h"
 #include "kernels/cpu/integer_ops.h"
 
@@ -19,7 +21,8 @@ struct IntegerLayerData {
   int length = 1;  // positions read
   int input_bits = 8;
   bool signed_input = false;
-  int act_bits = 8;  // of the codes it writes; hidden layers
+  int act_bits = 8;  // of the codes it writes; hidden layers. Written without a sign: 0 stands for
+                     // the smallest, which the next layer's signed_input says.
 
   // [O][taps][C], C position-major for flattened inputs. Negated for the channels whose batch-norm
   // decreases, so that codes never decrease with the sum.
@@ -47,9 +50,19 @@ class LogitRounding {
  public:
   LogitRounding() = default;
   LogitRounding(float scale, std::span<const int32_t> bias);
+  // With a scale and a float bias for each class: float(sum) * (scale * gain) + bias, as above.
+  // largest_sum: of any class. Throws std::range_error when 64 bits are too few for the classes'
+  // scales and biases together.
+  LogitRounding(float scale, std::span<const float> gain, std::span<const float> bias,
+                int64_t largest_sum);
 
-  int32_t multiplier() const { return multiplier_; }              // scale's 24 bits
+  // The scales' 24 bits, in a common unit.
+  const std::vector<int64_t>& multiplier() const { return multiplier_; }
   const std::vector<int64_t>& offset() const { return offset_; }  // of each class
+  // With scales for each class, integer logits are multiples of 2^shift units, which is unit().
+  int shift() const { return shift_; }
+  float unit() const { return unit_; }
+  int32_t integer_logit(int64_t value) const;
 
   // What the float network's logit of this class is a multiple of.
   int64_t operator()(size_t label, int32_t sum) const;
@@ -58,8 +71,9 @@ class LogitRounding {
   static int64_t round(int64_t value);
 
  private:
-  int32_t multiplier_ = 1;
-  std::vector<int64_t> offset_;
+  std::vector<int64_t> multiplier_, offset_;
+  int shift_ = 0;
+  float unit_ = 1;
 };
 
 // A trained network compiled to integers: byte codes, integer weights, 32-bit sums, thresholds. Its
@@ -68,9 +82,16 @@ class IntegerNetwork {
  public:
   // Throws Error when the network is not quantized throughout, its values are not finite, or a sum
   // could leave 32 bits; the message names the layer.
-  explicit IntegerNetwork(const Network& network);
+  explicit IntegerNetwork(const Network& network, const InferenceForm& form = {});
 
   const NetworkConfig& config() const { return config_; }
+  // The codes of the input: round_half_even(value / input_scale()), limited to their range.
+  float input_scale() const { return input_scale_; }
+  bool has_standard_input() const { return input_scale_ == fmp::input_scale(config_.input_bits); }
+  // Values must be finite; `codes` holds as many.
+  void quantize(std::span<const float> values, int8_t* codes) const;
+  // Whether logits are sums plus bias; else they are LogitRounding::integer_logit's.
+  bool has_plain_output() const { return rounding_.shift() == 0; }
   const std::vector<IntegerLayerData>& layers() const { return data_; }
   const LogitRounding& rounding() const { return rounding_; }
   // Value of an integer logit of 1.
@@ -81,12 +102,13 @@ class IntegerNetwork {
   const std::vector<cpu::IntegerLayer>& kernels() const { return kernels_; }
 
   // frames: [n][length][channels] codes of the input quantizer (see quantize_input). logits:
-  // [n][classes], sums plus bias. predicted: [n], or empty. threads: 0 = all cores. Tiles of
-  // kLanes frames are shared out to the threads; each runs one through all layers.
+  // [n][classes], multiples of logit_scale(). predicted: [n], or empty. threads: 0 = all cores.
+  // Tiles of kLanes frames are shared out to the threads; each runs one through all layers.
   void run(std::span<const int8_t> frames, std::span<int32_t> logits, std::span<uint8_t> predicted,
            int threads) const;
 
  private:
+  void set_output(const Layer& layer, float scale, const InferenceForm& form);
   size_t buffer_bytes() const;
   // `count` frames through all layers; sums: [classes padded][kLanes]. buffers: of buffer_bytes().
   void run_tile(const int8_t* frames, int count, uint8_t* const (&buffers)[2], int32_t* sums) const;
@@ -94,8 +116,9 @@ class IntegerNetwork {
   NetworkConfig config_;
   std::vector<IntegerLayerData> data_;
   std::vector<cpu::IntegerLayer> kernels_;
+  std::vector<int32_t> output_offset_;  // of sums of what makes signed inputs unsigned
   LogitRounding rounding_;
-  float logit_scale_ = 1;
+  float logit_scale_ = 1, input_scale_ = 1;
 };
 
 }  // namespace fmp

@@ -51,8 +51,12 @@ struct FoundLayer {
   int64_t outputs = 0, inputs = 0, kernel = 1, pool = 1;
   int weight_bits = kFloatBits, act_bits = kFloatBits;
   std::vector<float> weight;  // [outputs][kernel][inputs], inputs of a dense layer position-major
-  double weight_scale = 1;
+  double weight_scale = 1;    // the largest of all outputs'
+  // Of an output's scale to weight_scale, <= 1; empty: the outputs share one scale.
+  std::vector<double> scale_ratio;
   float act_scale = 1;
+  int smallest_code = 0;  // of its activations
+  const GraphNode* quantizer_node = nullptr;
   // Scalars that the file multiplies the layer's operands and sums by, all in one. Its own output
   // is multiplied by act_factor.
   double factor = 1, act_factor = 1;
@@ -66,13 +70,16 @@ struct WeightOperand {
   std::vector<float> values;  // before the quantizer, in the orientation that the node reads
   Shape shape;
   std::optional<Quantizer> quantizer;
+  std::vector<float> scales;  // of every value, as `values`; empty: they share one
   const GraphNode* quantizer_node = nullptr;
   float divisor = 1;  // of the values, before the quantizer
 };
 
+enum class Purpose : uint8_t { kExact, kTraining, kInference };
+
 class Importer {
  public:
-  explicit Importer(const Graph& graph) : graph_(graph) {
+  Importer(const Graph& graph, Purpose purpose) : graph_(graph), purpose_(purpose) {
     for (const GraphNode& node : graph.nodes) {
       if (graph.value(node.output).constant) continue;
       for (size_t i = 0; i < node.inputs.size(); ++i) {
@@ -83,7 +90,7 @@ class Importer {
     }
   }
 
-  Network read() {
+  Imported read() {
     read_input();
     while (node_ != nullptr) read_layer();
     if (layers_.size() < 2) fail("{}: fewer than two layers with weights", graph_.file);
@@ -91,13 +98,14 @@ class Importer {
       fail("{}: the last layer is a convolution, expected a dense layer", graph_.file);
     }
     layers_.back().kind = Layer::Kind::kOutput;
-    check_output();
+    finish_activations();
+    finish_output();
     Network network(config(), 0);
     for (size_t i = 0; i < layers_.size(); ++i) fill(layers_[i], network.layers()[i]);
     network.apply_masks();
     // The thresholds are learned ones: further training must not replace them by percentiles.
     network.steps = kThresholdStatisticSteps;
-    return network;
+    return {std::move(network), std::move(form_)};
   }
 
  private:
@@ -150,6 +158,79 @@ class Importer {
     if (bits < 2 || bits > 8) fail_at(graph_, node, fmt::format("{} bits, expected 2 to 8", bits));
   }
 
+  // What a quantizer does to values that depend on the input, and the nodes that it is made of.
+  struct FoundQuantizer {
+    const GraphNode* node = nullptr;
+    int bits = 8;
+    float low = 0, high = 255;  // codes, as if the zero point were 0
+    float scale = 1;
+    bool is_signed() const { return low < 0; }
+  };
+
+  bool at_quantizer() const {
+    return node_ != nullptr && (is_quantizer(*node_) || at("QuantizeLinear"));
+  }
+
+  // Passes a quantizer: Quant, IntQuant or QuantizeLinear, [Clip,] DequantizeLinear.
+  FoundQuantizer read_quantizer() {
+    FoundQuantizer found;
+    found.node = node_;
+    if (is_quantizer(*node_)) {
+      const Quantizer quantizer = quantizer_of(graph_, *node_);
+      if (quantizer.rounding != Rounding::kHalfEven) {
+        fail_here("values are not rounded to the nearest code");
+      }
+      found.bits = quantizer.bits;
+      found.low = quantizer.low();
+      found.high = quantizer.high();
+      found.scale = scalar_scale(*node_, quantizer);
+      advance();
+    } else {
+      read_linear_quantizer(found);
+    }
+    check_bits(*found.node, found.bits);
+    const float codes = std::ldexp(1.0F, found.bits) - 1;
+    const bool is_full = found.high - found.low == codes;
+    const bool is_narrow = found.is_signed() && found.high - found.low == codes - 1;
+    if ((!is_full && !is_narrow) || found.low > 0 ||
+        (found.is_signed() && found.high != std::ldexp(1.0F, found.bits - 1) - 1)) {
+      fail_at(graph_, *found.node,
+              fmt::format("its codes are {} to {}, which is no range of 2 to 8 bits", found.low,
+                          found.high));
+    }
+    return found;
+  }
+
+  void read_linear_quantizer(FoundQuantizer& found) {
+    const LinearQuantizer quantizer = linear_quantizer_of(graph_, *node_);
+    if (quantizer.scale.size() != 1) fail_here("its scale is not a single number");
+    found.scale = quantizer.scale[0];
+    auto low = static_cast<float>(quantizer.low), high = static_cast<float>(quantizer.high);
+    advance();
+    if (at("Clip")) {
+      const auto bound = [&](size_t input, float otherwise) {
+        if (!node_->has_input(input)) return otherwise;
+        const auto& constant = graph_.input_of(*node_, input).constant;
+        if (!constant || constant->is_float()) fail_here("its bounds are no constant integers");
+        return static_cast<float>(constant->integers().at(0));
+      };
+      low = std::max(low, bound(1, low));
+      high = std::min(high, bound(2, high));
+      advance();
+    }
+    if (!at("DequantizeLinear")) {
+      fail_at(graph_, *found.node, "expected DequantizeLinear after it");
+    }
+    const LinearQuantizer back = linear_quantizer_of(graph_, *node_);
+    if (back.scale != quantizer.scale || back.zero_point != quantizer.zero_point) {
+      fail_here("its scale or zero point is not that of its QuantizeLinear");
+    }
+    found.low = low - quantizer.zero_point[0];
+    found.high = high - quantizer.zero_point[0];
+    found.bits = static_cast<int>(std::ceil(std::log2(found.high - found.low + 1)));
+    advance();
+  }
+
   void read_input() {
     const Shape& in = graph_.value(graph_.input).shape;
     if (in.size() != 3) {
@@ -157,20 +238,22 @@ class Importer {
     }
     advance_to(graph_.input);
     skip_transparent();
-    if (!at("Quant")) return;
-    const Quantizer quantizer = quantizer_of(graph_, *node_);
-    check_bits(*node_, quantizer.bits);
-    if (!quantizer.is_signed || quantizer.narrow) {
-      fail_here("the input quantizer is unsigned or narrow, expected signed and full range");
-    }
+    if (!at_quantizer()) return;
+    const FoundQuantizer quantizer = read_quantizer();
     input_bits_ = quantizer.bits;
-    input_scale_ = scalar_scale(*node_, quantizer);
-    const double expected = static_cast<double>(input_scale(input_bits_));
-    if (!same_scale(input_scale_, expected)) {
-      fail_here(fmt::format("input scale {}, expected {} (the range [-{}, {}))", input_scale_,
-                            expected, kInputRange, kInputRange));
+    if (quantizer.low != -std::ldexp(1.0F, input_bits_ - 1)) {
+      fail_at(graph_, *quantizer.node,
+              "the input quantizer is unsigned or narrow, expected signed and full range");
     }
-    advance();
+    input_scale_ = quantizer.scale;
+    const double expected = static_cast<double>(fmp::input_scale(input_bits_));
+    if (same_scale(input_scale_, expected)) return;
+    if (purpose_ != Purpose::kInference) {
+      fail_at(
+          graph_, *quantizer.node,
+          fmt::format("input scale {}, expected {} (the range [-2, 2))", input_scale_, expected));
+    }
+    form_.input_scale = input_scale_;
   }
 
   // The constant that a node multiplies or divides by, if it is a single positive number.
@@ -224,13 +307,19 @@ class Importer {
     }
     const GraphValue* value = &graph_.input_of(*node_, input);
     operand.shape = value->constant->shape;
-    bool transposed = false;
+    bool transposed = false, scales_transposed = false;
     while (value->producer >= 0) {
       const GraphNode& producer = graph_.nodes[static_cast<size_t>(value->producer)];
       if (producer.op == "Constant") break;
-      if (producer.op == "Quant" && !operand.quantizer) {
+      if (is_quantizer(producer) && !operand.quantizer) {
         operand.quantizer = quantizer_of(graph_, producer);
         operand.quantizer_node = &producer;
+        operand.scales = scales_of_values(*operand.quantizer, value->shape);
+        scales_transposed = transposed;
+      } else if (producer.op == "DequantizeLinear" && !operand.quantizer) {
+        take_linear(operand, producer, *value);
+        scales_transposed = transposed;
+        break;
       } else if (const auto divisor = divisor_of_quantized(producer, operand)) {
         operand.divisor *= *divisor;
       } else if (producer.op == "Transpose" && value->shape.size() == 2) {
@@ -243,7 +332,67 @@ class Importer {
     if (!value->constant->is_float()) fail_here("its weight is not floating point");
     operand.values = value->constant->floats();
     if (transposed) transpose(operand.values, operand.shape[1], operand.shape[0]);
+    if (scales_transposed && !operand.scales.empty()) {
+      transpose(operand.scales, operand.shape[1], operand.shape[0]);
+    }
     return operand;
+  }
+
+  // Weights that the file holds as codes, perhaps clipped to fewer bits: a quantizer that changes
+  // nothing.
+  void take_linear(WeightOperand& operand, const GraphNode& node, const GraphValue& value) const {
+    const LinearQuantizer linear = linear_quantizer_of(graph_, node);
+    Quantizer quantizer;
+    quantizer.scale = {graph_.input_of(node, 1).shape, linear.scale};
+    if (linear.scale.size() > 1) {
+      Shape shape(value.shape.size(), 1);
+      const int64_t axis = integer_attribute(graph_, node, "axis", 1);
+      const auto rank = static_cast<int64_t>(shape.size());
+      shape[static_cast<size_t>(axis < 0 ? axis + rank : axis)] =
+          static_cast<int64_t>(linear.scale.size());
+      quantizer.scale.shape = std::move(shape);
+    }
+    quantizer.zero_point = {{}, std::vector{0.0F}};
+    quantizer.is_signed = linear.is_signed;
+    quantizer.bits = linear.bits;
+    quantizer.narrow = true;
+    for (const float zero : linear.zero_point) {
+      if (zero != 0) fail_at(graph_, node, "the zero point of weights is not 0");
+    }
+    const int source = graph_.input_of(node, 0).producer;
+    if (source >= 0 && graph_.nodes[static_cast<size_t>(source)].op == "Clip") {
+      const GraphNode& clip = graph_.nodes[static_cast<size_t>(source)];
+      const auto& high = clip.has_input(2) ? graph_.input_of(clip, 2).constant : std::nullopt;
+      if (high && !high->is_float() && high->integers().at(0) > 0) {
+        const double codes = static_cast<double>(high->integers()[0]) + 1;
+        quantizer.bits =
+            std::min(quantizer.bits, 1 + static_cast<int>(std::ceil(std::log2(codes))));
+      }
+    }
+    operand.quantizer = std::move(quantizer);
+    operand.quantizer_node = &node;
+    operand.scales = scales_of_values(*operand.quantizer, value.shape);
+  }
+
+  // A scale for every value of this shape; empty when there is one for all.
+  static std::vector<float> scales_of_values(const Quantizer& quantizer, const Shape& shape) {
+    if (quantizer.scalar_scale()) return {};
+    const Shape& given = quantizer.scale.shape;
+    std::vector<float> scales;
+    for (int64_t i = 0; i < elements(shape); ++i) {
+      int64_t at = 0, stride = 1, rest = i;  // from the last axis to the first
+      for (size_t axis = shape.size(); axis-- > 0;) {
+        const int64_t position = rest % shape[axis];
+        rest /= shape[axis];
+        const size_t skipped = shape.size() - given.size();
+        if (axis < skipped) continue;
+        const int64_t size = given[axis - skipped];
+        at += size == 1 ? 0 : position * stride;
+        stride *= size;
+      }
+      scales.push_back(quantizer.scale.floats()[static_cast<size_t>(at)]);
+    }
+    return scales;
   }
 
   // [rows][columns] -> [columns][rows], in place.
@@ -256,7 +405,8 @@ class Importer {
   }
 
   // Takes weights and quantizer over. A Network's scale is its largest weight / the largest code.
-  // Where the file's is another one, only the codes count, and one of them must be the largest.
+  // Where the file's is another one, or every output has its own, only the codes count, and one of
+  // them must be the largest.
   void take_weight(FoundLayer& layer, WeightOperand operand) const {
     layer.weight = std::move(operand.values);
     for (const float weight : layer.weight) {
@@ -266,28 +416,61 @@ class Importer {
     const GraphNode& node = *operand.quantizer_node;
     const Quantizer& quantizer = *operand.quantizer;
     check_bits(node, quantizer.bits);
-    if (!quantizer.is_signed || !quantizer.narrow) {
-      fail_at(graph_, node, "the weight quantizer is unsigned or not narrow");
+    if (!quantizer.is_signed) fail_at(graph_, node, "the weight quantizer is unsigned");
+    if (!quantizer.zero_centred()) fail_at(graph_, node, "its zero point is not 0");
+    if (quantizer.rounding != Rounding::kHalfEven) {
+      fail_at(graph_, node, "weights are not rounded to the nearest code");
     }
     layer.weight_bits = quantizer.bits;
-    const float high = quantizer.high();
-    const float scale = usable_scale(
-        node, double{scalar_scale(node, quantizer)} * double{operand.divisor}, double{high});
     layer.factor /= double{operand.divisor};
+    const float high = quantizer.high();
+    const std::vector<float> scales = scales_of_outputs(layer, operand);
+    const float largest_scale = *std::ranges::max_element(scales);
+    const float scale =
+        usable_scale(node, double{largest_scale} * double{operand.divisor}, double{high});
     layer.weight_scale = double{scale};
+    if (scales.size() > 1) {
+      for (const float s : scales) layer.scale_ratio.push_back(double{s} / double{largest_scale});
+    }
     float largest = 0;
     for (const float weight : layer.weight) largest = std::max(largest, std::abs(weight));
-    if (largest == 0 || same_scale(scale, largest / high)) return;
+    if (largest == 0 ||
+        (scales.size() == 1 && quantizer.narrow && same_scale(scale, largest / high))) {
+      return;
+    }
+    take_codes(layer, node, quantizer, scales, operand.divisor, scale);
+  }
+
+  // The scale of each output's weights, or the one of all.
+  std::vector<float> scales_of_outputs(const FoundLayer& layer,
+                                       const WeightOperand& operand) const {
+    if (operand.scales.empty()) return {*operand.quantizer->scalar_scale()};
+    const size_t size = operand.scales.size() / static_cast<size_t>(layer.outputs);
+    std::vector<float> scales;
+    for (size_t i = 0; i < operand.scales.size(); ++i) {
+      if (i % size == 0) scales.push_back(operand.scales[i]);
+      if (operand.scales[i] != scales.back()) {
+        fail_at(graph_, *operand.quantizer_node,
+                "its scales differ within an output, expected one for each");
+      }
+    }
+    return scales;
+  }
+
+  // Weights as codes times one scale for all outputs.
+  void take_codes(FoundLayer& layer, const GraphNode& node, const Quantizer& quantizer,
+                  const std::vector<float>& scales, float divisor, float scale) const {
+    const float high = quantizer.high(), low = quantizer.low();
+    const size_t size = layer.weight.size() / static_cast<size_t>(layer.outputs);
     float largest_code = 0;
-    for (float& weight : layer.weight) {
-      const float code = std::nearbyint(std::clamp(weight / scale, -high, high));
+    for (size_t i = 0; i < layer.weight.size(); ++i) {
+      const float own = scales[scales.size() == 1 ? 0 : i / size] * divisor;
+      const float code = std::nearbyint(std::clamp(layer.weight[i] / own, low, high));
       largest_code = std::max(largest_code, std::abs(code));
-      weight = code * scale;
+      layer.weight[i] = code * scale;
     }
     if (largest_code != 0 && largest_code != high) {
-      fail_at(graph_, node,
-              fmt::format("scale {}, expected {} (the largest weight / {})", scale, largest / high,
-                          high));
+      fail_at(graph_, node, fmt::format("the largest code is {}, expected {}", largest_code, high));
     }
   }
 
@@ -360,7 +543,10 @@ class Importer {
     if (operand.shape.size() != 2) fail_here("its weight is no matrix");
     layer.outputs = operand.shape[outputs_first ? 0 : 1];
     layer.inputs = operand.shape[outputs_first ? 1 : 0];
-    if (!outputs_first) transpose(operand.values, layer.inputs, layer.outputs);
+    if (!outputs_first) {
+      transpose(operand.values, layer.inputs, layer.outputs);
+      if (!operand.scales.empty()) transpose(operand.scales, layer.inputs, layer.outputs);
+    }
     take_weight(layer, std::move(operand));
     reorder_flattened(layer);
     flattened_.clear();
@@ -410,16 +596,12 @@ class Importer {
   }
 
   void read_activation_quantizer(FoundLayer& layer) {
-    const Quantizer quantizer = quantizer_of(graph_, *node_);
-    check_bits(*node_, quantizer.bits);
-    if (quantizer.is_signed || quantizer.narrow) {
-      fail_here("the quantizer of activations is signed or narrow, expected unsigned");
-    }
+    const FoundQuantizer quantizer = read_quantizer();
     layer.act_bits = quantizer.bits;
-    layer.act_scale =
-        usable_scale(*node_, double{scalar_scale(*node_, quantizer)} / layer.act_factor,
-                     std::ldexp(1.0, quantizer.bits) - 1);
-    advance();
+    layer.smallest_code = static_cast<int>(quantizer.low);
+    layer.act_scale = usable_scale(*quantizer.node, double{quantizer.scale} / layer.act_factor,
+                                   std::ldexp(1.0, quantizer.bits) - 1);
+    layer.quantizer_node = quantizer.node;
   }
 
   void read_pool(FoundLayer& layer) {
@@ -449,16 +631,22 @@ class Importer {
       } else if (at("Relu") && !has_relu) {
         has_relu = true;
         advance();
-      } else if (at("Quant") && !has_quantizer) {
+      } else if (at_quantizer() && !has_quantizer) {
         has_quantizer = true;
         read_activation_quantizer(layer);
       } else if (at("MaxPool") && !has_pool) {
         has_pool = true;
         read_pool(layer);
       } else {
-        return has_relu || has_quantizer;
+        break;
       }
     }
+    // Of signed codes, Relu leaves those of an unsigned quantizer with one bit less.
+    if (has_relu && layer.smallest_code < 0) {
+      layer.smallest_code = 0;
+      check_bits(*layer.quantizer_node, --layer.act_bits);
+    }
+    return has_relu || has_quantizer;
   }
 
   void read_flatten() {
@@ -521,22 +709,75 @@ class Importer {
     return layer == 0 ? input_scale_ : layers_[layer - 1].act_scale;
   }
 
-  // The bias is as the file's quantizer leaves it, so its codes must be whole.
-  void check_output() const {
+  void finish_activations() {
+    if (std::ranges::none_of(layers_, [](const FoundLayer& l) { return l.smallest_code != 0; })) {
+      return;
+    }
+    for (const FoundLayer& layer : layers_) {
+      if (layer.kind == Layer::Kind::kOutput) break;
+      if (layer.smallest_code != 0 && purpose_ != Purpose::kInference) {
+        fail_at(graph_, *layer.quantizer_node,
+                "the quantizer of activations is signed, which training does not know (inference "
+                "does)");
+      }
+      form_.smallest_codes.push_back(layer.smallest_code);
+    }
+  }
+
+  // An output layer with a scale for each class, or with a bias that is not in codes.
+  void finish_output() {
+    FoundLayer& output = layers_.back();
+    if (output.weight_bits == kFloatBits || layers_[layers_.size() - 2].act_bits == kFloatBits) {
+      if (!output.scale_ratio.empty()) weigh_outputs(output);
+      return;
+    }
+    const std::string fraction = fraction_of_bias();
+    if (output.scale_ratio.empty() && fraction.empty()) return;
+    switch (purpose_) {
+      case Purpose::kExact:
+        fail_at(graph_, *layer_node_,
+                fraction.empty() ? "its outputs have scales of their own" : fraction);
+      case Purpose::kTraining:
+        if (!output.scale_ratio.empty()) weigh_outputs(output);
+        return;
+      case Purpose::kInference:
+        break;
+    }
+    const auto classes = static_cast<size_t>(output.outputs);
+    form_.output_gain.assign(classes, 1.0F);
+    for (size_t i = 0; i < output.scale_ratio.size(); ++i) {
+      form_.output_gain[i] = static_cast<float>(output.scale_ratio[i]);
+    }
+    form_.output_bias = output.bias;
+    form_.output_bias.resize(classes, 0.0F);
+    output.scale_ratio.clear();
+    output.bias.clear();
+  }
+
+  // Weights as they are meant, for a quantizer with one scale to quantize again.
+  static void weigh_outputs(FoundLayer& output) {
+    const size_t size = output.weight.size() / output.scale_ratio.size();
+    for (size_t i = 0; i < output.weight.size(); ++i) {
+      output.weight[i] =
+          static_cast<float>(double{output.weight[i]} * output.scale_ratio[i / size]);
+    }
+    output.scale_ratio.clear();
+  }
+
+  // Of a bias as the file's quantizer leaves it, codes are whole; else what is wrong.
+  std::string fraction_of_bias() const {
     const FoundLayer& output = layers_.back();
-    const bool is_quantized =
-        output.weight_bits != kFloatBits && layers_[layers_.size() - 2].act_bits != kFloatBits;
-    if (!is_quantized) return;
-    const double scale = output.weight_scale * input_scale_of(layers_.size() - 1);
+    const double scale = output.weight_scale * double{input_scale_of(layers_.size() - 1)};
     constexpr double kMaxFraction = 0.01;
-    for (const float bias : output.bias) {
-      const double code = bias / scale;
+    for (size_t i = 0; i < output.bias.size(); ++i) {
+      const double ratio = output.scale_ratio.empty() ? 1 : output.scale_ratio[i];
+      const double code = double{output.bias[i]} / (scale * ratio);
       if (std::abs(code - std::nearbyint(code)) > kMaxFraction + kScaleTolerance * std::abs(code)) {
-        fail_at(
-            graph_, *layer_node_,
-            fmt::format("bias {} is no multiple of {} (input scale * weight scale)", bias, scale));
+        return fmt::format("bias {} is no multiple of {} (input scale * weight scale)",
+                           output.bias[i], scale * ratio);
       }
     }
+    return "";
   }
 
   NetworkConfig config() const {
@@ -601,12 +842,25 @@ class Importer {
       copy(found.var, layer.running_var.floats());
     }
     for (size_t i = 0; i < found.bias.size(); ++i) layer.running_mean.floats()[i] -= found.bias[i];
+    // Outputs with scales of their own: sums of codes are larger by 1 / ratio.
+    for (size_t i = 0; i < found.scale_ratio.size(); ++i) {
+      const double ratio = found.scale_ratio[i];
+      float &mean = layer.running_mean.floats()[i], &var = layer.running_var.floats()[i];
+      mean = static_cast<float>(double{mean} / ratio);
+      var = static_cast<float>((double{var} + kBatchNormEpsilon) / (ratio * ratio) -
+                               kBatchNormEpsilon);
+      if (!std::isfinite(mean) || !std::isfinite(var)) {
+        fail("{}: {}: the scales of its outputs are too far apart", graph_.file, layer.name);
+      }
+    }
     if (found.act_bits != kFloatBits) {
       layer.threshold.value.floats()[0] = threshold_for(found.act_scale, found.act_bits);
     }
   }
 
   const Graph& graph_;
+  Purpose purpose_;
+  InferenceForm form_;
   std::map<int, std::vector<const GraphNode*>> readers_;  // of values that depend on the input
   int value_ = 0;                                         // where in the chain we are ...
   const GraphNode* node_ = nullptr;                       // ... and what reads it
@@ -619,8 +873,18 @@ class Importer {
 
 }  // namespace
 
-Network import_network(const Graph& graph) { return Importer(graph).read(); }
+Network import_network(const Graph& graph) {
+  return Importer(graph, Purpose::kExact).read().network;
+}
 
 Network import_network(const std::filesystem::path& file) { return import_network(load(file)); }
+
+Network import_for_training(const std::filesystem::path& file) {
+  return Importer(load(file), Purpose::kTraining).read().network;
+}
+
+Imported import_for_inference(const std::filesystem::path& file) {
+  return Importer(load(file), Purpose::kInference).read();
+}
 
 }  // namespace fmp::onnx

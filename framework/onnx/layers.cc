@@ -413,6 +413,39 @@ PreparedNode prepare_pool(const Graph& graph, const GraphNode& node) {
   return {std::move(shape), run, work};
 }
 
+// Every channel by its own mean and variance; groups of channels come reshaped to channels.
+PreparedNode prepare_instance_norm(const Graph& graph, const GraphNode& node) {
+  const Shape& in = shape_of_input(graph, node, 0, "input");
+  if (in.size() < 3 || elements(in) < 1)
+    fail_shape(graph, node, "its input", in, "[1, channels, ...]");
+  const int64_t channels = in[1];
+  for (size_t i = 1; i < 3; ++i) {
+    const Shape& shape = shape_of_input(graph, node, i, "scale or bias");
+    if (shape != Shape{channels}) {
+      fail_shape(graph, node, fmt::format("its input {}", i), shape, to_string(Shape{channels}));
+    }
+  }
+  const double epsilon = double{float_attribute(graph, node, "epsilon", 1e-5F)};
+  const auto size = static_cast<size_t>(elements(in) / (in[0] * channels));
+  return {in, [=](NodeInputs values, std::span<float> output) {
+            for (size_t first = 0; first < output.size(); first += size) {
+              const size_t c = first / size % static_cast<size_t>(channels);
+              const auto x = values[0].subspan(first, size);
+              double sum = 0, squares = 0;
+              for (const float value : x) sum += double{value};
+              const double mean = sum / static_cast<double>(size);
+              for (const float value : x)
+                squares += (double{value} - mean) * (double{value} - mean);
+              const double gain =
+                  double{values[1][c]} / std::sqrt(squares / static_cast<double>(size) + epsilon);
+              for (size_t i = 0; i < size; ++i) {
+                output[first + i] =
+                    static_cast<float>((double{x[i]} - mean) * gain + double{values[2][c]});
+              }
+            }
+          }};
+}
+
 // Over the last dimensions from `axis` on.
 PreparedNode prepare_layer_norm(const Graph& graph, const GraphNode& node) {
   const Shape& in = shape_of_input(graph, node, 0, "input");
@@ -465,6 +498,7 @@ std::optional<PreparedNode> prepare_layer(const Graph& graph, const GraphNode& n
       {"Gemm", prepare_gemm},
       {"GlobalAveragePool", prepare_pool},
       {"GlobalMaxPool", prepare_pool},
+      {"InstanceNormalization", prepare_instance_norm},
       {"LayerNormalization", prepare_layer_norm},
       {"MatMul", prepare_matmul},
       {"MaxPool", prepare_pool},

@@ -59,6 +59,7 @@ const std::map<std::string_view, Operation>& operations() {
       {"HardSigmoid", {1, "alpha beta"}},
       {"HardSwish", {}},
       {"Identity", {}},
+      {"InstanceNormalization", {3, "epsilon"}},
       {"LayerNormalization", {3, "axis epsilon stash_type=1"}},
       {"LeakyRelu", {1, "alpha"}},
       {"Log", {}},
