@@ -16,7 +16,7 @@ struct CudaEngineOptions {
   bool graphs = true;
 };
 
-// Whether this build has CUDA and there is a device; if not, `why` says in a few words what lacks.
+// Whether this build has CUDA and there is a device; if not, `why` says what is missing.
 bool cuda_available(std::string& why);
 
 // Computes on the first device. The integer part of the forward pass is exact as on the CPU; sums
