@@ -17,6 +17,7 @@
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/runtime.h"
 
 namespace fmp {
 namespace {
@@ -716,6 +717,43 @@ TEST_F(CudaOpTest, ReleasedMemoryIsUsedAgain) {
   }
   EXPECT_EQ(cuda::memory_figures().held, before.held);
   EXPECT_GE(cuda::memory_figures().held_peak, before.held + 8400);
+}
+
+// Work of the stream that had the memory may still be under way.
+TEST_F(CudaOpTest, ReleasedMemoryStaysWithItsStream) {
+  const cuda::MemoryCache cache;
+  const cuda::OwnedStream first, second;
+  const void* released = nullptr;
+  {
+    const cuda::MemoryStream memory(first);
+    const Buffer<float> buffer(1000);
+    cuda::set_bytes(buffer.data(), 1, 4000, first);
+    released = buffer.data();
+  }
+  {
+    const cuda::MemoryStream memory(second);
+    const Buffer<float> buffer(1000);
+    EXPECT_NE(buffer.data(), released);
+    cuda::set_bytes(buffer.data(), 2, 4000, second);
+    const cuda::MemoryStream inner(first);
+    const Buffer<float> again(1000);
+    EXPECT_EQ(again.data(), released);
+    cuda::set_bytes(again.data(), 3, 4000, first);
+  }
+  const Buffer<float> of_neither(1000);  // for the default stream
+  EXPECT_NE(of_neither.data(), released);
+  cuda::set_bytes(of_neither.data(), 4, 4000, nullptr);
+  for (const cuda::Stream stream : {cuda::Stream{first}, cuda::Stream{second}, kStream}) {
+    EXPECT_NO_THROW(cuda::synchronize(stream));
+  }
+}
+
+TEST_F(CudaOpTest, CopiesOfNothingNeedNoMemory) {
+  EXPECT_NO_THROW(cuda::copy_to_device(nullptr, nullptr, 0, kStream));
+  EXPECT_NO_THROW(cuda::copy_to_host(nullptr, nullptr, 0, kStream));
+  EXPECT_NO_THROW(cuda::copy_on_device(nullptr, nullptr, 0, kStream));
+  EXPECT_NO_THROW(cuda::set_bytes(nullptr, 0, 0, kStream));
+  EXPECT_TRUE(upload(Floats()).empty());
 }
 
 TEST_F(CudaOpTest, NonFiniteWeightsAreRefused) {

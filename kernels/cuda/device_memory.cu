@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/error.h"
@@ -12,36 +13,48 @@
 namespace fmp::cuda {
 namespace {
 
-// Blocks of the device: in use by their address, waiting ones by their size.
+// What this thread allocates for.
+thread_local Stream memory_stream = nullptr;
+
+// Blocks of the device: in use by their address, waiting ones by their stream and size.
 struct Allocations {
+  struct Block {
+    size_t bytes;
+    Stream stream;
+  };
   std::mutex mutex;
-  std::map<void*, size_t> in_use;
-  std::multimap<size_t, void*> waiting;
+  std::map<void*, Block> in_use;
+  std::map<Stream, std::multimap<size_t, void*>> waiting;
   int caches = 0;  // MemoryCache objects that live
   MemoryFigures figures;
 
   // Takes a block that waits unless most of it would lie idle; null if there is none.
-  void* reuse(size_t bytes) {
+  void* reuse(size_t bytes, Stream stream) {
     constexpr size_t kMaxWaste = 8;  // one part in eight
-    const auto fits = waiting.lower_bound(bytes);
-    if (fits == waiting.end() || fits->first - bytes > bytes / kMaxWaste) return nullptr;
+    auto& of_stream = waiting[stream];
+    const auto fits = of_stream.lower_bound(bytes);
+    if (fits == of_stream.end() || fits->first - bytes > bytes / kMaxWaste) return nullptr;
     const auto [size, memory] = *fits;
-    waiting.erase(fits);
-    use(memory, size);
+    of_stream.erase(fits);
+    use(memory, {size, stream});
     return memory;
   }
-  void use(void* memory, size_t bytes) {
-    in_use.emplace(memory, bytes);
-    figures.now += bytes;
+  void use(void* memory, const Block& block) {
+    in_use.emplace(memory, block);
+    figures.now += block.bytes;
     figures.peak = std::max(figures.peak, figures.now);
   }
-  // Gives what waits back to the device. After a fault nothing can be freed, and who made it has
-  // been told.
-  void trim() noexcept {
-    for (const auto& [bytes, memory] : waiting) {
+  // Gives what waits back to the device, which cudaFree() waits for. After a fault nothing can be
+  // freed, and who made it has been told.
+  void trim(std::multimap<size_t, void*>& of_stream) noexcept {
+    for (const auto& [bytes, memory] : of_stream) {
       static_cast<void>(cudaFree(memory));
       figures.held -= bytes;
     }
+    of_stream.clear();
+  }
+  void trim() noexcept {
+    for (auto& [stream, blocks] : waiting) trim(blocks);
     waiting.clear();
   }
 };
@@ -70,7 +83,7 @@ bool device_available(const char** why) {
 void* allocate(size_t bytes) {
   Allocations& all = allocations();
   const std::lock_guard lock(all.mutex);
-  if (void* waiting = all.reuse(bytes)) return waiting;
+  if (void* waiting = all.reuse(bytes, memory_stream)) return waiting;
   void* memory = nullptr;
   cudaError_t status = cudaMalloc(&memory, bytes);
   if (status == cudaErrorMemoryAllocation && !all.waiting.empty()) {
@@ -89,7 +102,7 @@ void* allocate(size_t bytes) {
   check(status, "cudaMalloc");
   all.figures.held += bytes;
   all.figures.held_peak = std::max(all.figures.held_peak, all.figures.held);
-  all.use(memory, bytes);
+  all.use(memory, {bytes, memory_stream});
   return memory;
 }
 
@@ -99,11 +112,23 @@ void release(void* memory) noexcept {
   const std::lock_guard lock(all.mutex);
   const auto it = all.in_use.find(memory);
   if (it == all.in_use.end()) return;
-  const size_t bytes = it->second;
+  const Allocations::Block block = it->second;
   all.in_use.erase(it);
-  all.figures.now -= bytes;
-  all.waiting.emplace(bytes, memory);
+  all.figures.now -= block.bytes;
+  all.waiting[block.stream].emplace(block.bytes, memory);
   if (all.caches == 0) all.trim();
+}
+
+MemoryStream::MemoryStream(Stream stream) : outer_(std::exchange(memory_stream, stream)) {}
+MemoryStream::~MemoryStream() { memory_stream = outer_; }
+
+void give_back_waiting(Stream stream) noexcept {
+  Allocations& all = allocations();
+  const std::lock_guard lock(all.mutex);
+  const auto of_stream = all.waiting.find(stream);
+  if (of_stream == all.waiting.end()) return;
+  all.trim(of_stream->second);
+  all.waiting.erase(of_stream);
 }
 
 MemoryCache::MemoryCache() {
@@ -118,18 +143,22 @@ MemoryCache::~MemoryCache() {
 }
 
 void copy_to_device(void* to, const void* from, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(stream)),
         "copy to the device");
 }
 void copy_to_host(void* to, const void* from, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(stream)),
         "copy to the host");
 }
 void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(stream)),
         "copy on the device");
 }
 void set_bytes(void* memory, int value, size_t bytes, Stream stream) {
+  if (bytes == 0) return;
   check(cudaMemsetAsync(memory, value, bytes, native(stream)), "cudaMemsetAsync");
 }
 void synchronize(Stream stream) {

@@ -34,9 +34,24 @@ struct MemoryFigures {
 };
 MemoryFigures memory_figures();
 
+// While one lives, what this thread allocates is for work on `stream`; otherwise for the default
+// stream. Work of other streams may use it, too, but must be over for that stream (by events) or
+// for the host when the memory is released.
+class MemoryStream {
+ public:
+  explicit MemoryStream(Stream stream);
+  ~MemoryStream();
+  MemoryStream(const MemoryStream&) = delete;
+  MemoryStream& operator=(const MemoryStream&) = delete;
+
+ private:
+  Stream outer_;
+};
+
 // While one lives, released memory waits to be allocated again, as cudaMalloc and cudaFree take
-// long and stop the device. Whoever gets such a block must use it in streams that come after those
-// that had it. Tools that find wrong accesses (compute-sanitizer, tests/simt) see more without one.
+// long and stop the device. Work that uses it may still be under way: it is used again for the same
+// stream only (MemoryStream), whose work comes after that. Tools that find wrong accesses
+// (compute-sanitizer, tests/simt) see more without one.
 class MemoryCache {
  public:
   MemoryCache();
@@ -44,6 +59,9 @@ class MemoryCache {
   MemoryCache(const MemoryCache&) = delete;
   MemoryCache& operator=(const MemoryCache&) = delete;
 };
+
+// Gives the memory that waits for the stream back to the device: before the stream ends.
+void give_back_waiting(Stream stream) noexcept;
 
 // `size()` uninitialised elements in memory of one kind.
 template <typename T, void* (*kAllocate)(size_t bytes), void (*kRelease)(void*) noexcept>

@@ -27,7 +27,10 @@ OwnedStream::OwnedStream() {
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   stream_ = stream;
 }
-OwnedStream::~OwnedStream() { static_cast<void>(cudaStreamDestroy(native(stream_))); }
+OwnedStream::~OwnedStream() {
+  give_back_waiting(stream_);
+  static_cast<void>(cudaStreamDestroy(native(stream_)));
+}
 
 Event::Event(Timing timing) {
   cudaEvent_t event = nullptr;

@@ -154,8 +154,8 @@ cublasStatus_t cublasGemmStridedBatchedEx(
       require(!matrix->extent(batches).overlaps(written), CUBLAS_STATUS_INVALID_VALUE,
               std::string("C overlaps ") + matrix->name);
     }
-    require_none(keep == 0 ? written.unwritable() : written.unreadable(),
-                 CUBLAS_STATUS_EXECUTION_FAILED);
+    if (keep != 0) require_none(written.unreadable(), CUBLAS_STATUS_EXECUTION_FAILED);
+    require_none(written.unwritable(), CUBLAS_STATUS_EXECUTION_FAILED);
 
     const simt::OpenDeviceMemory open;
     for (int i = 0; i < batches; ++i) {
@@ -170,10 +170,9 @@ cublasStatus_t cublasGemmStridedBatchedEx(
     }
     written.mark_written();
   };
-  const bool captures = handles.contains(handle) && handle->has_stream &&
-                        simt::stream_exists(handle->stream) &&
-                        simt::stream_captures(handle->stream);
-  if (!captures) return answer(multiply);
+  if (!handles.contains(handle) || !handle->has_stream || !simt::stream_exists(handle->stream)) {
+    return answer(multiply);  // which says so
+  }
   return simt::put_on_stream(handle->stream, CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_EXECUTION_FAILED,
                              [=] { return answer(multiply); });
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The runtime library: streams run at once, copies check which side each address is on, and after a
-// fault every call fails until cudaDeviceReset(), as on a device. A stream that captures records
-// its work instead, and refuses what CUDA refuses then.
+// The runtime library: streams run at once and keep count of what they would have to wait for
+// (streams.cc), copies check which side each address is on, and after a fault every call fails
+// until cudaDeviceReset(), as on a device. A stream that captures records its work instead, and
+// refuses what CUDA refuses then.
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -18,12 +19,14 @@
 using Work = std::function<cudaError_t()>;
 
 struct SimtStream {
+  int timeline = simt::kDefaultStream;
   bool captures = false;
   std::vector<Work> captured;
 };
 struct SimtEvent {
   std::chrono::steady_clock::time_point time;
   bool recorded = false, timed = true;
+  simt::Clock clock;  // of the stream when it was recorded
 };
 struct SimtGraph {
   std::vector<Work> work;
@@ -66,6 +69,19 @@ cudaError_t check_no_capture(const char* call) {
   capture_broken = true;
   return refuse(cudaErrorStreamCaptureUnsupported,
                 std::string(call) + " while a stream is captured into a graph");
+}
+
+int timeline_of(cudaStream_t stream) {
+  return stream == nullptr ? simt::kDefaultStream : stream->timeline;
+}
+
+// The present operation touches memory as a whole.
+cudaError_t touch(const void* address, size_t bytes, bool writes) {
+  const std::string race = simt::access_range(address, bytes, writes);
+  if (race.empty()) return cudaSuccess;
+  simt::set_fault(race);
+  broken = true;
+  return cudaErrorLaunchFailure;
 }
 
 bool is_pinned(const void* address, size_t bytes) {
@@ -145,7 +161,11 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   return device == 0 ? cudaSuccess : refuse(cudaErrorInvalidValue, "there is one device, 0");
 }
-cudaError_t cudaDeviceSynchronize() { return check_no_capture("cudaDeviceSynchronize"); }
+cudaError_t cudaDeviceSynchronize() {
+  const cudaError_t error = check_no_capture("cudaDeviceSynchronize");
+  if (error == cudaSuccess) simt::wait_for_everything();
+  return error;
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return refuse(cudaErrorInvalidValue, "there is one device, 0");
   *properties = {"host runtime of the tests"};
@@ -157,6 +177,7 @@ cudaError_t cudaDeviceReset() {
   last_error = cudaSuccess;
   if (capturing != nullptr) capturing->captures = false;
   capturing = nullptr;
+  simt::wait_for_everything();
   simt::release_everything();
   return cudaSuccess;
 }
@@ -178,6 +199,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 
 cudaError_t cudaFree(void* memory) {
   if (const cudaError_t error = check_no_capture("cudaFree"); error != cudaSuccess) return error;
+  simt::wait_for_everything();  // "Stream Ordered Memory Allocator": cudaFree synchronizes
   if (memory != nullptr && !simt::release(memory)) {
     return refuse(cudaErrorInvalidValue, "cudaFree of an address that cudaMalloc did not return");
   }
@@ -216,7 +238,13 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
       !is_pinned(to_device ? from : to, bytes)) {
     return check_no_capture("a copy from or to memory that is not page-locked");
   }
-  return simt::enqueue(stream, [=] {
+  const cudaError_t status = simt::enqueue(stream, [=] {
+    if (from_device) {
+      if (const cudaError_t race = touch(from, bytes, false); race != cudaSuccess) return race;
+    }
+    if (to_device) {
+      if (const cudaError_t race = touch(to, bytes, true); race != cudaSuccess) return race;
+    }
     simt::protect_device_memory(true);
     std::memmove(to, from, bytes);
     simt::protect_device_memory(false);
@@ -227,6 +255,9 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     }
     return cudaSuccess;
   });
+  // To memory that is not page-locked, the call returns when the copy is over.
+  if (!to_device && !is_pinned(to, bytes)) simt::wait_on_host(simt::clock_of(timeline_of(stream)));
+  return status;
 }
 
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
@@ -237,6 +268,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
     return error;
   }
   return simt::enqueue(stream, [=] {
+    if (const cudaError_t race = touch(memory, bytes, true); race != cudaSuccess) return race;
     simt::protect_device_memory(true);
     std::memset(memory, value, bytes);
     simt::protect_device_memory(false);
@@ -245,25 +277,35 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
   });
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   if (broken) return cudaErrorLaunchFailure;
+  if (flags != cudaStreamDefault && flags != cudaStreamNonBlocking) {
+    return refuse(cudaErrorInvalidValue, "no such flags of a stream");
+  }
   *stream = new SimtStream;
+  (*stream)->timeline = simt::new_timeline(flags == cudaStreamDefault);
   streams.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   if (streams.erase(stream) == 0) return refuse(cudaErrorInvalidResourceHandle, "no such stream");
+  simt::end_timeline(stream->timeline);
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  const cudaError_t error = check_stream(stream);
-  return error != cudaSuccess ? error : check_no_capture("cudaStreamSynchronize");
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  const cudaError_t error = check_no_capture("cudaStreamSynchronize");
+  if (error == cudaSuccess) simt::wait_on_host(simt::clock_of(timeline_of(stream)));
+  return error;
 }
-// Streams run at once, so that whatever the event stands for is done.
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned /*flags*/) {
-  const cudaError_t error = check_stream(stream);
-  return error != cudaSuccess ? error : check_event(event);
+// Of an event that was never recorded: nothing.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
+  if (flags != 0) return refuse(cudaErrorInvalidValue, "no such flags of a wait");
+  simt::wait_on_stream(timeline_of(stream), event->clock);
+  return cudaSuccess;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
@@ -286,11 +328,14 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
   event->time = std::chrono::steady_clock::now();
   event->recorded = true;
+  event->clock = simt::clock_of(timeline_of(stream));
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  const cudaError_t error = check_event(event);
-  return error != cudaSuccess ? error : check_no_capture("cudaEventSynchronize");
+  if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
+  const cudaError_t error = check_no_capture("cudaEventSynchronize");
+  if (error == cudaSuccess) simt::wait_on_host(event->clock);
+  return error;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
   for (const cudaEvent_t event : {start, stop}) {
@@ -300,6 +345,9 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
     }
     if (!event->timed) {
       return refuse(cudaErrorInvalidResourceHandle, "an event without time stamps");
+    }
+    if (!simt::host_has_waited_for(event->clock)) {
+      return refuse(cudaErrorNotReady, "an event that the host has not waited for");
     }
   }
   *milliseconds = std::chrono::duration<float, std::milli>(stop->time - start->time).count();
@@ -373,6 +421,7 @@ bool is_to_be_refused(const std::string& call) {
          ("," + std::string(calls) + ",").find("," + call + ",") != std::string::npos;
 }
 
+void begin_operation(cudaStream_t stream) { begin_operation(timeline_of(stream)); }
 bool device_failed() { return broken; }
 bool stream_captures(cudaStream_t stream) { return stream != nullptr && stream->captures; }
 bool stream_exists(cudaStream_t stream) { return stream == nullptr || streams.contains(stream); }
@@ -382,6 +431,7 @@ cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
   if (stream == nullptr || !stream->captures) {
     // The default stream waits for all others, which a capture cannot record.
     if (stream == nullptr && capturing != nullptr) return check_no_capture("the default stream");
+    begin_operation(stream);
     return work();
   }
   stream->captured.push_back(std::move(work));

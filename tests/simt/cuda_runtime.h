@@ -180,7 +180,7 @@ enum cudaStreamCaptureMode {
   cudaStreamCaptureModeGlobal = 0,
   cudaStreamCaptureModeThreadLocal = 1,
 };
-inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDefault = 0,
+inline constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1, cudaEventDefault = 0,
                           cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
 
 using cudaStream_t = struct SimtStream*;

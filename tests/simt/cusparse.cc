@@ -239,7 +239,8 @@ struct Spmm {
     require_none(a->values_extent().unreadable());
     require_none(b->extent("B").unreadable());
     const simt::Extent written = c->extent("C");
-    require_none(keep == 0 ? written.unwritable() : written.unreadable());
+    if (keep != 0) require_none(written.unreadable());
+    require_none(written.unwritable());
     require_valid(!written.overlaps(b->extent("B")), "C overlaps B");
     const simt::OpenDeviceMemory open;
     const Operand right{b, transposed(op_b)};
@@ -295,7 +296,8 @@ struct Sddmm {
     const simt::Extent written = c->values_extent();
     require_none(a->extent("A").unreadable());
     require_none(b->extent("B").unreadable());
-    require_none(keep == 0 ? written.unwritable() : written.unreadable());
+    if (keep != 0) require_none(written.unreadable());
+    require_none(written.unwritable());
     require_valid(!written.overlaps(a->extent("A")) && !written.overlaps(b->extent("B")),
                   "C overlaps A or B");
     const simt::OpenDeviceMemory open;
@@ -322,6 +324,7 @@ template <typename Product>
 void run_on_stream(const Product& product) {
   const cudaStream_t stream = product.handle->stream;
   if (!simt::stream_captures(stream)) {
+    simt::begin_operation(stream);
     product.run();
     return;
   }

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "tests/simt/simt.h"
@@ -28,11 +29,30 @@ struct Thread {
 // takes the address of such a variable of another file for null.
 extern Thread* current;
 
-// Interval between two barriers of a block; no two blocks or launches share one.
+// Interval between two barriers of a block, or a copy; no two blocks, launches or copies share one.
 struct Intervals {
   uint64_t launch_first = 0, block_first = 0, now = 0;
+  // Of the operation of a stream that runs, and before which nothing runs beside it.
+  uint64_t operation_first = 0, ordered_before = 0;
 };
 extern Intervals intervals;
+
+// What runs beside what (streams.cc). A clock has the number of operations of each stream that are
+// known to be over.
+using Clock = std::map<int, uint64_t>;
+inline constexpr int kDefaultStream = 0;
+void join(Clock& clock, const Clock& other);
+int new_timeline(bool blocking);
+void end_timeline(int stream);
+// What follows is one operation of the stream, until the next begins.
+void begin_operation(int stream);
+// Whether the interval is of an operation that may run beside the present one.
+bool is_concurrent(uint64_t interval);
+Clock clock_of(int stream);  // of what was put on it so far
+void wait_on_stream(int stream, const Clock& clock);
+void wait_on_host(const Clock& clock);
+bool host_has_waited_for(const Clock& clock);
+void wait_for_everything();
 
 // Memory that threads may read without further ado: the parameters of the kernel.
 struct Range {
@@ -65,7 +85,12 @@ template <typename Text>
 using WarpWork = void (*)(const std::array<void*, kWarpSize>& of_lane);
 void meet_for(WarpWork work, void* mine, const Site& site);
 
+// A fault that no thread made.
+void set_fault(std::string text);
+
 // Device memory (memory.cc).
+// An access of the present operation as a whole; empty, or what it races with.
+std::string access_range(const void* address, size_t bytes, bool writes);
 void protect_device_memory(bool accessible);
 void set_dynamic_shared_bytes(size_t bytes);
 // In bounds of one allocation; device memory only.

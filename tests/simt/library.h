@@ -68,7 +68,8 @@ struct Extent {
     return static_cast<const std::byte*>(data) < other.end() &&
            static_cast<const std::byte*>(other.data) < end();
   }
-  // Empty if all is well, otherwise what is not.
+  // Empty if all is well, otherwise what is not. The memory counts as read or written by the
+  // present operation.
   std::string unreadable() const { return check(true); }
   std::string unwritable() const { return check(false); }
   void mark_written() const {
@@ -78,9 +79,10 @@ struct Extent {
   }
 
  private:
-  std::string check(bool must_be_initialised) const;
+  std::string check(bool is_read) const;
 };
 
+void begin_operation(cudaStream_t stream);
 bool stream_exists(cudaStream_t stream);
 bool stream_captures(cudaStream_t stream);
 bool device_failed();  // a kernel did, and every call fails until cudaDeviceReset()
@@ -89,7 +91,10 @@ bool device_failed();  // a kernel did, and every call fails until cudaDeviceRes
 // captured; `work` must own what it needs. Returns `failure` where a capture cannot take it.
 template <typename Status, typename Work>
 Status put_on_stream(cudaStream_t stream, Status success, Status failure, const Work& work) {
-  if (!stream_captures(stream)) return work();
+  if (!stream_captures(stream)) {
+    begin_operation(stream);
+    return work();
+  }
   const auto captured = [=] { return work() == success ? cudaSuccess : cudaErrorLaunchFailure; };
   return enqueue(stream, captured) == cudaSuccess ? success : failure;
 }

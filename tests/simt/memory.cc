@@ -13,6 +13,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "tests/simt/internal.h"
@@ -63,6 +65,8 @@ struct Arena {
   Stamps* stamps = reserve_addresses<Stamps>(kArenaBytes, PROT_READ | PROT_WRITE);
   size_t used = kGap;                    // addresses given out
   std::map<size_t, size_t> allocations;  // offset -> bytes
+  // Readers of bytes that other streams have read since, without an event between: their intervals.
+  std::unordered_map<size_t, std::vector<uint64_t>> more_readers;
   bool accessible = false;
 };
 
@@ -105,16 +109,18 @@ const char* name(Kind kind) {
   return kind == Kind::kRead ? "read" : kind == Kind::kWrite ? "write" : "atomic access";
 }
 
+const std::string kByOtherStream = " by work of another stream with no event between";
+
 std::string describe(Kind kind, size_t bytes, const char* where) {
   return std::string(name(kind)) + " of " + std::to_string(bytes) + " bytes " + where;
 }
 
 // Whether the access of `stamp` may happen at the same time as one of the current thread.
 // first: the interval from which on accesses can meet; of the launch, or of the block for shared
-// memory, which each block has anew.
-bool unordered(const Stamp& stamp, bool several, uint64_t first) {
+// memory, which each block has anew. What is older may be of another stream.
+bool unordered(const Stamp& stamp, bool several, uint64_t first, bool of_device) {
   const Thread& me = *current;
-  if (stamp.interval < first) return false;
+  if (stamp.interval < first) return of_device && is_concurrent(stamp.interval);
   if (stamp.interval < intervals.block_first) return true;  // another block
   if (stamp.interval != intervals.now) return false;        // a barrier lies between
   if (several && stamp.several_warps) return true;
@@ -125,22 +131,49 @@ bool unordered(const Stamp& stamp, bool several, uint64_t first) {
 
 [[noreturn]] void race(Kind kind, const char* memory, const char* other, const Stamp& stamp) {
   const bool same_block = stamp.interval >= intervals.block_first;
+  const bool other_stream = stamp.interval < intervals.operation_first;
   fault([&] {
     return std::string("race on ") + memory + " memory: " + name(kind) + " and " + other +
-           " by thread " + std::to_string(stamp.thread) +
-           (same_block ? " of the same block with no barrier between" : " of another block");
+           (other_stream ? kByOtherStream
+                         : " by thread " + std::to_string(stamp.thread) +
+                               (same_block ? " of the same block with no barrier between"
+                                           : " of another block"));
   });
+}
+
+// A reader that may be running when another one takes its stamp is kept.
+void keep_reader(const Stamps& stamps, size_t offset) {
+  if (is_concurrent(stamps.reader.interval)) {
+    arena().more_readers[offset].push_back(stamps.reader.interval);
+  }
+}
+// Whether one of those may be running still; they are forgotten.
+bool meets_other_readers(size_t offset) {
+  auto& more = arena().more_readers;
+  if (more.empty()) return false;
+  const auto it = more.find(offset);
+  if (it == more.end()) return false;
+  const bool meets = std::ranges::any_of(it->second, is_concurrent);
+  more.erase(it);
+  return meets;
+}
+bool is_of_device(const Stamps& stamps) {
+  return &stamps >= arena().stamps && &stamps < arena().stamps + kArenaBytes;
 }
 
 void stamp_access(Stamps& stamps, Kind kind, const char* memory, uint64_t first) {
   const Thread& me = *current;
   const bool both_atomic = kind == Kind::kAtomic && stamps.writer.several_in_warp;
-  if (!both_atomic && unordered(stamps.writer, false, first))
+  const bool of_device = is_of_device(stamps);
+  if (!both_atomic && unordered(stamps.writer, false, first, of_device))
     race(kind, memory, "write", stamps.writer);
   const Stamp mine{intervals.now, me.warp_interval & 0xffff, me.linear, 0, 0};
   if (kind == Kind::kRead) {
     Stamp next = mine;
     const Stamp& before = stamps.reader;
+    if (of_device && is_concurrent(before.interval)) {
+      keep_reader(stamps, static_cast<size_t>(&stamps - arena().stamps));
+    }
     if (before.interval == intervals.now && before.thread != me.linear) {
       next.several_warps =
           before.several_warps || before.thread / kWarpSize != me.linear / kWarpSize;
@@ -152,7 +185,10 @@ void stamp_access(Stamps& stamps, Kind kind, const char* memory, uint64_t first)
     stamps.reader = next;
     return;
   }
-  if (unordered(stamps.reader, true, first)) race(kind, memory, "read", stamps.reader);
+  if (unordered(stamps.reader, true, first, of_device)) race(kind, memory, "read", stamps.reader);
+  if (of_device && meets_other_readers(static_cast<size_t>(&stamps - arena().stamps))) {
+    race(kind, memory, "read", {});
+  }
   stamps.writer = mine;
   stamps.writer.several_in_warp = kind == Kind::kAtomic;
 }
@@ -224,6 +260,28 @@ void check(const void* address, size_t bytes, Kind kind) {
 
 }  // namespace
 
+std::string access_range(const void* address, size_t bytes, bool writes) {
+  Arena& a = arena();
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(address) - a.base);
+  const auto race_with = [&](const char* other) {
+    return std::string("race on device memory: ") + (writes ? "write" : "read") + " and " + other +
+           kByOtherStream;
+  };
+  const Stamp mine{intervals.operation_first, 0, 0, 0, 0};
+  for (size_t i = offset; i < offset + bytes; ++i) {
+    Stamps& stamps = a.stamps[i];
+    if (is_concurrent(stamps.writer.interval)) return race_with("write");
+    if (!writes) {
+      keep_reader(stamps, i);
+      stamps.reader = mine;
+      continue;
+    }
+    if (is_concurrent(stamps.reader.interval) || meets_other_readers(i)) return race_with("read");
+    stamps.writer = mine;
+  }
+  return "";
+}
+
 void check_atomic(const void* address, size_t bytes) { check(address, bytes, Kind::kAtomic); }
 
 void protect_device_memory(bool accessible) {
@@ -266,17 +324,21 @@ bool is_initialised(const void* address, size_t bytes) {
   return std::all_of(state, state + bytes, [](uint8_t s) { return s == kInitialised; });
 }
 
-std::string Extent::check(bool must_be_initialised) const {
+std::string Extent::check(bool is_read) const {
   if (run == 0 || lines == 0 || batches == 0) return "";
   if (!is_device_address(data)) return std::string(what) + " is not in device memory";
   const auto bytes = static_cast<size_t>(end() - static_cast<const std::byte*>(data));
   if (!in_one_allocation(data, bytes)) {
     return std::string(what) + ": its " + std::to_string(bytes) + " bytes leave the allocation";
   }
-  for (int64_t b = 0; must_be_initialised && b < batches; ++b) {
+  for (int64_t b = 0; b < batches; ++b) {
     for (int64_t l = 0; l < lines; ++l) {
-      if (!is_initialised(at(b, l), static_cast<size_t>(4 * run))) {
+      const auto line_bytes = static_cast<size_t>(4 * run);
+      if (is_read && !is_initialised(at(b, l), line_bytes)) {
         return std::string(what) + " holds memory that was never written";
+      }
+      if (std::string race = access_range(at(b, l), line_bytes, !is_read); !race.empty()) {
+        return std::string(what) + ": " + race;
       }
     }
   }
@@ -312,6 +374,11 @@ bool release(void* address) {
   if (first < last) {
     madvise(a.base + first, last - first, MADV_DONTNEED);
     madvise(a.stamps + first, (last - first) * sizeof(Stamps), MADV_DONTNEED);
+  }
+  if (!a.more_readers.empty()) {
+    std::erase_if(a.more_readers, [&](const auto& entry) {
+      return entry.first >= offset && entry.first < offset + it->second;
+    });
   }
   a.allocations.erase(it);
   return true;

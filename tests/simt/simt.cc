@@ -283,6 +283,8 @@ void record_fault(const Thread& thread, std::string text) {
   last_fault = std::move(text);
 }
 
+void set_fault(std::string text) { last_fault = std::move(text); }
+
 void abandon(Thread& thread) { block_running->fail(thread); }
 
 Index3 thread_index() { return running_block(), current->index; }

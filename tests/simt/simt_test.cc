@@ -379,6 +379,7 @@ TEST_F(SimtTest, StreamsAndEventsMustExist) {
   EXPECT_EQ(cudaEventRecord(start, stream), cudaSuccess);
   EXPECT_EQ(cudaEventElapsedTime(&milliseconds, start, stop), cudaErrorInvalidResourceHandle);
   EXPECT_EQ(cudaEventRecord(stop, stream), cudaSuccess);
+  EXPECT_EQ(cudaEventSynchronize(stop), cudaSuccess);
   EXPECT_EQ(cudaEventElapsedTime(&milliseconds, start, stop), cudaSuccess);
   EXPECT_GE(milliseconds, 0.0F);
   EXPECT_EQ(cudaEventDestroy(start), cudaSuccess);
@@ -397,6 +398,162 @@ TEST_F(SimtTest, EventsWithoutTimeStampsTellNoTime) {
   EXPECT_EQ(cudaEventElapsedTime(&milliseconds, event, event), cudaErrorInvalidResourceHandle);
   EXPECT_EQ(cudaEventDestroy(event), cudaSuccess);
   EXPECT_EQ(cudaStreamWaitEvent(nullptr, event, 0), cudaErrorInvalidResourceHandle);
+}
+
+// Two streams that know nothing of each other.
+class SimtStreamsTest : public SimtTest {
+ protected:
+  SimtStreamsTest() {
+    for (cudaStream_t* stream : {&first_, &second_}) {
+      EXPECT_EQ(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), cudaSuccess);
+    }
+    EXPECT_EQ(cudaEventCreate(&event_), cudaSuccess);
+    a_ = upload(ones_);
+    b_ = upload(ones_);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  }
+  ~SimtStreamsTest() override {
+    EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
+    EXPECT_EQ(cudaEventDestroy(event_), cudaSuccess);
+    for (const cudaStream_t stream : {first_, second_}) {
+      EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+    }
+  }
+  // b += 2 a
+  void kernel(cudaStream_t stream) const { simt_test::run_scale_add(a_, b_, kCount, stream); }
+  static cudaError_t set(float* memory, cudaStream_t stream) {
+    return cudaMemsetAsync(memory, 0, 4, stream);
+  }
+  static void expect_race(const std::string& accesses) {
+    EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaErrorLaunchFailure);
+    const std::string text = cudaGetErrorString(cudaErrorLaunchFailure);
+    EXPECT_NE(text.find(accesses + " by work of another stream with no event between"),
+              std::string::npos)
+        << text;
+  }
+
+  static constexpr int kCount = 100;
+  const std::vector<float> ones_ = std::vector<float>(kCount, 1.0F);
+  cudaStream_t first_ = nullptr, second_ = nullptr;
+  cudaEvent_t event_ = nullptr;
+  float *a_ = nullptr, *b_ = nullptr;
+};
+
+TEST_F(SimtStreamsTest, AWriteRacesWithAKernelOfAnotherStream) {
+  kernel(first_);
+  EXPECT_EQ(set(b_, second_), cudaErrorLaunchFailure);
+  expect_race("write and write");
+}
+
+TEST_F(SimtStreamsTest, AWriteRacesWithAReadOfAnotherStream) {
+  kernel(first_);
+  EXPECT_EQ(cudaMemcpyAsync(a_ + 99, ones_.data(), 4, cudaMemcpyHostToDevice, second_),
+            cudaErrorLaunchFailure);
+  expect_race("write and read");
+}
+
+TEST_F(SimtStreamsTest, AKernelRacesWithACopyOfAnotherStream) {
+  EXPECT_EQ(cudaMemcpyAsync(a_, ones_.data(), 400, cudaMemcpyHostToDevice, second_), cudaSuccess);
+  expect_fault([&] { kernel(first_); }, {"read and write by work of another stream", "thread"});
+}
+
+TEST_F(SimtStreamsTest, EveryReaderCounts) {
+  float *c = upload(ones_), *d = upload(ones_);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  kernel(first_);
+  simt_test::run_scale_add(a_, c, kCount, second_);  // reads a, as the first stream does
+  simt_test::run_scale_add(a_, d, kCount, second_);
+  EXPECT_EQ(set(a_, second_), cudaErrorLaunchFailure);
+  expect_race("write and read");
+}
+
+TEST_F(SimtStreamsTest, StreamsMayReadTheSameAndWriteApart) {
+  float* c = upload(ones_);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  for (int i = 0; i < 3; ++i) {
+    kernel(first_);
+    simt_test::run_scale_add(a_, c, kCount, second_);
+  }
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  EXPECT_EQ(set(a_, second_), cudaSuccess);
+}
+
+TEST_F(SimtStreamsTest, AnEventOrders) {
+  kernel(first_);
+  EXPECT_EQ(cudaEventRecord(event_, first_), cudaSuccess);
+  EXPECT_EQ(cudaStreamWaitEvent(second_, event_, 0), cudaSuccess);
+  EXPECT_EQ(set(b_, second_), cudaSuccess);
+  EXPECT_EQ(cudaEventRecord(event_, second_), cudaSuccess);
+  EXPECT_EQ(cudaStreamWaitEvent(first_, event_, 0), cudaSuccess);
+  kernel(first_);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+}
+
+TEST_F(SimtStreamsTest, AnEventStandsForWhatWasThereWhenItWasRecorded) {
+  EXPECT_EQ(cudaEventRecord(event_, first_), cudaSuccess);
+  kernel(first_);
+  EXPECT_EQ(cudaStreamWaitEvent(second_, event_, 0), cudaSuccess);
+  EXPECT_EQ(set(b_, second_), cudaErrorLaunchFailure);
+}
+
+TEST_F(SimtStreamsTest, WhatTheHostHasWaitedForIsOver) {
+  kernel(first_);
+  EXPECT_EQ(cudaStreamSynchronize(first_), cudaSuccess);
+  EXPECT_EQ(set(b_, second_), cudaSuccess);
+  EXPECT_EQ(cudaEventRecord(event_, second_), cudaSuccess);
+  EXPECT_EQ(cudaEventSynchronize(event_), cudaSuccess);
+  kernel(first_);
+  // A copy to memory that is not page-locked comes back when it is over.
+  std::vector<float> host(kCount);
+  EXPECT_EQ(cudaMemcpyAsync(host.data(), b_, 400, cudaMemcpyDeviceToHost, first_), cudaSuccess);
+  EXPECT_EQ(set(b_, second_), cudaSuccess);
+}
+
+TEST_F(SimtStreamsTest, ACopyToPageLockedMemoryIsNotWaitedFor) {
+  void* host = nullptr;
+  ASSERT_EQ(cudaHostAlloc(&host, 400, cudaHostAllocDefault), cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(host, b_, 400, cudaMemcpyDeviceToHost, first_), cudaSuccess);
+  EXPECT_EQ(set(b_, second_), cudaErrorLaunchFailure);
+  EXPECT_EQ(cudaDeviceReset(), cudaSuccess);
+  EXPECT_EQ(cudaFreeHost(host), cudaSuccess);
+}
+
+TEST_F(SimtStreamsTest, TheDefaultStreamWaitsForBlockingStreamsOnly) {
+  kernel(first_);
+  EXPECT_EQ(set(b_, nullptr), cudaErrorLaunchFailure);
+  ASSERT_EQ(cudaDeviceReset(), cudaSuccess);
+  float* memory = upload(ones_);
+  cudaStream_t blocking = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&blocking, cudaStreamDefault), cudaSuccess);
+  EXPECT_EQ(set(memory, blocking), cudaSuccess);
+  EXPECT_EQ(set(memory, nullptr), cudaSuccess);
+  EXPECT_EQ(set(memory, blocking), cudaSuccess);
+  EXPECT_EQ(cudaStreamDestroy(blocking), cudaSuccess);
+  a_ = b_ = nullptr;
+}
+
+TEST_F(SimtStreamsTest, AStreamThatIsDestroyedRunsOn) {
+  cudaStream_t third = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&third, cudaStreamNonBlocking), cudaSuccess);
+  kernel(third);
+  EXPECT_EQ(cudaStreamDestroy(third), cudaSuccess);
+  EXPECT_EQ(set(b_, second_), cudaErrorLaunchFailure);
+}
+
+TEST_F(SimtStreamsTest, FreeingMemoryWaitsForTheDevice) {
+  float* c = upload(ones_);
+  kernel(first_);
+  EXPECT_EQ(cudaFree(c), cudaSuccess);
+  EXPECT_EQ(set(b_, second_), cudaSuccess);
+}
+
+TEST_F(SimtStreamsTest, TimesAreThoseOfEventsThatAreOver) {
+  kernel(first_);
+  EXPECT_EQ(cudaEventRecord(event_, first_), cudaSuccess);
+  float milliseconds = 0;
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, event_, event_), cudaErrorNotReady);
+  EXPECT_EQ(cudaEventSynchronize(event_), cudaSuccess);
+  EXPECT_EQ(cudaEventElapsedTime(&milliseconds, event_, event_), cudaSuccess);
 }
 
 class SimtGraphTest : public SimtTest {

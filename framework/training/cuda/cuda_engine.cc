@@ -45,7 +45,11 @@ class BatchInFlight {
     std::memcpy(host, &of_step, sizeof(of_step));
     std::ranges::copy(frames, host + frames_at);
     std::ranges::copy(std::as_bytes(std::span(batch.labels)), host + labels_at);
-    std::byte* device = device_.reserve(bytes);
+    std::byte* device = nullptr;
+    {
+      const cuda::MemoryStream for_copies(copy);
+      device = device_.reserve(bytes);
+    }
     cuda::copy_to_device(device, host, bytes, copy);
     arrived_.record(copy);
     arrived_.hold(compute);
@@ -129,6 +133,7 @@ class CudaEngine final : public Engine {
 
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
              const BatchSource& batches, const ResultSink& results) override {
+    const cuda::MemoryStream memory(compute());
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_);
     CapturedStep captured(options_.graphs);
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
@@ -146,6 +151,7 @@ class CudaEngine final : public Engine {
 
   void evaluate(const Network& network, std::span<const LayerPlan> plan, const BatchSource& batches,
                 const ResultSink& results) override {
+    const cuda::MemoryStream memory(compute());
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
       flight.send(batch, nullptr, device, copy(), compute());
@@ -156,6 +162,7 @@ class CudaEngine final : public Engine {
 
   std::vector<float> logits(const Network& network, std::span<const LayerPlan> plan,
                             const FrameBatch& batch) override {
+    const cuda::MemoryStream memory(compute());
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
     std::vector<float> result;
     const FrameBatch* next = &batch;
@@ -170,6 +177,7 @@ class CudaEngine final : public Engine {
   }
 
   LayerPlan plan_by_timing(const Layer& layer, int batch) override {
+    const cuda::MemoryStream memory(compute());
     return plan_by_device_timing(layer, batch, libraries_);
   }
 

@@ -34,13 +34,17 @@ void check_memory(const char* what, const T* data, size_t bytes, bool is_read) {
               " bytes that are not inside one allocation of device memory");
   require(!is_read || simt::is_initialised(data, bytes),
           std::string(what) + ": memory that was never written");
+  const std::string race = simt::access_range(data, bytes, !is_read);
+  require(race.empty(), std::string(what) + ": " + race);
 }
 
 struct Policy : thrust::cpp::execution_policy<Policy> {
   cudaStream_t stream = nullptr;
   void check() const {
-    require(cudaDeviceSynchronize() == cudaSuccess, "a kernel failed before");
+    require(!simt::device_failed(), "a kernel failed before");
     require(simt::stream_exists(stream), "no such stream");
+    require(!simt::stream_captures(stream), "a stream is captured into a graph");  // memory, waits
+    simt::begin_operation(stream);
   }
 };
 
@@ -50,8 +54,10 @@ void stable_sort_by_key(Policy& policy, Key* first, Key* last, Value* values) {
   static_assert(std::is_unsigned_v<Key>, "sorted by radix");
   policy.check();
   const size_t count = static_cast<size_t>(last - first);
-  check_memory("keys", first, bytes_of(first, last), true);
-  check_memory("values", values, count * sizeof(Value), true);
+  for (const bool is_read : {true, false}) {
+    check_memory("keys", first, bytes_of(first, last), is_read);
+    check_memory("values", values, count * sizeof(Value), is_read);
+  }
   const simt::OpenDeviceMemory open;
   thrust::stable_sort_by_key(thrust::cpp::par, first, last, values);
 }
