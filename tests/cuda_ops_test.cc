@@ -169,6 +169,16 @@ const Case kCases[] = {
     {"FiveTaps", {20, 34, 5, 3, 1, 8, 8, 8}, 32, kU8},
     {"SignedChannels", {35, 18, 3, 2, 1, 8, 8, 8}, 34, kS8},
     {"FloatInput", {6, 17, 3, 2, 2, kFloat, 8, 8}, 20, kF32},
+// Layers of VGG10, three warps of frames; on the host runtime with fewer positions.
+#ifdef FMP_SIMT
+    {"RealConv2", {64, 64, 3, 4, 2, 8, 8, 8}, 96, kU8},
+#else
+    {"RealConv1", {2, 64, 3, 1024, 2, 8, 8, 8}, 96, kS8},
+    {"RealConv2", {64, 64, 3, 512, 2, 8, 8, 8}, 96, kU8},
+    {"RealConv2Masked", {64, 64, 3, 512, 2, 8, 8, 8}, 96, kU8, true},
+    {"RealConv7", {64, 64, 3, 16, 2, 8, 8, 8}, 4096, kU8},
+    {"RealDense1", {512, 128, 1, 1, 1, 8, 8, 8}, 96, kU8, false, false, 2.0F, 8},
+#endif
 };
 
 class CudaOpsTest : public testing::TestWithParam<Case> {
@@ -553,11 +563,26 @@ TEST_F(CudaOpTest, FramesArePacked) {
   }
 }
 
+#ifndef FMP_SIMT  // which would take minutes
+// More blocks of positions than a grid has in y.
+TEST_F(CudaOpTest, FramesMayBeLong) {
+  const Dims dims{1, 17 * 65536, 2};
+  Random random(kSeed, "long");
+  std::vector<int8_t> codes(dims.count());
+  for (int8_t& code : codes) code = static_cast<int8_t>(random.below(256) - 128);
+  const cuda::Tile tile{dims.frames, dims.length, dims.channels, 1};
+  const Buffer<int8_t> device_codes = upload(codes), out(tile.code_bytes());
+  cuda::pack_frames(device_codes.data(), tile, out.data(), kStream);
+  EXPECT_EQ(from_cuda(out, dims, 1), codes);
+}
+#endif
+
 // Gradients that are multiplied by codes are exact but for the rounding of sums: their error, as a
-// part of the sum of magnitudes, is that of sums in fp32. Magnitudes span 2^20, so that a part of a
-// gradient that is missing anywhere is seen.
+// part of the sum of magnitudes, is about that of sums in fp32, whose last bit is 2^-23; tensor
+// cores cut off what they add up at that bit (tests/simt/simt.h). Magnitudes span 2^20, so that a
+// part of a gradient that is missing anywhere is seen.
 TEST_F(CudaOpTest, GradientsByCodesAreAsExactAsInFp32) {
-  constexpr double kBound = 0x1p-22;
+  constexpr double kBound = 0x1.6a09e6p-22;  // 2^-21.5
   const LayerShape layer{21, 35, 3, 11, 1, 8, 8, 8};
   const cuda::Tile x_tile{70, layer.length, layer.in_channels, 1},
       dy_tile{70, layer.length, layer.out_channels, 1};

@@ -37,11 +37,11 @@ NetworkConfig tiny_config() {
   return config;
 }
 
-FrameBatch random_batch(const NetworkConfig& config, uint64_t step) {
+FrameBatch random_batch(const NetworkConfig& config, uint64_t step, int64_t frames = kFrames) {
   Random random(kSeed, "batch" + std::to_string(step));
   FrameBatch batch;
-  batch.count = kFrames;
-  for (int64_t i = 0; i < kFrames * config.length * config.input_channels; ++i) {
+  batch.count = frames;
+  for (int64_t i = 0; i < frames * config.length * config.input_channels; ++i) {
     const int code = static_cast<int>(random.below(256)) - 128;
     if (config.input_bits == kFloatBits) {
       batch.values.push_back(static_cast<float>(code) / 64);
@@ -49,7 +49,7 @@ FrameBatch random_batch(const NetworkConfig& config, uint64_t step) {
       batch.codes.push_back(static_cast<int8_t>(code));
     }
   }
-  for (int64_t i = 0; i < kFrames; ++i) {
+  for (int64_t i = 0; i < frames; ++i) {
     batch.labels.push_back(static_cast<uint8_t>(random.below(3)));
     batch.snr_db.push_back(0);
   }
@@ -154,6 +154,55 @@ INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest,
                                          Case{"FloatCublas", Kernel::kCublas, false, true},
                                          Case{"Cusparse", Kernel::kCusparse, true, false}),
                          [](const auto& parameter) { return std::string(parameter.param.name); });
+
+class CudaRealStepTest : public CudaStepTest {};
+
+// A step of a whole VGG10 with 64 channels x 1024 samples, with own dense and own sparse kernels,
+// which agree but for the rounding of sums of floats. The host runtime takes a tiny network.
+TEST_F(CudaRealStepTest, DenseAndSparseKernelsAgree) {
+  NetworkConfig config;
+  int64_t frames = 4096;
+#ifdef FMP_SIMT
+  config = tiny_config();
+  frames = 40;
+#endif
+  Network network(config, kSeed);
+  Random random(kSeed, "mask");
+  for (Layer& layer : network.layers()) {
+    for (uint8_t& alive : layer.weight.mask) alive = random.below(3) == 0 ? 1 : 0;
+  }
+  network.apply_masks();
+  const FrameBatch batch = random_batch(config, 0, frames);
+  TrainerOptions options;
+  options.batch = static_cast<int>(frames);
+  options.threshold_statistic_steps = 0;
+  Trainer cuda(options, make_cuda_engine());
+  std::vector<Network> networks;
+  std::vector<double> losses;
+  for (const Kernel kernel : {Kernel::kDense, Kernel::kSparse}) {
+    std::vector<LayerPlan> plan;
+    for (const Layer& layer : network.layers()) {
+      plan.push_back({});
+      plan.back().layer = layer.name;
+      static_cast<PassPlan&>(plan.back()) = PassPlan::all(kernel);
+    }
+    cuda.set_plan(plan);
+    networks.push_back(network);
+    losses.push_back(cuda.train_step(networks.back(), batch, kLearningRate).loss);
+  }
+  EXPECT_NEAR(losses[0], losses[1], 1e-5 * losses[0]);
+  for (size_t i = 0; i < network.layers().size(); ++i) {
+    const Parameter &dense = networks[0].layers()[i].weight,
+                    &sparse = networks[1].layers()[i].weight;
+    float largest = 0;
+    for (const float g : dense.grad.floats()) largest = std::max(largest, std::fabs(g));
+    EXPECT_GT(largest, 0.0F) << dense.name;
+    for (size_t k = 0; k < static_cast<size_t>(dense.size()); ++k) {
+      ASSERT_NEAR(dense.grad.floats()[k], sparse.grad.floats()[k], 1e-4F * largest)
+          << dense.name << " at " << k;
+    }
+  }
+}
 
 }  // namespace
 }  // namespace fmp

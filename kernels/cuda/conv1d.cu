@@ -35,10 +35,10 @@ struct Dense {
 // weights: [tap][quad of in][4][out_stride]
 template <typename Reader>
 __global__ void __launch_bounds__(kWarpLanes* kWarps)
-    conv_dense(Reader x, Dense s, const float* weights, float* y) {
-  const int lane = block_x() * kWarpLanes + thread_x();
-  const int first = block_y() * kPositions;
-  const int out = (block_z() * kWarps + thread_y()) * kOutBlock;
+    conv_dense(Reader x, Dense s, WarpsByRows grid, const float* weights, float* y) {
+  const int lane = grid.first_lane() + thread_x();
+  const int first = grid.row() * kPositions;
+  const int out = (block_y() * kWarps + thread_y()) * kOutBlock;
   if (out >= s.out_channels) return;
 
   float sums[kPositions][kOutBlock] = {};
@@ -90,11 +90,12 @@ void launch_dense(const char* name, const Reader& x, const Tile& tile, const Pac
                   int out_length, const float* weights, float* y, Stream stream) {
   const Dense s{packing.quads(), packing.out, packing.out_stride(), packing.taps,
                 tile.rows(),     out_length,  tile.lanes()};
-  const Shape shape{dim3(static_cast<unsigned>(s.lanes / kWarpLanes),
-                         blocks_for(static_cast<size_t>(s.out_length), kPositions),
-                         blocks_for(static_cast<size_t>(s.out_stride), kWarps * kOutBlock)),
-                    dim3(kWarpLanes, kWarps)};
-  launch(Where(name, native(stream)), shape, conv_dense<Reader>, x, s, weights, y);
+  const WarpsByRows grid = warps_by_rows(
+      s.lanes, static_cast<int>(blocks_for(static_cast<size_t>(s.out_length), kPositions)));
+  const Shape shape{
+      dim3(grid.blocks(), blocks_for(static_cast<size_t>(s.out_stride), kWarps * kOutBlock)),
+      dim3(kWarpLanes, kWarps)};
+  launch(Where(name, native(stream)), shape, conv_dense<Reader>, x, s, grid, weights, y);
 }
 
 struct SparseRows {
@@ -106,10 +107,10 @@ struct SparseRows {
 template <typename Sum, typename Reader>
 __global__ void __launch_bounds__(kWarpLanes* kWarps)
     conv_sparse(Reader x, SparseRows w, int out_channels, int in_rows, int out_length, int lanes,
-                float* y) {
-  const int lane = block_x() * kWarpLanes + thread_x();
-  const int first = block_y() * kSparsePositions;
-  const int out = block_z() * kWarps + thread_y();
+                WarpsByRows grid, float* y) {
+  const int lane = grid.first_lane() + thread_x();
+  const int first = grid.row() * kSparsePositions;
+  const int out = block_y() * kWarps + thread_y();
   if (out >= out_channels) return;
   Sum sums[kSparsePositions] = {};
   const int end = __ldg(w.row_begin + out + 1);
@@ -138,12 +139,12 @@ __global__ void __launch_bounds__(kWarpLanes* kWarps)
 template <typename Sum, typename Reader>
 void launch_sparse(const char* name, const Reader& x, const SparseRows& rows, int out_channels,
                    int in_rows, int out_length, int lanes, float* y, Stream stream) {
-  const Shape shape{dim3(static_cast<unsigned>(lanes / kWarpLanes),
-                         blocks_for(static_cast<size_t>(out_length), kSparsePositions),
-                         blocks_for(static_cast<size_t>(out_channels), kWarps)),
+  const WarpsByRows grid = warps_by_rows(
+      lanes, static_cast<int>(blocks_for(static_cast<size_t>(out_length), kSparsePositions)));
+  const Shape shape{dim3(grid.blocks(), blocks_for(static_cast<size_t>(out_channels), kWarps)),
                     dim3(kWarpLanes, kWarps)};
   launch(Where(name, native(stream)), shape, conv_sparse<Sum, Reader>, x, rows, out_channels,
-         in_rows, out_length, lanes, y);
+         in_rows, out_length, lanes, grid, y);
 }
 
 // --- Gradient of the weights -------------------------------------------------------------------
@@ -165,11 +166,10 @@ __global__ void __launch_bounds__(kTileThreads* kTileThreads)
   const int out0 = block_y() * kTile;
   const int channel_tiles = (s.in_channels + kTile - 1) / kTile;
   const int tap = block_x() / channel_tiles, channel0 = block_x() % channel_tiles * kTile;
-  const int warps_of_frames = s.lanes / kWarpLanes;
 
   float sums[kPerThread][kPerThread] = {};
   for (int step = s.slices.begin(block_z()); step < s.slices.begin(block_z() + 1); ++step) {
-    const int row = step / warps_of_frames, frame = step % warps_of_frames * kWarpLanes + lane;
+    const int row = s.slices.row(step), frame = s.slices.first_frame(step) + lane;
     for (int i = warp; i < kTile; i += kTileWarps) {
       of_dy[lane][i] = out0 + i < s.out_channels ? dy.value(row + s.dy_pad, out0 + i, frame) : 0.0F;
       of_x[lane][i] = channel0 + i < s.in_channels ? x.value(row + tap, channel0 + i, frame) : 0.0F;
@@ -222,10 +222,9 @@ __global__ void __launch_bounds__(kBlockThreads)
     taps[i] = e >> 16;
     channels[i] = e & 0xffff;
   }
-  const int warps_of_frames = s.lanes / kWarpLanes;
   float sums[kGroup] = {};
   for (int step = s.slices.begin(slice); step < s.slices.begin(slice + 1); ++step) {
-    const int row = step / warps_of_frames, frame = step % warps_of_frames * kWarpLanes + lane;
+    const int row = s.slices.row(step), frame = s.slices.first_frame(step) + lane;
     const float gradient = dy.value(row + s.dy_pad, out, frame);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
@@ -363,7 +362,7 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
     const int groups = static_cast<int>(group_row_.size());
     if (groups == 0) return;
     const unsigned blocks = blocks_for(static_cast<size_t>(groups), kBlockWarps);
-    s.slices = slices_for(shape_.out_length, s.lanes, static_cast<int>(blocks), kManyBlocks);
+    s.slices = slices_for(shape_.out_length, s.lanes, walk_, static_cast<int>(blocks), kManyBlocks);
     partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(survivors));
     const Shape shape{dim3(blocks, static_cast<unsigned>(s.slices.slices)), dim3(kBlockThreads)};
     with_reader(x, [&](const auto& input) {
@@ -378,7 +377,8 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
   const unsigned columns =
       static_cast<unsigned>(s.taps) * blocks_for(static_cast<size_t>(s.in_channels), kTile);
   const unsigned rows = blocks_for(static_cast<size_t>(s.out_channels), kTile);
-  s.slices = slices_for(shape_.out_length, s.lanes, static_cast<int>(columns * rows), kManyBlocks);
+  s.slices =
+      slices_for(shape_.out_length, s.lanes, walk_, static_cast<int>(columns * rows), kManyBlocks);
   partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(weights));
   const Shape shape{dim3(columns, rows, static_cast<unsigned>(s.slices.slices)),
                     dim3(kTileThreads, kTileThreads)};

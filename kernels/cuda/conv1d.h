@@ -48,15 +48,25 @@ __device__ __forceinline__ size_t place(int row, int channel, int lane, int chan
 // Gradients of weights are summed in slices of the batch. A step is one position and one warp of
 // frames.
 struct Slices {
-  int steps, slices;
+  int positions, warps;
+  Walk walk;
+  int slices;
+  __host__ __device__ int steps() const { return positions * warps; }
   __host__ __device__ int begin(int slice) const {
-    return static_cast<int>(static_cast<int64_t>(slice) * steps / slices);
+    return static_cast<int>(static_cast<int64_t>(slice) * steps() / slices);
+  }
+  __device__ __forceinline__ int row(int step) const {
+    return walk == Walk::kPositionsFirst ? step % positions : step / warps;
+  }
+  __device__ __forceinline__ int first_frame(int step) const {
+    return (walk == Walk::kPositionsFirst ? step / positions : step % warps) * kWarpLanes;
   }
 };
 // As many slices as make about `blocks` blocks.
-inline Slices slices_for(int out_length, int lanes, int blocks_of_a_slice, int blocks) {
-  const int steps = out_length * (lanes / kWarpLanes);
-  return {steps, std::max(1, std::min(steps, blocks / std::max(1, blocks_of_a_slice)))};
+inline Slices slices_for(int out_length, int lanes, Walk walk, int blocks_of_a_slice, int blocks) {
+  Slices s{out_length, lanes / kWarpLanes, walk, 1};
+  s.slices = std::max(1, std::min(s.steps(), blocks / std::max(1, blocks_of_a_slice)));
+  return s;
 }
 
 struct GradientShape {

@@ -124,11 +124,11 @@ struct Windows {
 // weights: [tile of outputs][step][lane][4]. y[l][out][lane] = scale * sum, scale null = 1.
 template <typename Window>
 __global__ void __launch_bounds__(kWarpLanes* kPositions)
-    conv_tensor(const typename Window::Row* x, Windows s, const uint4* weights, const float* scale,
-                float* y) {
-  const int position = block_y() * kPositions + thread_y();
+    conv_tensor(const typename Window::Row* x, Windows s, WarpsByRows grid, const uint4* weights,
+                const float* scale, float* y) {
+  const int position = grid.row() * kPositions + thread_y();
   if (position >= s.out_length) return;
-  const int first_frame = block_x() * kWarpLanes, first_tile = block_z() * kOutTiles;
+  const int first_frame = grid.first_lane(), first_tile = block_y() * kOutTiles;
   const typename Window::Row* frames =
       x + place(position, 0, first_frame + kFrameTiles * group_of_lane(), s.row_step, s.lanes);
 
@@ -175,13 +175,13 @@ __global__ void __launch_bounds__(kWarpLanes* kPositions)
 template <typename Window>
 void launch_windows(const char* name, const void* x, const Windows& s, const uint32_t* weights,
                     const float* scale, float* y, Stream stream) {
-  const Shape shape{dim3(static_cast<unsigned>(s.lanes / kWarpLanes),
-                         blocks_for(static_cast<size_t>(s.out_length), kPositions),
-                         blocks_for(static_cast<size_t>(s.out_tiles), kOutTiles)),
+  const WarpsByRows grid = warps_by_rows(
+      s.lanes, static_cast<int>(blocks_for(static_cast<size_t>(s.out_length), kPositions)));
+  const Shape shape{dim3(grid.blocks(), blocks_for(static_cast<size_t>(s.out_tiles), kOutTiles)),
                     dim3(kWarpLanes, kPositions)};
   launch(Where(name, native(stream)), shape, conv_tensor<Window>,
-         static_cast<const typename Window::Row*>(x), s, reinterpret_cast<const uint4*>(weights),
-         scale, y);
+         static_cast<const typename Window::Row*>(x), s, grid,
+         reinterpret_cast<const uint4*>(weights), scale, y);
 }
 
 // Weights as A of each product, [tile of outputs][step][lane][register]: kBytes: four signed bytes
@@ -280,20 +280,18 @@ __global__ void __launch_bounds__(kWarpLanes* kGradientWarps, kGradientBlocksEac
   if (tile >= t.tiles) return;
   const int first_out = tile / t.column_tiles * kGradientOutputs;
   const int first_quad = tile % t.column_tiles * kGradientQuads;
-  const int warps_of_frames = s.lanes / kWarpLanes;
   // What there is from this lane's first row on.
   const int outs = s.out_channels - first_out - group_of_lane();
   const int quads = t.window_quads - first_quad - group_of_lane();
 
   float sums[kGradientTiles][kQuadGroups][kQuad][4] = {};
   for (int step = s.slices.begin(block_y()); step < s.slices.begin(block_y() + 1); ++step) {
-    const int row = step / warps_of_frames;
+    const int row = s.slices.row(step);
     // A product takes half of the frames, four neighbours in each lane. Not unrolled, as that
     // spills.
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      const int frame =
-          step % warps_of_frames * kWarpLanes + half * kBf16Depth + member_of_lane() * 4;
+      const int frame = s.slices.first_frame(step) + half * kBf16Depth + member_of_lane() * 4;
       const float* dy_frames = dy.data + place(row + s.dy_pad, first_out + group_of_lane(), frame,
                                                s.out_channels, s.lanes);
       const uint32_t* x_frames =
@@ -397,7 +395,7 @@ void Weights::backward_weight_tensor(const Input& x, const Tile& dy_tile, const 
   t.tiles = tiles_of(s.out_channels, kGradientOutputs) * t.column_tiles;
   const int warps = std::min(t.tiles, kGradientWarps);
   const int blocks = tiles_of(t.tiles, warps);
-  s.slices = slices_for(shape_.out_length, s.lanes, blocks, kGradientBlocks);
+  s.slices = slices_for(shape_.out_length, s.lanes, walk_, blocks, kGradientBlocks);
   const int weights = s.out_channels * s.taps * s.in_channels;
   partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(weights));
   const Shape shape{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(s.slices.slices)),

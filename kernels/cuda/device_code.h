@@ -58,6 +58,23 @@ __device__ T block_sum(T value) {
   return total;
 }
 
+// A grid of warps of frames by rows, in x, so that there may be as many rows as memory holds.
+struct WarpsByRows {
+  int warps, rows;
+  Walk walk;
+
+  unsigned blocks() const { return static_cast<unsigned>(warps) * static_cast<unsigned>(rows); }
+  __device__ __forceinline__ int row() const {
+    return walk == Walk::kFramesFirst ? block_x() / warps : block_x() % rows;
+  }
+  __device__ __forceinline__ int first_lane() const {
+    return (walk == Walk::kFramesFirst ? block_x() % warps : block_x() / rows) * kWarpLanes;
+  }
+};
+inline WarpsByRows warps_by_rows(int lanes, int rows, Walk walk = Walk::kFramesFirst) {
+  return {lanes / kWarpLanes, rows, walk};
+}
+
 // A tile in device memory, element by element or a quad of channels at once.
 struct CodeTile {
   const uint32_t* words;

@@ -71,14 +71,15 @@ __device__ __forceinline__ float pooled_maximum(const Activation& a, const Affin
   return largest;
 }
 
-// Every row of `out`, padding included: block_x() is the row.
+// Every row of `out`, padding included.
 template <typename Affine>
 __global__ void __launch_bounds__(kBlockThreads)
-    quantize_pool(Activation a, const Scalars* s, const float* y, Tile out, uint32_t* words) {
-  const int lane = block_y() * kWarpLanes + thread_x();
-  const int quad = block_z() * kChannelRows + thread_y();
+    quantize_pool(Activation a, WarpsByRows grid, const Scalars* s, const float* y, Tile out,
+                  uint32_t* words) {
+  const int lane = grid.first_lane() + thread_x();
+  const int quad = block_y() * kChannelRows + thread_y();
   if (quad >= out.quads()) return;
-  const int row = block_x() - out.pad;
+  const int row = grid.row() - out.pad;
   uint32_t word = 0;
   if (row >= 0 && row < out.length && lane < a.frames) {
     for (int k = 0; k < kQuad && quad * kQuad + k < a.channels; ++k) {
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(kBlockThreads)
       word |= static_cast<uint32_t>(code) << (8 * k);
     }
   }
-  words[(static_cast<size_t>(block_x()) * static_cast<size_t>(out.quads()) +
+  words[(static_cast<size_t>(row + out.pad) * static_cast<size_t>(out.quads()) +
          static_cast<size_t>(quad)) *
             static_cast<size_t>(a.lanes) +
         static_cast<size_t>(lane)] = word;
@@ -97,14 +98,15 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 template <typename Affine>
 __global__ void __launch_bounds__(kBlockThreads)
-    relu_pool(Activation a, const Scalars* s, const float* y, Tile out, float* values) {
-  const int lane = block_y() * kWarpLanes + thread_x();
-  const int channel = block_z() * kChannelRows + thread_y();
+    relu_pool(Activation a, WarpsByRows grid, const Scalars* s, const float* y, Tile out,
+              float* values) {
+  const int lane = grid.first_lane() + thread_x();
+  const int channel = block_y() * kChannelRows + thread_y();
   if (channel >= a.channels) return;
-  const int row = block_x() - out.pad;
+  const int row = grid.row() - out.pad;
   const bool used = row >= 0 && row < out.length && lane < a.frames;
   const Affine affine(a, channel, s);
-  values[a.place(block_x(), channel, lane)] =
+  values[a.place(row + out.pad, channel, lane)] =
       used ? fmaxf(pooled_maximum(a, affine, y, row, channel, lane), 0.0F) : 0.0F;
 }
 
@@ -173,15 +175,16 @@ __global__ void __launch_bounds__(kBlockThreads)
   out[2] = of_scale;
 }
 
-// Every pooled row of dy; block_x() past the last one: a row of padding.
+// Every pooled row of dy; past the last one: a row of padding.
 template <bool kQuantized>
 __global__ void __launch_bounds__(kBlockThreads)
-    activation_backward_apply(Activation a, const float* y, const float* dp, GradientAffine k,
-                              bool collected, const Scalars* s, int pad, float* dy) {
-  const int lane = block_y() * kWarpLanes + thread_x();
-  const int channel = block_z() * kChannelRows + thread_y();
+    activation_backward_apply(Activation a, WarpsByRows grid, const float* y, const float* dp,
+                              GradientAffine k, bool collected, const Scalars* s, int pad,
+                              float* dy) {
+  const int lane = grid.first_lane() + thread_x();
+  const int channel = block_y() * kChannelRows + thread_y();
   if (channel >= a.channels) return;
-  const int row = block_x();
+  const int row = grid.row();
   if (row >= a.pooled_length()) {
     const int i = row - a.pooled_length();  // 0 .. 2 pad - 1
     dy[a.place(i < pad ? i : a.length + i, channel, lane)] = 0.0F;
@@ -209,9 +212,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-Shape elementwise(const Activation& a, int rows, int channels) {
-  return {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(a.lanes / kWarpLanes),
-               blocks_for(static_cast<size_t>(channels), kChannelRows)),
+Shape elementwise(const WarpsByRows& grid, int channels) {
+  return {dim3(grid.blocks(), blocks_for(static_cast<size_t>(channels), kChannelRows)),
           dim3(kWarpLanes, kChannelRows)};
 }
 
@@ -220,13 +222,13 @@ void activate_with(const Activation& a, const HiddenState& state, const Tile& ou
                    Stream stream) {
   const cudaStream_t on = native(stream);
   const Scalars* scalars = state.scalars.data();
+  const WarpsByRows grid = warps_by_rows(a.lanes, out.rows(), state.walk);
   if (a.max_code == 0) {
-    launch(Where("relu_pool", on), elementwise(a, out.rows(), out.channels), relu_pool<Affine>, a,
+    launch(Where("relu_pool", on), elementwise(grid, out.channels), relu_pool<Affine>, a, grid,
            scalars, state.y.data(), out, static_cast<float*>(out_data));
   } else {
-    launch(Where("quantize_pool", on), elementwise(a, out.rows(), out.quads()),
-           quantize_pool<Affine>, a, scalars, state.y.data(), out,
-           static_cast<uint32_t*>(out_data));
+    launch(Where("quantize_pool", on), elementwise(grid, out.quads()), quantize_pool<Affine>, a,
+           grid, scalars, state.y.data(), out, static_cast<uint32_t*>(out_data));
   }
 }
 
@@ -255,10 +257,10 @@ void sum_gradients(const Activation& a, const HiddenState& state, const float* d
 
 void apply_gradients(const Activation& a, const HiddenState& state, const float* dp,
                      const GradientAffine& gradient, int pad, float* dy, Stream stream) {
-  launch(Where("activation_backward_apply", native(stream)),
-         elementwise(a, a.pooled_length() + 2 * pad, a.channels),
+  const WarpsByRows grid = warps_by_rows(a.lanes, a.pooled_length() + 2 * pad, state.walk);
+  launch(Where("activation_backward_apply", native(stream)), elementwise(grid, a.channels),
          a.max_code > 0 ? activation_backward_apply<true> : activation_backward_apply<false>, a,
-         state.y.data(), dp, gradient, state.collected, state.scalars.data(), pad, dy);
+         grid, state.y.data(), dp, gradient, state.collected, state.scalars.data(), pad, dy);
 }
 
 }  // namespace fmp::cuda

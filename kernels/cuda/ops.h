@@ -52,6 +52,12 @@ struct Tile {
   }
 };
 
+// What a grid, or a sum over positions and frames, walks along first.
+enum class Walk : uint8_t { kFramesFirst, kPositionsFirst };
+constexpr const char* walk_name(Walk walk) {
+  return walk == Walk::kFramesFirst ? "frames first" : "positions first";
+}
+
 // What a layer reads: codes or values, and the scale of the codes (a device float; null for
 // values).
 struct Input {
@@ -96,6 +102,10 @@ class Weights {
 
   const LayerShape& layer() const { return layer_; }  // as compiled
   const ConvShape& conv() const { return shape_; }
+  // How the gradients of weights are added up. Positions first, neighbouring windows find the rows
+  // that they share in L1; frames first, lanes / 32 steps lie between.
+  void add_up(Walk walk) { walk_ = walk; }
+
   const float* scale() const { return &status_.data()->scale; }
   const float* codes() const { return codes_.data(); }  // [O][T][C]
 
@@ -168,6 +178,7 @@ class Weights {
   LayerShape layer_;
   ConvShape shape_;
   PassPlan plan_;
+  Walk walk_ = Walk::kPositionsFirst;
   bool quantized_ = false;  // the weights are codes
   bool integers_ = false;   // the input, too
   Libraries* libraries_ = nullptr;
@@ -222,6 +233,9 @@ class HiddenState {
 
   size_t channels = 0;
   bool collected = false;
+  // Of the blocks of elementwise kernels. Frames first, neighbouring blocks read neighbouring
+  // memory; positions first, pieces of it lie channels * lanes * 4 bytes apart.
+  Walk walk = Walk::kFramesFirst;
   DeviceBuffer<float> constants;
   DeviceBuffer<Scalars> scalars;
   DeviceBuffer<float> y;         // convolution sums [L][O][lane]

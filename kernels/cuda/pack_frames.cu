@@ -12,10 +12,9 @@ constexpr int kThreadRows = 8;
 
 // staged[lane][position * channels + channel], of frames [N][L][C].
 template <typename T>
-__device__ void stage(const T* frames, const Tile& tile, int first, int positions, T* staged,
-                      int stride) {
+__device__ void stage(const T* frames, const Tile& tile, int lane0, int first, int positions,
+                      T* staged, int stride) {
   const int count = positions * tile.channels;
-  const int lane0 = block_x() * kWarpLanes;
   for (int lane = thread_y(); lane < kWarpLanes; lane += kThreadRows) {
     const int64_t frame = lane0 + lane;
     for (int i = thread_x(); i < count; i += kWarpLanes) {
@@ -27,12 +26,12 @@ __device__ void stage(const T* frames, const Tile& tile, int first, int position
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    pack_codes(const int8_t* frames, Tile tile, uint32_t* out) {
+    pack_codes(const int8_t* frames, Tile tile, WarpsByRows grid, uint32_t* out) {
   int8_t* staged = dynamic_shared<int8_t>();
   const int stride = kPositions * tile.channels + 4;
-  const int first = block_y() * kPositions;
+  const int first = grid.row() * kPositions;
   const int positions = min(kPositions, tile.length - first);
-  stage(frames, tile, first, positions, staged, stride);
+  stage(frames, tile, grid.first_lane(), first, positions, staged, stride);
   const int lane = thread_x();
   for (int i = thread_y(); i < positions * tile.quads(); i += kThreadRows) {
     const int position = i / tile.quads(), quad = i % tile.quads();
@@ -44,29 +43,31 @@ __global__ void __launch_bounds__(kBlockThreads)
     const size_t row = static_cast<size_t>(tile.pad + first + position);
     out[(row * static_cast<size_t>(tile.quads()) + static_cast<size_t>(quad)) *
             static_cast<size_t>(tile.lanes()) +
-        static_cast<size_t>(block_x() * kWarpLanes + lane)] = word;
+        static_cast<size_t>(grid.first_lane() + lane)] = word;
   }
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    pack_values(const float* frames, Tile tile, float* out) {
+    pack_values(const float* frames, Tile tile, WarpsByRows grid, float* out) {
   float* staged = dynamic_shared<float>();
   const int stride = kPositions * tile.channels + 1;
-  const int first = block_y() * kPositions;
+  const int first = grid.row() * kPositions;
   const int positions = min(kPositions, tile.length - first);
-  stage(frames, tile, first, positions, staged, stride);
+  stage(frames, tile, grid.first_lane(), first, positions, staged, stride);
   const int lane = thread_x();
   for (int i = thread_y(); i < positions * tile.channels; i += kThreadRows) {
     const size_t row = static_cast<size_t>((tile.pad + first) * tile.channels + i);
-    out[row * static_cast<size_t>(tile.lanes()) +
-        static_cast<size_t>(block_x() * kWarpLanes + lane)] = staged[lane * stride + i];
+    out[row * static_cast<size_t>(tile.lanes()) + static_cast<size_t>(grid.first_lane() + lane)] =
+        staged[lane * stride + i];
   }
 }
 
+WarpsByRows grid_of(const Tile& tile) {
+  return warps_by_rows(tile.lanes(),
+                       static_cast<int>(blocks_for(static_cast<size_t>(tile.length), kPositions)));
+}
 Shape shape_of(const Tile& tile, size_t shared_bytes) {
-  return {dim3(static_cast<unsigned>(tile.lanes() / kWarpLanes),
-               blocks_for(static_cast<size_t>(tile.length), kPositions)),
-          dim3(kWarpLanes, kThreadRows), shared_bytes};
+  return {dim3(grid_of(tile).blocks()), dim3(kWarpLanes, kThreadRows), shared_bytes};
 }
 
 // The rows of zeros at both ends.
@@ -84,7 +85,7 @@ void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stre
   clear_padding(out, codes, out.code_bytes() / static_cast<size_t>(out.rows()), stream);
   const size_t bytes = kWarpLanes * static_cast<size_t>(kPositions * out.channels + 4);
   launch(Where("pack_codes", native(stream)), shape_of(out, bytes), pack_codes, frames, out,
-         static_cast<uint32_t*>(codes));
+         grid_of(out), static_cast<uint32_t*>(codes));
 }
 
 void pack_frames(const float* frames, const Tile& out, float* values, Stream stream) {
@@ -93,7 +94,7 @@ void pack_frames(const float* frames, const Tile& out, float* values, Stream str
   const size_t bytes =
       kWarpLanes * static_cast<size_t>(kPositions * out.channels + 1) * sizeof(float);
   launch(Where("pack_values", native(stream)), shape_of(out, bytes), pack_values, frames, out,
-         values);
+         grid_of(out), values);
 }
 
 }  // namespace fmp::cuda

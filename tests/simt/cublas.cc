@@ -49,6 +49,8 @@ struct Matrix {
     require(ld >= std::max(1, rows), CUBLAS_STATUS_INVALID_VALUE,
             std::string(name) + ": leading dimension " + std::to_string(ld) + " of a matrix of " +
                 std::to_string(rows) + " rows");
+    require(reinterpret_cast<uintptr_t>(data) % sizeof(float) == 0, CUBLAS_STATUS_INVALID_VALUE,
+            std::string(name) + ": not aligned to its elements");
     require(stride >= 0 || batches < 2, CUBLAS_STATUS_INVALID_VALUE,
             std::string(name) + ": a negative stride");
   }

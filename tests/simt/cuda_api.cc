@@ -190,8 +190,9 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (const cudaError_t error = check_no_capture("cudaMalloc"); error != cudaSuccess) return error;
-  *memory = bytes == 0 ? nullptr : simt::allocate(bytes);
-  if (bytes != 0 && *memory == nullptr) {
+  if (bytes == 0) return refuse(cudaErrorInvalidValue, "an allocation of nothing");
+  *memory = simt::allocate(bytes);
+  if (*memory == nullptr) {
     return refuse(cudaErrorMemoryAllocation, "out of memory");
   }
   return cudaSuccess;
@@ -209,6 +210,7 @@ cudaError_t cudaFree(void* memory) {
 cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned /*flags*/) {
   if (const cudaError_t error = check_no_capture("cudaHostAlloc"); error != cudaSuccess)
     return error;
+  if (bytes == 0) return refuse(cudaErrorInvalidValue, "an allocation of nothing");
   *memory = ::operator new(bytes);
   pinned.emplace(*memory, bytes);
   return cudaSuccess;
@@ -227,7 +229,8 @@ cudaError_t cudaFreeHost(void* memory) {
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
   if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
-  if (bytes == 0) return cudaSuccess;
+  // CUDA takes it, but nobody means it.
+  if (bytes == 0) return refuse(cudaErrorInvalidValue, "a copy of nothing");
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   cudaError_t error = check_side("destination of a copy", to, bytes, to_device);
@@ -262,7 +265,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
   if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
-  if (bytes == 0) return cudaSuccess;
+  if (bytes == 0) return refuse(cudaErrorInvalidValue, "a memset of nothing");
   if (const cudaError_t error = check_side("memory to set", memory, bytes, true);
       error != cudaSuccess) {
     return error;
@@ -288,6 +291,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  if (stream != nullptr && stream == capturing) return check_no_capture("cudaStreamDestroy");
   if (streams.erase(stream) == 0) return refuse(cudaErrorInvalidResourceHandle, "no such stream");
   simt::end_timeline(stream->timeline);
   delete stream;
@@ -304,6 +308,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
   if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
   if (flags != 0) return refuse(cudaErrorInvalidValue, "no such flags of a wait");
+  // A graph would have to hold the event, too; nobody means that here.
+  if (stream != nullptr && stream == capturing) return check_no_capture("cudaStreamWaitEvent");
   simt::wait_on_stream(timeline_of(stream), event->clock);
   return cudaSuccess;
 }
@@ -313,6 +319,9 @@ cudaError_t cudaEventCreate(cudaEvent_t* event) {
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   if (broken) return cudaErrorLaunchFailure;
+  if (flags != cudaEventDefault && flags != cudaEventDisableTiming) {
+    return refuse(cudaErrorInvalidValue, "no such flags of an event");
+  }
   *event = new SimtEvent;
   (*event)->timed = flags != cudaEventDisableTiming;
   events.insert(*event);
@@ -326,6 +335,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (const cudaError_t error = check_stream(stream); error != cudaSuccess) return error;
   if (const cudaError_t error = check_event(event); error != cudaSuccess) return error;
+  if (stream != nullptr && stream == capturing) return check_no_capture("cudaEventRecord");
   event->time = std::chrono::steady_clock::now();
   event->recorded = true;
   event->clock = simt::clock_of(timeline_of(stream));
@@ -452,6 +462,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* function, void 
                    void* arguments, size_t argument_bytes) {
   if (const cudaError_t error = check_stream(config.stream); error != cudaSuccess) return error;
   const dim3 &grid = config.gridDim, &block = config.blockDim;
+  constexpr size_t kMaxArgumentBytes = 4096;  // sm_70 and newer take more
   constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535, kMaxBlockZ = 64;
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.z > kMaxBlockZ) {
@@ -463,6 +474,10 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* function, void 
     return refuse(cudaErrorInvalidConfiguration, "a grid of " + std::to_string(grid.x) + " x " +
                                                      std::to_string(grid.y) + " x " +
                                                      std::to_string(grid.z) + " blocks");
+  }
+  if (argument_bytes > kMaxArgumentBytes) {
+    return refuse(cudaErrorInvalidValue,
+                  std::to_string(argument_bytes) + " bytes of kernel parameters");
   }
   const auto limit = shared_limits.find(function);
   const size_t allowed = limit == shared_limits.end() ? kDefaultSharedBytes : limit->second;

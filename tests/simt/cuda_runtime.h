@@ -124,6 +124,7 @@ inline unsigned atomicOr(unsigned* address, unsigned value) {
 
 template <typename T>
 T __ldg(const T* address) {
+  simt::check_alignment(address, sizeof(T));
   return *address;
 }
 inline unsigned __float_as_uint(float value) {

@@ -104,6 +104,7 @@ TEST_F(CublasTest, RefusesEachWrongCall) {
       {"ldc", [](Gemm& g) { g.ldc = 1; }, "C: leading dimension 1"},
       {"results overlap", [](Gemm& g) { g.stride_c = 3; }, "matrices of the batch overlap"},
       {"negative stride", [](Gemm& g) { g.stride_a = -2; }, "negative stride"},
+      {"A not aligned", [](Gemm& g) { g.a = static_cast<const char*>(g.a) + 2; }, "A: not aligned"},
       {"A too short", [](Gemm& g) { g.stride_a = 3; }, "A: its 48 bytes leave"},
       {"B too short", [](Gemm& g) { g.stride_b = 6; }, "B: its 72 bytes leave"},
       {"C too short", [](Gemm& g) { g.stride_c = 5; }, "C: its 56 bytes leave"},
@@ -145,6 +146,7 @@ TEST_F(CublasTest, RefusesHandlesWithoutStreamOrWorkspace) {
   EXPECT_EQ(call.run(), CUBLAS_STATUS_NOT_INITIALIZED);
   cudaStream_t stream = nullptr;
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // the operands come by the default stream
   ASSERT_EQ(cublasSetStream(fresh, stream), CUBLAS_STATUS_SUCCESS);
   EXPECT_EQ(call.run(), CUBLAS_STATUS_NOT_INITIALIZED);
   EXPECT_EQ(std::string(cublasGetStatusString(CUBLAS_STATUS_NOT_INITIALIZED)),
@@ -459,6 +461,7 @@ TEST_F(CusparseTest, RefusesHandlesWithoutStream) {
   EXPECT_EQ(m.run(), CUSPARSE_STATUS_NOT_INITIALIZED);
   cudaStream_t stream = nullptr;
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // the operands come by the default stream
   ASSERT_EQ(cusparseSetStream(fresh, stream), CUSPARSE_STATUS_SUCCESS);
   EXPECT_EQ(m.run(), CUSPARSE_STATUS_SUCCESS);
   ASSERT_EQ(cudaStreamDestroy(stream), cudaSuccess);

@@ -282,6 +282,11 @@ std::string access_range(const void* address, size_t bytes, bool writes) {
   return "";
 }
 
+void check_alignment(const void* address, size_t bytes) {
+  if (current == nullptr || reinterpret_cast<uintptr_t>(address) % bytes == 0) return;
+  fault([&] { return "misaligned access to " + std::to_string(bytes) + " bytes"; });
+}
+
 void check_atomic(const void* address, size_t bytes) { check(address, bytes, Kind::kAtomic); }
 
 void protect_device_memory(bool accessible) {

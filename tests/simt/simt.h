@@ -46,9 +46,12 @@ uint64_t shuffle(unsigned mask, uint64_t value, unsigned source, const Site& sit
 unsigned ballot(unsigned mask, bool predicate, const Site& site);
 
 // The matrix products of the PTX ISA with these names, D += A * B, in its layouts of fragments; all
-// 32 lanes of the warp must come. Sums of floats are exact products added up exactly and then
-// rounded towards zero, as measured on devices (Fasi et al., "Numerical behavior of NVIDIA tensor
-// cores", 2021). A sum that does not fit into 32 bits is a fault: the device would wrap.
+// 32 lanes of the warp must come. Sums of floats are rounded as devices do it (Fasi et al.,
+// "Numerical behavior of NVIDIA tensor cores", 2021): products are exact; each eight of them and
+// what was there before are aligned to the largest exponent among them and cut off 23 bits below
+// its first one; the sum is rounded towards zero. Newer devices take sixteen at once and keep two
+// or three bits more, so that this one is the least exact of them. A sum that does not fit into 32
+// bits is a fault: the device would wrap.
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                        const Site& site = Site::current());
 void mma_m16n8k32_s8_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -56,6 +59,9 @@ void mma_m16n8k32_s8_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
 void mma_m16n8k32_s8_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         const Site& site = Site::current());
 
+// A load of `bytes` bytes at once must have an address that is a multiple of them. (The compiler's
+// calls before other accesses do not tell: it merges some. -fsanitize=alignment sees those.)
+void check_alignment(const void* address, size_t bytes);
 // Before an atomic access to `bytes` bytes.
 void check_atomic(const void* address, size_t bytes);
 

@@ -60,6 +60,10 @@ __global__ void race_in_shared(int* out) {
   out[i] = box[(i + 1) % blockDim.x];  // no barrier
 }
 
+__global__ void load_vector(const float* values, float* out) {
+  *reinterpret_cast<float4*>(out) = __ldg(reinterpret_cast<const float4*>(values));
+}
+
 // One warp: the meeting orders its accesses.
 __global__ void ordered_in_warp(int* out) {
   __shared__ int box[32];
@@ -170,6 +174,9 @@ void run_vote(const int* values, unsigned* ballots, unsigned* count, unsigned* p
   SIMT_LAUNCH(one_block(32), vote, values, ballots, count, permuted);
 }
 void run_write_at(int* values, int index) { SIMT_LAUNCH(one_block(1), write_at, values, index); }
+void run_load_vector(const float* values, float* out) {
+  SIMT_LAUNCH(one_block(1), load_vector, values, out);
+}
 void run_read_at(const int* values, int index, int* out) {
   SIMT_LAUNCH(one_block(1), read_at, values, index, out);
 }

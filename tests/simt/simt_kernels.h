@@ -11,6 +11,7 @@ void run_block_sums(const int* values, int* sums, int n, unsigned blocks, unsign
 void run_reverse(int* values, unsigned n);
 void run_vote(const int* values, unsigned* ballots, unsigned* count, unsigned* permuted);
 void run_write_at(int* values, int index);
+void run_load_vector(const float* values, float* out);  // 4 of each
 void run_read_at(const int* values, int index, int* out);
 void run_race_in_shared(int* out);
 void run_ordered_in_warp(int* out);

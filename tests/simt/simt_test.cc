@@ -265,17 +265,30 @@ TEST_F(TensorCoreTest, FragmentsOfBytesAreThoseOfThePtxIsa) {
   }
 }
 
-TEST_F(TensorCoreTest, SumsOfFloatsAreRoundedTowardsZero) {
+// 1 has its last bit at 2^-23.
+TEST_F(TensorCoreTest, AddendsAreCutOffWhereTheLargestOneEnds) {
   std::vector<float> a(16 * 16), b(16 * 8), d(16 * 8);
-  const float tiny = 0x1p-12F;
+  const auto first_sum = [&](float before, const std::vector<float>& products) {
+    d[0] = before;
+    for (size_t k = 0; k < 16; ++k) {
+      a[k] = k < products.size() ? products[k] : 0.0F;
+      b[k * 8] = 1.0F;
+    }
+    return multiply_floats(a, b, d)[0];
+  };
   for (const float sign : {1.0F, -1.0F}) {
-    std::fill(d.begin(), d.end(), sign);
-    a[0] = sign * tiny;
-    a[1] = sign * tiny * 0.75F;
-    b[0] = b[8] = tiny;  // 1.75 * 2^-24: beyond half of the last bit of 1
-    EXPECT_EQ(multiply_floats(a, b, d)[0], sign);
-    a[1] = sign * tiny;
-    EXPECT_EQ(multiply_floats(a, b, d)[0], sign * (1 + 0x1p-23F));
+    const float half_bit = sign * 0x1p-24F, bit = sign * 0x1p-23F;
+    EXPECT_EQ(first_sum(sign, {half_bit, half_bit}), sign) << "each one is lost";
+    EXPECT_EQ(first_sum(sign, {bit}), sign + bit);
+    EXPECT_EQ(first_sum(sign, {bit + half_bit}), sign + bit);
+    EXPECT_EQ(first_sum(0, {half_bit, half_bit}), bit) << "among themselves they count";
+    EXPECT_EQ(first_sum(0, {sign, half_bit, half_bit}), sign);
+    // The second eight come after the sum of the first.
+    std::vector<float> late(16);
+    late[0] = -sign;
+    late[8] = late[9] = half_bit;
+    EXPECT_EQ(first_sum(sign, late), bit);
+    EXPECT_EQ(first_sum(0, {sign, -sign, half_bit}), 0.0F) << "the largest one cancels";
   }
 }
 
@@ -343,6 +356,27 @@ TEST_F(SimtTest, LaunchesBeyondTheLimitsAreRefused) {
                {"cudaErrorInvalidConfiguration", "2048 threads"});
   // More than 48 KiB is asked for by launch(); the kernel then runs with it.
   EXPECT_NO_THROW(simt_test::run_too_much_shared(memory));
+}
+
+TEST_F(SimtTest, CallsThatCudaMayTakeButNobodyMeansAreRefused) {
+  void* memory = nullptr;
+  EXPECT_EQ(cudaMalloc(&memory, 0), cudaErrorInvalidValue);
+  float* one = upload(std::vector<float>{1});
+  EXPECT_EQ(cudaMemcpyAsync(one, one, 0, cudaMemcpyDeviceToDevice, nullptr), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaMemsetAsync(one, 0, 0, nullptr), cudaErrorInvalidValue);
+  cudaStream_t stream = nullptr;
+  EXPECT_EQ(cudaStreamCreateWithFlags(&stream, 2), cudaErrorInvalidValue);
+  cudaEvent_t event = nullptr;
+  EXPECT_EQ(cudaEventCreateWithFlags(&event, 8), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaHostAlloc(&memory, 0, cudaHostAllocDefault), cudaErrorInvalidValue);
+}
+
+TEST_F(SimtTest, MisalignedVectorsAreFaults) {
+  float* values = upload(std::vector<float>(16, 1.0F));
+  float* out = uninitialised<float>(4);
+  simt_test::run_load_vector(values + 4, out);
+  EXPECT_EQ(download(out, 4), std::vector<float>(4, 1.0F));
+  expect_fault([&] { simt_test::run_load_vector(values + 1, out); }, {"misaligned", "16 bytes"});
 }
 
 TEST_F(SimtTest, AFaultLastsUntilReset) {
@@ -618,6 +652,9 @@ TEST_F(SimtGraphTest, CapturesAllowNeitherAllocationNorWaiting) {
       [&] { return cudaStreamSynchronize(stream_); },
       [&] { return cudaEventSynchronize(event); },
       [&] { return cudaDeviceSynchronize(); },
+      [&] { return cudaEventRecord(event, stream_); },
+      [&] { return cudaStreamWaitEvent(stream_, event, 0); },
+      [&] { return cudaStreamDestroy(stream_); },
       [&] { return cudaMemsetAsync(memory, 0, 4, nullptr); },
       [&] { return cudaMemcpyAsync(host.data(), memory, 4, cudaMemcpyDeviceToHost, stream_); }};
   for (size_t i = 0; i < forbidden.size(); ++i) {

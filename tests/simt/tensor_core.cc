@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Matrix products of a warp: the last lane to come collects the fragments of all, multiplies the
 // matrices, and hands each lane its part of D, as the others wait.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
+#include <string>
 
 #include "tests/simt/internal.h"
 
@@ -32,7 +35,22 @@ struct Bf16 {
     std::memcpy(&value, &upper, sizeof(value));
     return static_cast<double>(value);
   }
-  static Sum round(Exact sum) {
+  static constexpr size_t kProductsAtOnce = 8;
+
+  // Products are exact. The addends are aligned to the largest exponent among them, what lies below
+  // kBelowOne of its first bit is cut off, and so is what a float does not hold of the sum.
+  static Sum add(Sum before, const Exact (&products)[kProductsAtOnce]) {
+    constexpr int kBelowOne = 23;
+    Exact addends[kProductsAtOnce + 1], largest = 0, sum = 0;
+    addends[0] = static_cast<Exact>(before);
+    std::copy(std::begin(products), std::end(products), addends + 1);
+    for (const Exact addend : addends) largest = std::max(largest, std::fabs(addend));
+    if (largest == 0 || !std::isfinite(largest)) {
+      for (const Exact addend : addends) sum += addend;
+      return static_cast<Sum>(sum);
+    }
+    const Exact unit = std::ldexp(1.0, std::ilogb(largest) - kBelowOne);
+    for (const Exact addend : addends) sum += std::trunc(addend / unit) * unit;
     const float nearest = static_cast<float>(sum);
     const bool away = std::fabs(static_cast<double>(nearest)) > std::fabs(sum);
     return away ? std::nextafter(nearest, 0.0F) : nearest;
@@ -46,7 +64,10 @@ struct Bytes {
   static constexpr size_t kPerRegister = 4;
   static Exact a(uint32_t bits, size_t i) { return static_cast<int8_t>(bits >> 8 * i); }
   static Exact b(uint32_t bits, size_t i) { return static_cast<ByteOfB>(bits >> 8 * i); }
-  static Sum round(Exact sum) {
+  static constexpr size_t kProductsAtOnce = 32;
+  static Sum add(Sum before, const Exact (&products)[kProductsAtOnce]) {
+    Exact sum = before;
+    for (const Exact product : products) sum += product;
     using Limits = std::numeric_limits<int>;
     if (sum < Limits::min() || sum > Limits::max()) {
       fault([] { return std::string("mma: a sum does not fit into 32 bits"); });
@@ -79,9 +100,13 @@ void multiply(const std::array<void*, kWarpSize>& of_lane) {
   for (size_t row = 0; row < kRows; ++row) {
     for (size_t column = 0; column < kColumns; ++column) {
       auto& d = lane(row % 8, column / 2)->d[row / 8 * 2 + column % 2];
-      Exact sum = static_cast<Exact>(d);
-      for (size_t k = 0; k < kDepth; ++k) sum += a[row][k] * b[column][k];
-      d = Type::round(sum);
+      for (size_t first = 0; first < kDepth; first += Type::kProductsAtOnce) {
+        Exact products[Type::kProductsAtOnce];
+        for (size_t k = 0; k < Type::kProductsAtOnce; ++k) {
+          products[k] = a[row][first + k] * b[column][first + k];
+        }
+        d = Type::add(d, products);
+      }
     }
   }
 }
