@@ -33,7 +33,7 @@ namespace {
 constexpr const char* kUsage =
     "usage: cuda_bench [--batch FRAMES] [--density D[,D...]] [--kernels K[,K...]] [--repetitions "
     "R]\n"
-    "                  [--length L] [--channels C]\n"
+    "                  [--length L] [--channels C] [--other-walk 1]\n"
     "       cuda_bench --copy MIB [--repetitions R]\n"
     "Kernels: dense, sparse, cublas, cusparse. Defaults: batch 4096, density 1, all kernels, 20\n"
     "repetitions, length 1024, 64 channels.\n";
@@ -48,6 +48,8 @@ constexpr int kTimedGraphs = 2;
 struct BenchOptions {
   int batch = 4096, repetitions = 20, length = 1024, channels = 64;
   int copy_mib = 0;  // 0: layers are timed
+  int other_walk =
+      0;  // 1: frames first where the kernels walk along positions first, and vice versa
   std::vector<double> densities{1};
   std::vector<Kernel> kernels{Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse};
 };
@@ -88,11 +90,9 @@ bool add_kernel(std::string_view text, std::vector<Kernel>& kernels) {
 
 // False: the arguments are wrong.
 bool parse(std::span<char*> arguments, BenchOptions& o) {
-  std::map<std::string_view, int*> integers{{"--batch", &o.batch},
-                                            {"--repetitions", &o.repetitions},
-                                            {"--length", &o.length},
-                                            {"--copy", &o.copy_mib},
-                                            {"--channels", &o.channels}};
+  std::map<std::string_view, int*> integers{
+      {"--batch", &o.batch},   {"--repetitions", &o.repetitions}, {"--length", &o.length},
+      {"--copy", &o.copy_mib}, {"--other-walk", &o.other_walk},   {"--channels", &o.channels}};
   for (size_t i = 1; i < arguments.size(); i += 2) {
     if (i + 1 == arguments.size()) return false;
     const std::string_view name = arguments[i], value = arguments[i + 1];
@@ -192,6 +192,7 @@ class LayerBench {
         running_(ones(static_cast<size_t>(shape.out_channels) * 2)),
         channel_grad_(static_cast<size_t>(shape.out_channels) * 2 + 1) {
     weights_.use_libraries(&libraries);
+    if (options.other_walk != 0) weights_.add_up(cuda::Walk::kFramesFirst);
   }
 
   const cuda::Tile& out() const { return out_; }
@@ -212,7 +213,11 @@ class LayerBench {
       products(kernel);
     }
     weights_.compile(shape_, conv_, weight_.data(), true, {}, true, stream_);
-    if (!is_output_) activations();
+    if (is_output_) return;
+    activations("recomputed");
+    weights_.compile(shape_, conv_, weight_.data(), true,
+                     {Kernel::kSparse, Kernel::kDense, Kernel::kDense}, true, stream_);
+    activations("kept");
   }
 
  private:
@@ -271,13 +276,15 @@ class LayerBench {
          [&] { weights_.backward_data(dy_tile_, y_.data(), dx_.data(), stream_); });
   }
 
-  // What a hidden layer does beside its products: the whole less those.
-  void activations() {
+  // What a hidden layer does beside its products, the whole less those; sums that are computed
+  // again belong to it.
+  void activations(const char* kernel) {
     const cuda::Input x = input();
     const size_t channels = of_channels_.size();
     const cuda::HiddenParameters parameters{of_channels_.data(), of_channels_.data(),
                                             of_channels_.data()};
     cuda::HiddenState state;
+    if (options_.other_walk != 0) state.walk = cuda::Walk::kPositionsFirst;
     const double forward = seconds_of([&] {
       cuda::hidden_forward_train(x, weights_, parameters, false,
                                  {running_.data(), running_.data() + channels}, state, out_,
@@ -289,11 +296,13 @@ class LayerBench {
                              channel_grad_.data() + 2 * channels},
                             nullptr, stream_);
     });
-    print("activation", "", forward - seconds_of([&] { weights_.forward(x, y_.data(), stream_); }));
-    print("activation backward", "", backward - seconds_of([&] {
-                                       weights_.backward_weight(x, dy_tile_, y_.data(),
-                                                                grad_.data(), stream_);
-                                     }));
+    const double product =
+        state.keeps_y ? seconds_of([&] { weights_.forward(x, y_.data(), stream_); }) : 0.0;
+    print("activation", kernel, forward - product);
+    print("activation backward", kernel, backward - seconds_of([&] {
+                                           weights_.backward_weight(x, dy_tile_, y_.data(),
+                                                                    grad_.data(), stream_);
+                                         }));
   }
 
   std::string name_;

@@ -3,8 +3,10 @@
 
 A pass moves each of its operands through device memory once and does its arithmetic at the device's
 peak rate; it takes at least the longer of the two. Passes run one after the other, so that a step
-takes at least their sum. What moves is what kernels/cuda reads and writes: u8 codes between layers,
-fp32 sums y, their gradients dy and dx. Launches and the host are left out.
+takes at least their sum. What moves is what kernels/cuda reads and writes: u8 codes between layers
+and fp32 gradients dy and dx. Sums y are computed again from the codes wherever they are needed
+(recompute.cu); "forward" of a hidden layer is the pass of one that keeps them, and no part of the step.
+Launches and the host are left out.
 """
 import math
 
@@ -101,13 +103,19 @@ def passes(layer, first, density, batch, bytes_per_s):
         bound = "memory" if moved[kernel] / bytes_per_s >= seconds else limit
         return name, kernel, moved[kernel], seconds, bound, 2 * products * share
 
+    def recomputed(name, times, moved):
+        seconds = times * 2 * products / DENSE_RATES["int8"]
+        bound = "memory" if moved / bytes_per_s >= seconds else "int8"
+        return name, "", moved, seconds, bound, times * 2 * products
+
     def both(moved):
         return {"dense": moved, "sparse": moved}
 
     yield product("forward", "int8", both(x + y))
     if hidden:
-        yield "activation", "", 2 * y + pooled, 0.0, "memory", 0
-        yield "activation backward", "", 2 * (y + 4 * pooled) + y, 0.0, "memory", 0
+        # y is computed again: for its sums and for the codes; for sums of gradients and, twice, for dy.
+        yield recomputed("activation", 2, 2 * x + pooled)
+        yield recomputed("activation backward", 3, 2 * (x + 4 * pooled) + y)
     yield product("backward weight", "3 x bf16",
                   {k: x + y + partial_sums(layer, k, density, batch) for k in ("dense", "sparse")})
     if not first:
@@ -123,16 +131,20 @@ def estimate(density, batch, bytes_per_s=BYTES_PER_S):
                 layer, i == 0, density, batch, bytes_per_s):
             by_memory = moved / bytes_per_s
             seconds = max(by_memory, by_arithmetic)
-            training += seconds
-            if name == "forward":
+            # A hidden layer makes its sums where it needs them; only where it keeps them, this pass runs.
+            in_step = name != "forward" or layer.name == "output"
+            training += seconds if in_step else 0
+            if name == "forward" and in_step:
                 evaluation += seconds
             elif name == "activation":
-                evaluation += (moved - 4 * layer.out_channels * layer.length) / bytes_per_s
+                x = ceil_div(layer.in_channels, 4) * 4 * layer.length
+                evaluation += max((moved - x) / bytes_per_s, by_arithmetic / 2)
             rows.append({"layer": layer.name, "pass": name, "kernel": kernel, "bytes": moved,
                          "operations": operations, "bound": bound, "seconds": seconds,
-                         "seconds_by_memory": by_memory})
-    return {"density": density, "batch": batch, "rows": rows, "bytes": sum(r["bytes"] for r in rows),
-            "operations": sum(r["operations"] for r in rows),
+                         "seconds_by_memory": by_memory, "in_step": in_step})
+    counted = [r for r in rows if r["in_step"]]
+    return {"density": density, "batch": batch, "rows": rows, "bytes": sum(r["bytes"] for r in counted),
+            "operations": sum(r["operations"] for r in counted),
             "training_frames_per_s": 1 / training, "evaluation_frames_per_s": 1 / evaluation}
 
 
@@ -146,7 +158,8 @@ def print_report(batch, densities=DENSITIES):
               f"{'KB':>8} {'MFLOP':>7} {'ns':>7}  bound by")
         for r in e["rows"]:
             print(f"{r['layer']:8} {r['pass']:20} {r['kernel']:7} {r['bytes'] / 1e3:8.1f} "
-                  f"{r['operations'] / 1e6:7.2f} {r['seconds'] * 1e9:7.1f}  {r['bound']}")
+                  f"{r['operations'] / 1e6:7.2f} {r['seconds'] * 1e9:7.1f}  {r['bound']}"
+                  f"{'' if r['in_step'] else ' (only where sums are kept)'}")
     print(f"\n{'density':>7} {'MB/frame':>9} {'MFLOP/frame':>12} {'training frames/s':>18} "
           f"{'evaluation':>11}")
     for e in estimates:

@@ -42,6 +42,54 @@ struct Activation {
   }
 };
 
+// What training does to a sum, in one rounding ...
+struct FusedAffine {
+  float gain, shift;
+  __device__ __forceinline__ FusedAffine(const Activation& a, int channel,
+                                         const HiddenState::Scalars* /*s*/)
+      : gain(a.gain[channel]), shift(a.shift[channel]) {}
+  __device__ __forceinline__ float operator()(float y) const { return __fmaf_rn(y, gain, shift); }
+  __device__ __forceinline__ float in_codes(float t) const { return t; }
+};
+
+// ... and evaluation in several; see cpu::EvaluationState.
+struct EvaluationAffine {
+  float sum_scale, gain, shift, act_scale;
+  __device__ __forceinline__ EvaluationAffine(const Activation& a, int channel,
+                                              const HiddenState::Scalars* s)
+      : sum_scale(s->sum_scale),
+        gain(a.gain[channel]),
+        shift(a.shift[channel]),
+        act_scale(s->act_scale) {}
+  __device__ __forceinline__ float operator()(float y) const {
+    return __fadd_rn(__fmul_rn(__fmul_rn(y, sum_scale), gain), shift);
+  }
+  __device__ __forceinline__ float in_codes(float value) const {
+    return __fdiv_rn(value, act_scale);
+  }
+};
+
+// Whether the gradient of a window passes its winner: where 0 < t < the first t that is clipped.
+template <bool kQuantized>
+__device__ __forceinline__ bool passes(const Activation& a, float t) {
+  // max_code is odd, so that max_code + 0.5 rounds up to even.
+  return t > 0.0F && (!kQuantized || t < a.max_code + 0.5F);
+}
+
+// Sums of integers y and y^2 of each channel, exact in any order: the sum of y (as two's
+// complement) and the sums of the lower and of the upper 32 bits of y^2. Several copies, so that
+// blocks do not all add to the same memory.
+struct IntegerSums {
+  static constexpr int kCopies = 16, kParts = 3;
+  unsigned long long* data;
+  int channels;
+
+  static size_t elements(size_t channels) { return kCopies * kParts * channels; }
+  __device__ __forceinline__ unsigned long long* of(int copy, int channel) const {
+    return data + (copy * channels + channel) * kParts;
+  }
+};
+
 // Positions of slice `block_y()` of all `rows`.
 struct RowSlice {
   int begin, end;
@@ -80,6 +128,20 @@ void sum_gradients(const Activation& a, const HiddenState& state, const float* d
 
 // dy of every position, with `pad` rows of zeros at each end.
 void apply_gradients(const Activation& a, const HiddenState& state, const float* dp,
+                     const GradientAffine& gradient, int pad, float* dy, Stream stream);
+
+// The same without y, where can_recompute(); the last two only after a forward pass that did so.
+// Layers whose inputs and weights are codes, are multiplied by tensor cores and come to codes
+// again.
+bool can_recompute(const Weights& weights);
+void sum_channels(const Input& x, const Weights& weights, const IntegerSums& sums, Stream stream);
+void activate(const Input& x, const Weights& weights, const Activation& a, Mode mode,
+              const HiddenState& state, const Tile& out, void* out_data, Stream stream);
+// partial: [slices_of_gradients(a)][channel][3]
+int slices_of_gradients(const Activation& a);
+void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
+                   const HiddenState& state, const float* dp, double* partial, Stream stream);
+void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
                      const GradientAffine& gradient, int pad, float* dy, Stream stream);
 
 // Sets the threshold to the percentile of the activations, and where it was found.

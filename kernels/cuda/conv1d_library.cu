@@ -51,11 +51,15 @@ Shape over(size_t count) { return {dim3(blocks_for(count, kBlockThreads)), dim3(
 
 }  // namespace
 
-bool exact_in_floats(const LayerShape& layer) {
-  if (layer.input_bits == kFloatBits || layer.weight_bits == kFloatBits) return false;
+int64_t largest_sum(const LayerShape& layer) {
   const int64_t largest_code = (int64_t{1} << layer.input_bits) - 1;
   const int64_t largest_weight = (int64_t{1} << (layer.weight_bits - 1)) - 1;
-  return layer.fan_in() * largest_code * largest_weight < int64_t{1} << 24;
+  return layer.fan_in() * largest_code * largest_weight;
+}
+
+bool exact_in_floats(const LayerShape& layer) {
+  if (layer.input_bits == kFloatBits || layer.weight_bits == kFloatBits) return false;
+  return largest_sum(layer) < int64_t{1} << 24;
 }
 
 void Weights::check_plan(Stream stream) const {

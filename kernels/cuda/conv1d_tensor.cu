@@ -12,72 +12,12 @@
 // rows, they come from L1.
 #include <algorithm>
 
-#include "kernels/cuda/conv1d.h"
-#include "kernels/cuda/tensor_core.h"
+#include "kernels/cuda/conv1d_tensor.h"
 
 namespace fmp::cuda {
 namespace {
 
-__device__ __forceinline__ int group_of_lane() { return thread_x() / kMembers; }
-__device__ __forceinline__ int member_of_lane() { return thread_x() % kMembers; }
-
-// Four neighbouring frames, zeros where there is no such row.
-template <typename Vector, typename T>
-__device__ __forceinline__ void load_frames(const T* frames, bool exists, T (&of_frame)[4]) {
-  Vector v{};
-  if (exists) v = __ldg(reinterpret_cast<const Vector*>(frames));
-  of_frame[0] = v.x;
-  of_frame[1] = v.y;
-  of_frame[2] = v.z;
-  of_frame[3] = v.w;
-}
-
-// Tensor cores round sums of floats towards zero, which adds up. So they add up the parts of one
-// step only, the smallest first, and steps are added with rounding to nearest.
-__device__ __forceinline__ void add_step(const float (&of_step)[4], float (&sums)[4]) {
-#pragma unroll
-  for (int e = 0; e < 4; ++e) sums[e] += of_step[e];
-}
-
 // --- Weights by windows --------------------------------------------------------------------------
-
-constexpr int kOutTiles = 4;    // of kFragmentRows outputs; of a warp
-constexpr int kFrameTiles = 4;  // of kFragmentColumns frames: column c of tile i is frame 4 c + i
-static_assert(kFrameTiles * kFragmentColumns == kWarpLanes);
-constexpr int kPositions = 4;  // of a block, one for each warp
-
-// B of one product for each tile of frames, from a lane's frames in the rows of a window that are
-// left: a quad of codes is four k.
-template <bool kSigned>
-struct CodeWindow {
-  using Row = uint32_t;
-  using Sum = int;
-  static constexpr int kDepth = kByteDepth / kQuad, kParts = 1;
-
-  static __device__ __forceinline__ void load(const Row* frames, int rows, int lanes,
-                                              uint32_t (&b)[kFrameTiles][kParts][2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = member_of_lane() + kMembers * half;
-      uint32_t words[kFrameTiles];
-      load_frames<uint4>(frames + row * lanes, row < rows, words);
-#pragma unroll
-      for (int i = 0; i < kFrameTiles; ++i) b[i][0][half] = words[i];
-    }
-  }
-  static __device__ __forceinline__ void add_product(Sum (&sums)[kFrameTiles][4],
-                                                     const uint32_t (&a)[4],
-                                                     const uint32_t (&b)[kFrameTiles][kParts][2]) {
-#pragma unroll
-    for (int i = 0; i < kFrameTiles; ++i) {
-      if constexpr (kSigned) {
-        mma_m16n8k32_s8_s8(sums[i], a, b[i][0]);
-      } else {
-        mma_m16n8k32_s8_u8(sums[i], a, b[i][0]);
-      }
-    }
-  }
-};
 
 struct GradientWindow {
   using Row = float;
@@ -115,49 +55,29 @@ struct GradientWindow {
   }
 };
 
-// Shape of a product of weights and windows. A window has `rows` rows of memory, the next one
-// begins `row_step` rows behind it; `depth_steps` products cover it.
-struct Windows {
-  int rows, row_step, depth_steps, out_tiles, out_channels, out_length, lanes;
-};
-
 // weights: [tile of outputs][step][lane][4]. y[l][out][lane] = scale * sum, scale null = 1.
 template <typename Window>
-__global__ void __launch_bounds__(kWarpLanes* kPositions)
+__global__ void __launch_bounds__(kWarpLanes* kWindowWarps)
     conv_tensor(const typename Window::Row* x, Windows s, WarpsByRows grid, const uint4* weights,
                 const float* scale, float* y) {
-  const int position = grid.row() * kPositions + thread_y();
+  const int position = grid.row() * kWindowWarps + thread_y();
   if (position >= s.out_length) return;
   const int first_frame = grid.first_lane(), first_tile = block_y() * kOutTiles;
   const typename Window::Row* frames =
       x + place(position, 0, first_frame + kFrameTiles * group_of_lane(), s.row_step, s.lanes);
 
-  typename Window::Sum sums[kOutTiles][kFrameTiles][4] = {};
-  for (int step = 0; step < s.depth_steps; ++step) {
-    uint32_t b[kFrameTiles][Window::kParts][2];
-    Window::load(frames, s.rows - step * Window::kDepth, s.lanes, b);
-    frames += Window::kDepth * s.lanes;
-#pragma unroll
-    for (int m = 0; m < kOutTiles; ++m) {
-      if (first_tile + m < s.out_tiles) {  // the same for the whole warp
-        const uint4 w = __ldg(
-            weights + static_cast<size_t>((first_tile + m) * s.depth_steps + step) * kWarpLanes +
-            static_cast<size_t>(thread_x()));
-        const uint32_t a[4] = {w.x, w.y, w.z, w.w};
-        Window::add_product(sums[m], a, b);
-      }
-    }
-  }
+  typename Window::Sum sums[kOutTiles][kFrameTiles][4];
+  multiply_window<Window>(frames, s, weights, first_tile, sums);
 
   const float factor = scale != nullptr ? *scale : 1.0F;
 #pragma unroll
   for (int m = 0; m < kOutTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int out = (first_tile + m) * kFragmentRows + group_of_lane() + half * kFragmentRows / 2;
+      const int out = output_of(first_tile + m, group_of_lane(), half);
       if (out < s.out_channels) {
         // Two columns of each tile: eight frames side by side.
-        const int frame = first_frame + 2 * kFrameTiles * member_of_lane();
+        const int frame = first_frame_of_lane(first_frame);
         float4* to =
             reinterpret_cast<float4*>(y + place(position, out, frame, s.out_channels, s.lanes));
 #pragma unroll
@@ -176,28 +96,13 @@ template <typename Window>
 void launch_windows(const char* name, const void* x, const Windows& s, const uint32_t* weights,
                     const float* scale, float* y, Stream stream) {
   const WarpsByRows grid = warps_by_rows(
-      s.lanes, static_cast<int>(blocks_for(static_cast<size_t>(s.out_length), kPositions)));
+      s.lanes, static_cast<int>(blocks_for(static_cast<size_t>(s.out_length), kWindowWarps)));
   const Shape shape{dim3(grid.blocks(), blocks_for(static_cast<size_t>(s.out_tiles), kOutTiles)),
-                    dim3(kWarpLanes, kPositions)};
+                    dim3(kWarpLanes, kWindowWarps)};
   launch(Where(name, native(stream)), shape, conv_tensor<Window>,
          static_cast<const typename Window::Row*>(x), s, grid,
          reinterpret_cast<const uint4*>(weights), scale, y);
 }
-
-// Weights as A of each product, [tile of outputs][step][lane][register]: kBytes: four signed bytes
-// of a quad, with quads of every tap filled up; otherwise two bf16.
-template <bool kBytes>
-struct FragmentOrder {
-  static constexpr int kPerRegister = kBytes ? 4 : 2, kDepth = 2 * kMembers * kPerRegister;
-
-  static __host__ __device__ __forceinline__ int row_channels(const Packing& p) {
-    return kBytes ? p.quads() * kQuad : p.in;
-  }
-  static __host__ __device__ __forceinline__ int steps(const Packing& p) {
-    return (p.taps * row_channels(p) + kDepth - 1) / kDepth;
-  }
-  static int tiles(const Packing& p) { return (p.out + kFragmentRows - 1) / kFragmentRows; }
-};
 
 template <bool kBytes>
 __global__ void __launch_bounds__(kBlockThreads)
@@ -207,7 +112,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (i >= count) return;
   const int reg = i % 4, lane = i / 4 % kWarpLanes, product = i / 4 / kWarpLanes;
   const int steps = Order::steps(p), channels = Order::row_channels(p);
-  const int out = product / steps * kFragmentRows + lane / kMembers + reg % 2 * (kFragmentRows / 2);
+  const int out = output_of(product / steps, lane / kMembers, reg % 2);
   const int first = product % steps * Order::kDepth + lane % kMembers * Order::kPerRegister +
                     reg / 2 * (Order::kDepth / 2);
   uint32_t bits = 0;
@@ -229,17 +134,10 @@ void pack(const char* name, const Packing& p, const float* codes, DeviceBuffer<u
           Stream stream) {
   using Order = FragmentOrder<kBytes>;
   const size_t count =
-      static_cast<size_t>(Order::tiles(p)) * static_cast<size_t>(Order::steps(p)) * kWarpLanes * 4;
+      static_cast<size_t>(tiles_for(p.out)) * static_cast<size_t>(Order::steps(p)) * kWarpLanes * 4;
   launch(Where(name, native(stream)),
          Shape{dim3(blocks_for(count, kBlockThreads)), dim3(kBlockThreads)}, pack_fragments<kBytes>,
          p, codes, static_cast<int>(count), fragments.reserve(count));
-}
-
-template <bool kBytes>
-Windows windows(const Packing& p, int out_length, int lanes) {
-  using Order = FragmentOrder<kBytes>;
-  const int row_step = kBytes ? p.quads() : p.in;
-  return {p.taps * row_step, row_step, Order::steps(p), Order::tiles(p), p.out, out_length, lanes};
 }
 
 // --- Gradient of the weights ---------------------------------------------------------------------

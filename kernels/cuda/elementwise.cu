@@ -35,31 +35,6 @@ __global__ void __launch_bounds__(kBlockThreads)
   out[1] = squares;
 }
 
-// What training does to a sum, in one rounding ...
-struct FusedAffine {
-  float gain, shift;
-  __device__ __forceinline__ FusedAffine(const Activation& a, int channel, const Scalars* /*s*/)
-      : gain(a.gain[channel]), shift(a.shift[channel]) {}
-  __device__ __forceinline__ float operator()(float y) const { return __fmaf_rn(y, gain, shift); }
-  __device__ __forceinline__ float in_codes(float t) const { return t; }
-};
-
-// ... and evaluation in several; see cpu::EvaluationState.
-struct EvaluationAffine {
-  float sum_scale, gain, shift, act_scale;
-  __device__ __forceinline__ EvaluationAffine(const Activation& a, int channel, const Scalars* s)
-      : sum_scale(s->sum_scale),
-        gain(a.gain[channel]),
-        shift(a.shift[channel]),
-        act_scale(s->act_scale) {}
-  __device__ __forceinline__ float operator()(float y) const {
-    return __fadd_rn(__fmul_rn(__fmul_rn(y, sum_scale), gain), shift);
-  }
-  __device__ __forceinline__ float in_codes(float value) const {
-    return __fdiv_rn(value, act_scale);
-  }
-};
-
 template <typename Affine>
 __device__ __forceinline__ float pooled_maximum(const Activation& a, const Affine& affine,
                                                 const float* y, int row, int channel, int lane) {
@@ -110,8 +85,7 @@ __global__ void __launch_bounds__(kBlockThreads)
       used ? fmaxf(pooled_maximum(a, affine, y, row, channel, lane), 0.0F) : 0.0F;
 }
 
-// The winner of a window, the first position with the largest value, and the part of its gradient
-// that passes: where 0 < t < the first t that is clipped.
+// The winner of a window, the first position with the largest value.
 struct Winner {
   float value, t, y;
   int position;
@@ -133,11 +107,10 @@ __device__ __forceinline__ Winner find_winner(const Activation& a, const float* 
   return w;
 }
 
+// The part of its gradient that passes.
 template <bool kQuantized>
 __device__ __forceinline__ float passed(const Activation& a, const Winner& w, float gradient) {
-  // max_code is odd, so that max_code + 0.5 rounds up to even.
-  const bool passes = w.t > 0.0F && (!kQuantized || w.t < a.max_code + 0.5F);
-  return passes ? gradient : 0.0F;
+  return passes<kQuantized>(a, w.t) ? gradient : 0.0F;
 }
 
 // partial[slice][channel][3]: sums of g, of g * xhat, and of the scale's gradient.

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: MIT
 // A hidden layer: convolution, batch-norm, QuantReLU and max-pool; the math is that of
-// kernels/cpu/hidden_layer.cc. Around the convolutions the batch is read twice each way
-// (elementwise.cu), and between the two the constants of the channels are computed:
+// kernels/cpu/hidden_layer.cc. Around the convolutions the batch is read twice each way, and
+// between the two the constants of the channels are computed:
 //
 //   forward:  sums of y and y^2 per channel | t = gain * y + shift, code, pool
 //   backward: sums of g and g * xhat per channel, scale gradient | dy
+//
+// The passes either keep the convolution's sums y in memory (elementwise.cu) or, where the input
+// and the weights are codes, compute them again where they need them (recompute.cu). The search for
+// the percentile, in the first steps, needs them in memory.
+#include <type_traits>
+
 #include "kernels/cuda/activation.h"
 
 namespace fmp::cuda {
@@ -36,20 +42,45 @@ __device__ void update(float& value, double batch) {
                              kBatchNormMomentum * batch);
 }
 
+// A channel's sums of y and y^2, from slices ...
+struct SlicedSums {
+  const double* partial;
+  int channels, slices;
+  __device__ void of(int c, double& sum, double& squares) const {
+    for (int s = 0; s < slices; ++s) {
+      const double* of_slice =
+          partial +
+          (static_cast<size_t>(s) * static_cast<size_t>(channels) + static_cast<size_t>(c)) * 2;
+      sum += of_slice[0];
+      squares += of_slice[1];
+    }
+  }
+};
+// ... or from exact integers.
+struct ExactSums {
+  IntegerSums totals;
+  __device__ void of(int c, double& sum, double& squares) const {
+    unsigned long long of_y = 0, lower = 0, upper = 0;
+    for (int copy = 0; copy < IntegerSums::kCopies; ++copy) {
+      const unsigned long long* parts = totals.of(copy, c);
+      of_y += parts[0];
+      lower += parts[1];
+      upper += parts[2];
+    }
+    sum = static_cast<double>(static_cast<long long>(of_y));
+    squares = static_cast<double>(upper) * 4294967296.0 + static_cast<double>(lower);
+  }
+};
+
+template <typename Sums>
 __global__ void __launch_bounds__(kBlockThreads)
-    batch_constants(int channels, int slices, double n, const double* partial, const float* x_scale,
-                    const float* w_scale, const float* gamma, const float* beta,
-                    RunningStatistics running, Constants constants) {
+    batch_constants(int channels, Sums sums, double n, const float* x_scale, const float* w_scale,
+                    const float* gamma, const float* beta, RunningStatistics running,
+                    Constants constants) {
   const int c = static_cast<int>(global_x());
   if (c >= channels) return;
   double sum = 0, squares = 0;
-  for (int s = 0; s < slices; ++s) {
-    const double* of_slice =
-        partial +
-        (static_cast<size_t>(s) * static_cast<size_t>(channels) + static_cast<size_t>(c)) * 2;
-    sum += of_slice[0];
-    squares += of_slice[1];
-  }
+  sums.of(c, sum, squares);
   const double sum_scale = scale_of_sums(x_scale, w_scale);
   const double mean_code = sum / n;
   const double variance_code = fmax(0.0, squares / n - mean_code * mean_code);
@@ -120,15 +151,19 @@ __global__ void __launch_bounds__(kBlockThreads)
                        bool collected, const double* act_scale_gradient, BackwardConstants k,
                        float* threshold_gradient, Scalars* s) {
   double of_scale = 0;
-  for (int c = thread_x(); c < a.channels; c += kBlockThreads) {
+  const int lane = thread_x() % kWarpLanes;
+  for (int c = thread_x() / kWarpLanes; c < a.channels; c += kBlockWarps) {
     double* total = partial + static_cast<size_t>(c) * 3;  // slice 0 becomes the sum
-    for (int slice = 1; slice < slices; ++slice) {
-      const double* part = partial + (static_cast<size_t>(slice) * static_cast<size_t>(a.channels) +
-                                      static_cast<size_t>(c)) *
-                                         3;
-      for (int i = 0; i < 3; ++i) total[i] += part[i];
+    double sums[3] = {};
+    for (int slice = lane; slice < slices; slice += kWarpLanes) {
+      const double* part = total + static_cast<size_t>(slice) * static_cast<size_t>(a.channels) * 3;
+      for (int i = 0; i < 3; ++i) sums[i] += part[i];
     }
-    of_scale += total[2];
+    for (double& sum : sums) sum = warp_sum(sum);
+    if (lane == 0) {
+      for (int i = 0; i < 3; ++i) total[i] = sums[i];
+      of_scale += sums[2];
+    }
   }
   of_scale = block_sum(of_scale);
   if (thread_x() == 0) {
@@ -183,15 +218,18 @@ Constants constants_of(const HiddenState& state) {
           state.constant(HiddenState::kInvStd)};
 }
 
-void prepare(const LayerShape& layer, const Tile& x, HiddenState& state, Stream stream) {
+void prepare(const LayerShape& layer, HiddenState& state, Stream stream) {
   state.channels = static_cast<size_t>(layer.out_channels);
   state.constants.reserve(state.channels * HiddenState::kConstants);
   if (state.scalars.empty()) {
     state.scalars.reserve(1);
     set_bytes(state.scalars.data(), 0, sizeof(Scalars), stream);
   }
-  state.y.reserve(static_cast<size_t>(layer.length) * state.channels *
-                  static_cast<size_t>(x.lanes()));
+}
+
+float* memory_for_y(const LayerShape& layer, const Tile& x, HiddenState& state) {
+  return state.y.reserve(static_cast<size_t>(layer.length) * state.channels *
+                         static_cast<size_t>(x.lanes()));
 }
 
 double elements_of_channel(const Activation& a) { return static_cast<double>(a.frames) * a.length; }
@@ -203,19 +241,30 @@ void hidden_forward_train(const Input& x, const Weights& weights,
                           const RunningStatistics& running, HiddenState& state, const Tile& out,
                           void* out_data, Stream stream) {
   const LayerShape& layer = weights.layer();
-  prepare(layer, x.tile, state, stream);
+  prepare(layer, state, stream);
   const Activation a = activation_of(layer, x.tile, state);
   const cudaStream_t on = native(stream);
-  weights.forward(x, state.y.data(), stream);
-  const Shape slices = channel_slices(a.channels, a.length);
-  double* partial = state.partial.reserve(size_t{slices.grid.y} * state.channels * 3);
-  sum_channels(a, state.y.data(), partial, stream);
-  launch(Where("batch_constants", on),
-         Shape{dim3(blocks_for(state.channels, kBlockThreads)), dim3(kBlockThreads)},
-         batch_constants, a.channels, static_cast<int>(slices.grid.y), elements_of_channel(a),
-         partial, x.scale, weights.scale(), parameters.gamma, parameters.beta, running,
-         constants_of(state));
   state.collected = collect && a.max_code > 0;
+  state.keeps_y = state.collected || !can_recompute(weights);
+  const auto set_constants = [&](const auto& sums) {
+    launch(Where("batch_constants", on),
+           Shape{dim3(blocks_for(state.channels, kBlockThreads)), dim3(kBlockThreads)},
+           batch_constants<std::decay_t<decltype(sums)>>, a.channels, sums, elements_of_channel(a),
+           x.scale, weights.scale(), parameters.gamma, parameters.beta, running,
+           constants_of(state));
+  };
+  if (state.keeps_y) {
+    weights.forward(x, memory_for_y(layer, x.tile, state), stream);
+    const Shape slices = channel_slices(a.channels, a.length);
+    double* partial = state.partial.reserve(size_t{slices.grid.y} * state.channels * 3);
+    sum_channels(a, state.y.data(), partial, stream);
+    set_constants(SlicedSums{partial, a.channels, static_cast<int>(slices.grid.y)});
+  } else {
+    const IntegerSums totals{state.totals.reserve(IntegerSums::elements(state.channels)),
+                             a.channels};
+    sum_channels(x, weights, totals, stream);
+    set_constants(ExactSums{totals});
+  }
   if (state.collected) find_percentile(a, state, stream);
   if (a.max_code > 0) {
     launch(Where("set_threshold", on), Shape{dim3(1), dim3(kBlockThreads)}, set_threshold,
@@ -223,7 +272,11 @@ void hidden_forward_train(const Input& x, const Weights& weights,
            state.constant(HiddenState::kGain), state.constant(HiddenState::kShift),
            state.scalars.data());
   }
-  activate(a, Mode::kTraining, state, out, out_data, stream);
+  if (state.keeps_y) {
+    activate(a, Mode::kTraining, state, out, out_data, stream);
+  } else {
+    activate(x, weights, a, Mode::kTraining, state, out, out_data, stream);
+  }
 }
 
 void follow_threshold(const HiddenState& state, bool first, float* threshold, Stream stream) {
@@ -235,9 +288,8 @@ void hidden_forward_eval(const Input& x, const Weights& weights, const HiddenPar
                          const RunningStatistics& running, HiddenState& state, const Tile& out,
                          void* out_data, Stream stream) {
   const LayerShape& layer = weights.layer();
-  prepare(layer, x.tile, state, stream);
+  prepare(layer, state, stream);
   const Activation a = activation_of(layer, x.tile, state);
-  weights.forward(x, state.y.data(), stream);
   launch(Where("evaluation_constants", native(stream)),
          Shape{dim3(blocks_for(state.channels, kBlockThreads)), dim3(kBlockThreads)},
          evaluation_constants, a.channels, x.scale, weights.scale(), parameters.gamma,
@@ -245,7 +297,13 @@ void hidden_forward_eval(const Input& x, const Weights& weights, const HiddenPar
          state.constant(HiddenState::kGain), state.constant(HiddenState::kShift),
          state.scalars.data());
   state.collected = false;
-  activate(a, Mode::kEvaluation, state, out, out_data, stream);
+  state.keeps_y = !can_recompute(weights);
+  if (state.keeps_y) {
+    weights.forward(x, memory_for_y(layer, x.tile, state), stream);
+    activate(a, Mode::kEvaluation, state, out, out_data, stream);
+  } else {
+    activate(x, weights, a, Mode::kEvaluation, state, out, out_data, stream);
+  }
 }
 
 void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& parameters,
@@ -253,9 +311,15 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
                      const HiddenGradients& gradients, float* dx, Stream stream) {
   const Activation a = activation_of(weights.layer(), x.tile, state);
   const ConvShape& shape = weights.conv();
-  const Shape slices = channel_slices(a.channels, a.pooled_length());
-  double* partial = state.partial.reserve(size_t{slices.grid.y} * state.channels * 3);
-  sum_gradients(a, state, dp, partial, stream);
+  const int slices = state.keeps_y
+                         ? static_cast<int>(channel_slices(a.channels, a.pooled_length()).grid.y)
+                         : slices_of_gradients(a);
+  double* partial = state.partial.reserve(static_cast<size_t>(slices) * state.channels * 3);
+  if (state.keeps_y) {
+    sum_gradients(a, state, dp, partial, stream);
+  } else {
+    sum_gradients(x, weights, a, state, dp, partial, stream);
+  }
 
   const BackwardConstants k{parameters.gamma,
                             state.constant(HiddenState::kInvStd),
@@ -267,13 +331,17 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
                             gradients.gamma,
                             gradients.beta};
   launch(Where("backward_constants", native(stream)), Shape{dim3(1), dim3(kBlockThreads)},
-         backward_constants, a, static_cast<int>(slices.grid.y), elements_of_channel(a), partial,
-         parameters.threshold, state.collected, act_scale_gradient, k, gradients.threshold,
-         state.scalars.data());
+         backward_constants, a, slices, elements_of_channel(a), partial, parameters.threshold,
+         state.collected, act_scale_gradient, k, gradients.threshold, state.scalars.data());
 
   const Tile dy{x.tile.frames, a.length, a.channels, shape.same_padding ? (shape.taps - 1) / 2 : 0};
   float* dy_data = state.dy.reserve(dy.floats());
-  apply_gradients(a, state, dp, {k.of_g, k.of_y, k.of_one}, dy.pad, dy_data, stream);
+  const GradientAffine gradient{k.of_g, k.of_y, k.of_one};
+  if (state.keeps_y) {
+    apply_gradients(a, state, dp, gradient, dy.pad, dy_data, stream);
+  } else {
+    apply_gradients(x, weights, a, dp, gradient, dy.pad, dy_data, stream);
+  }
   weights.backward_weight(x, dy, dy_data, gradients.weight, stream);
   if (dx != nullptr) weights.backward_data(dy, dy_data, dx, stream);
 }

@@ -81,6 +81,8 @@ constexpr bool is_library(Kernel k) { return k == Kernel::kCublas || k == Kernel
 // Whether fp32 holds the layer's sums of products of codes exactly: below 2^24. Otherwise a library
 // cannot run its integer forward pass.
 bool exact_in_floats(const LayerShape& layer);
+// An upper bound of their magnitudes.
+int64_t largest_sum(const LayerShape& layer);
 
 // The twin of cpu::Weights.
 class Weights {
@@ -108,6 +110,10 @@ class Weights {
 
   const float* scale() const { return &status_.data()->scale; }
   const float* codes() const { return codes_.data(); }  // [O][T][C]
+  // What tensor cores multiply codes by (conv1d_tensor.h); null if the plan is another one.
+  const uint32_t* byte_fragments() const {
+    return integers_ && plan_.forward == Kernel::kDense ? forward_fragments_.data() : nullptr;
+  }
 
   // Throws std::domain_error if a weight is not finite. Waits for the stream.
   struct Summary {
@@ -238,9 +244,13 @@ class HiddenState {
   Walk walk = Walk::kFramesFirst;
   DeviceBuffer<float> constants;
   DeviceBuffer<Scalars> scalars;
-  DeviceBuffer<float> y;         // convolution sums [L][O][lane]
-  DeviceBuffer<double> partial;  // sums of slices
-  DeviceBuffer<float> dy;        // in the backward pass
+  // Convolution sums [L][O][lane], if the last forward pass kept them: all passes read them then.
+  // Otherwise they are computed again.
+  bool keeps_y = false;
+  DeviceBuffer<float> y;
+  DeviceBuffer<double> partial;             // sums of slices
+  DeviceBuffer<unsigned long long> totals;  // of integers
+  DeviceBuffer<float> dy;                   // in the backward pass
 };
 
 struct RunningStatistics {

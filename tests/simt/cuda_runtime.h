@@ -115,6 +115,9 @@ SIMT_UNCHECKED T atomic(T* address, const Update& update) {
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
   return simt::atomic(address, [=](unsigned v) { return v + value; });
 }
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+  return simt::atomic(address, [=](unsigned long long v) { return v + value; });
+}
 inline unsigned atomicMax(unsigned* address, unsigned value) {
   return simt::atomic(address, [=](unsigned v) { return v > value ? v : value; });
 }
@@ -146,6 +149,15 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     picked |= static_cast<unsigned>(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
   }
   return picked;
+}
+// The larger one of each pair of unsigned bytes.
+inline unsigned __vmaxu4(unsigned x, unsigned y) {
+  unsigned larger = 0;
+  for (int shift = 0; shift < 32; shift += 8) {
+    const unsigned a = x >> shift & 0xff, b = y >> shift & 0xff;
+    larger |= (a > b ? a : b) << shift;
+  }
+  return larger;
 }
 template <typename T>
 constexpr T min(T a, T b) {

@@ -7,6 +7,8 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include "framework/training/plan.h"
 #include "kernels/cuda/ops.h"
@@ -50,9 +52,19 @@ class LayerTimer {
         x_(integers_ ? in_.code_bytes() : in_.floats() * sizeof(float)),
         y_(out_.floats()),
         dx_(in_.floats()),
-        grad_(weight_.size()) {
-    const float one = 1.0F;
-    x_scale_ = cuda::DeviceBuffer<float>(std::span(&one, 1), stream_);
+        grad_(weight_.size()),
+        hidden_(layer.kind != Layer::Kind::kOutput) {
+    const std::vector<float> ones(static_cast<size_t>(layer.out_channels), 1.0F);
+    x_scale_ = cuda::DeviceBuffer<float>(std::span(ones.data(), 1), stream_);
+    if (hidden_) {
+      const size_t channels = ones.size();
+      pooled_ = {batch, layer.length / layer.pool, layer.out_channels, layer.padding()};
+      constants_ = cuda::DeviceBuffer<float>(ones, stream_);
+      running_.reserve(2 * channels);
+      cuda::set_bytes(running_.data(), kFloatByte, 2 * channels * sizeof(float), stream_);
+      constant_gradients_.reserve(2 * channels + 1);
+      output_.reserve(pooled_.floats());  // no less than its codes take
+    }
     cuda::set_bytes(x_.data(), integers_ ? kCodeByte : kFloatByte, x_.size(), stream_);
     cuda::set_bytes(y_.data(), kFloatByte, y_.size() * sizeof(float), stream_);
     weights_.use_libraries(&libraries);
@@ -64,15 +76,12 @@ class LayerTimer {
     return !cuda::is_library(kernel) || !integers_ || cuda::exact_in_floats(shape_);
   }
 
-  // The kernel for all passes, but for a forward pass that it may not run.
-  void compile(Kernel kernel) {
-    const PassPlan plan{allows_forward(kernel) ? kernel : Kernel::kDense, kernel, kernel};
+  // Seconds of a pass with a kernel, the others being dense. Throws cuda::LibraryError where a
+  // library refuses it.
+  double time(Pass pass, Kernel kernel) {
+    LayerPlan plan;
+    kernel_of(plan, pass) = kernel;
     weights_.compile(shape_, conv_, weight_.data(), integers_, plan, true, stream_);
-  }
-
-  // Seconds of a pass with the kernel that was compiled. Throws cuda::LibraryError where a library
-  // refuses it.
-  double time(Pass pass) {
     run(pass);  // allocates
     double best = std::numeric_limits<double>::infinity();
     for (int i = 0; i < kRepetitions; ++i) {
@@ -88,13 +97,31 @@ class LayerTimer {
   void run(Pass pass) {
     const cuda::Input x{in_, integers_ ? ElementType::kU8 : ElementType::kF32, x_.data(),
                         integers_ ? x_scale_.data() : nullptr};
-    if (pass == Pass::kForward) {
+    if (pass == Pass::kForward && hidden_) {
+      run_hidden(x);
+    } else if (pass == Pass::kForward) {
       weights_.forward(x, y_.data(), stream_);
     } else if (pass == Pass::kBackwardData) {
       weights_.backward_data(out_, y_.data(), dx_.data(), stream_);
     } else {
       weights_.backward_weight(x, out_, y_.data(), grad_.data(), stream_);
     }
+  }
+
+  // A hidden layer's forward kernel decides whether its sums are kept in memory or computed again
+  // in every pass that needs them, so that all of those count.
+  void run_hidden(const cuda::Input& x) {
+    const size_t channels = constants_.size();
+    const cuda::HiddenParameters parameters{constants_.data(), constants_.data(),
+                                            constants_.data()};
+    cuda::hidden_forward_train(x, weights_, parameters, false,
+                               {running_.data(), running_.data() + channels}, state_, pooled_,
+                               output_.data(), stream_);
+    cuda::hidden_backward(
+        x, weights_, parameters, state_, y_.data(), nullptr,
+        {grad_.data(), constant_gradients_.data(), constant_gradients_.data() + channels,
+         constant_gradients_.data() + 2 * channels},
+        nullptr, stream_);
   }
 
   const Layer& layer_;
@@ -107,6 +134,10 @@ class LayerTimer {
   cuda::DeviceBuffer<float> weight_;
   cuda::DeviceBuffer<uint8_t> x_;
   cuda::DeviceBuffer<float> y_, dx_, grad_, x_scale_;
+  bool hidden_;
+  cuda::Tile pooled_;
+  cuda::DeviceBuffer<float> constants_, running_, constant_gradients_, output_;
+  cuda::HiddenState state_;
   cuda::Weights weights_;
   cuda::Event begin_{cuda::Event::Timing::kYes}, end_{cuda::Event::Timing::kYes};
 };
@@ -121,12 +152,11 @@ LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& 
   best.fill(std::numeric_limits<double>::infinity());
   for (const Kernel kernel :
        {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
-    timer.compile(kernel);
     for (const Pass pass : kPasses) {
       if (pass == Pass::kForward && !timer.allows_forward(kernel)) continue;
       double& fastest = best[static_cast<size_t>(pass)];
       try {
-        const double seconds = timer.time(pass);
+        const double seconds = timer.time(pass, kernel);
         if (seconds >= fastest) continue;
         fastest = seconds;
         kernel_of(plan, pass) = kernel;
