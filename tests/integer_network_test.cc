@@ -155,21 +155,28 @@ std::vector<NetworkConfig> odd_configs() {
 
 TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
   const std::string best = cpu::target_name();
+  int64_t on_tiles = 0;
   for (const NetworkConfig& config : odd_configs()) {
     for (const double density : {1.0, 0.4}) {
       for (const std::string& target : cpu::target_names()) {
         cpu::use_target(target);
         const Network network = random_network(config, density, 21);
         IntegerNetwork integers(network);
-        for (const cpu::DotProduct dot : {cpu::DotProduct::kWide, cpu::DotProduct::kNarrow,
-                                          cpu::DotProduct::kVnni, cpu::DotProduct::kPoints}) {
+        for (const cpu::DotProduct dot :
+             {cpu::DotProduct::kWide, cpu::DotProduct::kNarrow, cpu::DotProduct::kVnni,
+              cpu::DotProduct::kPoints, cpu::DotProduct::kTiles}) {
           for (const bool sparse : {false, true}) {
+            if (dot == cpu::DotProduct::kTiles && (sparse || !integers.kernels()[0].tiles_fit())) {
+              continue;
+            }
             for (cpu::IntegerLayer& layer : integers.kernels()) {
               layer.sparse = sparse;
               const bool fits = (dot != cpu::DotProduct::kNarrow || layer.narrow_fits()) &&
-                                (dot != cpu::DotProduct::kPoints || layer.points_fit());
+                                (dot != cpu::DotProduct::kPoints || layer.points_fit()) &&
+                                (dot != cpu::DotProduct::kTiles || layer.tiles_fit());
               layer.dot = fits ? dot : cpu::DotProduct::kWide;
               if (dot == cpu::DotProduct::kVnni) layer.dot = cpu::best_dot_product(false, false);
+              on_tiles += layer.dot == cpu::DotProduct::kTiles;
             }
             SCOPED_TRACE(testing::Message()
                          << target << ", " << cpu::name_of(dot) << ", sparse " << sparse
@@ -181,6 +188,8 @@ TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
     }
   }
   cpu::use_target(best);
+  std::cout << on_tiles << " layers on AMX"
+            << (on_tiles == 0 ? ": this machine has none, or does not permit it\n" : "\n");
 }
 
 // The code of a sum, written down plainly.
@@ -200,6 +209,12 @@ class AnySums {
       : tens_(largest / (kWeight * kInput) + 1),
         layer_(shape(), codes(), kInput, std::move(requantizer), thresholds,
                static_cast<int>(thresholds.size())) {}
+
+  // The layer on vectors, whatever is fastest here.
+  AnySums& on_vectors() {
+    layer_.dot = cpu::best_dot_product(layer_.narrow_fits(), false);
+    return *this;
+  }
 
   std::array<uint8_t, kLanes> operator()(const std::array<int32_t, kLanes>& sums) const {
     std::vector<uint8_t> storage(static_cast<size_t>(layer_.in_quads()) * cpu::kQuadRow + 64);
@@ -270,7 +285,10 @@ TEST(IntegerNetwork, CodesChangeExactlyWhereTheFloatNetworksDo) {
         cpu::Requantizer search = data.requantizers[c];
         search.shift = -1;
         search.exact = false;
-        const AnySums searching(std::max(range.high, -range.low), {search}, thresholds);
+        AnySums searching(std::max(range.high, -range.low), {search}, thresholds);
+        searching.on_vectors();
+        AnySums on_vectors = layer_of_sums;
+        on_vectors.on_vectors();
         std::vector<int32_t> sums = {range.low, range.high, 0};
         for (const int32_t t : thresholds) {
           for (const int32_t sum : {t - 1, t, t + 1}) {
@@ -283,11 +301,13 @@ TEST(IntegerNetwork, CodesChangeExactlyWhereTheFloatNetworksDo) {
           std::array<int32_t, kLanes> lanes{};
           std::copy_n(sums.begin() + static_cast<ptrdiff_t>(at), kLanes, lanes.begin());
           const auto codes = layer_of_sums(lanes), searched = searching(lanes);
+          const auto vector_codes = on_vectors(lanes);
           for (size_t k = 0; k < kLanes; ++k) {
             const int expected = code_of(state, c, bits, sign * lanes[k]);
             ASSERT_EQ(int{codes[k]}, expected)
                 << layer.name << " output " << o << " sum " << lanes[k];
             ASSERT_EQ(int{searched[k]}, expected) << layer.name << " output " << o;
+            ASSERT_EQ(int{vector_codes[k]}, expected) << layer.name << " output " << o;
             ++checked;
           }
         }
@@ -373,6 +393,48 @@ TEST(Requantizer, EqualsItsThresholdsOnEverySumOrIsNotFound) {
   std::cout << found << " of 300 found\n";
   EXPECT_GT(found, 150);
   EXPECT_GT(in_32_bits, 0);
+}
+
+TEST(CodeLine, EnclosesItsThresholdsOnEverySumOrIsNotFound) {
+  const uint64_t seed = 19;
+  std::cout << "seed " << seed << "\n";
+  Random random(seed, "code line");
+  std::array<int, 3> of_kind{};
+  for (int trial = 0; trial < 300; ++trial) {
+    const int bits = 1 + static_cast<int>(random.below(8));
+    const int32_t low = -static_cast<int32_t>(random.below(20000));
+    const int32_t high = static_cast<int32_t>(random.below(20000));
+    const double gain = std::exp2(random.uniform(-12.0, 1.0));
+    const double shift = random.uniform(-20.0, 20.0), noise = random.uniform(0.0, 1e-3);
+    const bool lines = trial % 3 != 0;
+    std::vector<int32_t> thresholds;
+    for (int k = 1; k < 1 << bits; ++k) {
+      const double off = k - 0.5 + random.uniform(-noise, noise) - shift;
+      const double at = lines ? std::ceil(off / gain) : random.uniform(-2e4, 2e4);
+      thresholds.push_back(static_cast<int32_t>(std::clamp<double>(at, low, high + 1)));
+    }
+    std::ranges::sort(thresholds);
+    // As requantizers name the range: from below the first threshold that is reached to the last.
+    const cpu::Requantizer r = cpu::fit_requantizer(thresholds, {low, high}, gain);
+    const cpu::CodeLine line = cpu::fit_code_line(thresholds, r.base, r.top, std::max(high, -low));
+    ++of_kind[static_cast<size_t>(line.kind)];
+    for (int32_t sum = low; sum <= high; ++sum) {
+      const auto expected =
+          std::upper_bound(thresholds.begin(), thresholds.end(), sum) - thresholds.begin();
+      const int below = cpu::code_on_line(line, line.low, sum);
+      const int above = cpu::code_on_line(line, line.high, sum);
+      ASSERT_LE(below, expected) << "trial " << trial << ", sum " << sum;
+      ASSERT_GE(above, expected) << "trial " << trial << ", sum " << sum;
+      // Vectors look at one threshold only.
+      const int furthest = line.kind == cpu::CodeLine::kExact ? 0 : 1;
+      if (line.kind != cpu::CodeLine::kSearch) {
+        ASSERT_LE(above - below, furthest) << "trial " << trial << ", sum " << sum;
+      }
+    }
+  }
+  std::cout << of_kind[0] << " exact, " << of_kind[1] << " with a look, " << of_kind[2]
+            << " searched\n";
+  EXPECT_THAT(of_kind, testing::Each(testing::Gt(10)));
 }
 
 TEST(LogitRounding, RoundsAsFloatsDo) {

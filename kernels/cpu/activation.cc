@@ -134,76 +134,6 @@ HWY_INLINE void activate_window(const float* HWY_RESTRICT y, ptrdiff_t y_stride,
   }
 }
 
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-#define FMP_HAS_QUADS 1
-// Four channels at once, windows of two: codes are compared and pass as bytes, 64 of them in an
-// instruction. Bytes come out of the packing instructions as four blocks of four lanes of four
-// channels. Returns how many channels are done.
-HWY_INLINE int quantize_quads(const Sums& sums, const ChannelAffine& channel_affine,
-                              const ActivationSpec& spec, uint8_t* out, ptrdiff_t out_stride,
-                              uint16_t* passes, ptrdiff_t passes_stride) {
-  constexpr int kChannels = 4;
-  alignas(64) static constexpr int32_t kByChannel[16] = {0, 4, 8,  12, 1, 5, 9,  13,
-                                                         2, 6, 10, 14, 3, 7, 11, 15};
-  const auto by_channel = hn::SetTableIndices(kInts, kByChannel);
-  const __m512i largest = _mm512_set1_epi8(static_cast<char>(spec.max_code));
-  const __m512i clipped = _mm512_set1_epi16(static_cast<int16_t>(spec.max_code + 1));
-  const V within_16_bits = hn::Set(kFloats, 32767.0F);
-  int c = 0;
-  for (; c + kChannels <= sums.channels; c += kChannels) {
-    const Affine affine[kChannels] = {{channel_affine, c},
-                                      {channel_affine, c + 1},
-                                      {channel_affine, c + 2},
-                                      {channel_affine, c + 3}};
-    // Codes of a position, and bytes that are positive where its gradient may pass.
-    struct Position {
-      __m512i codes, within;
-    };
-    const auto at = [&](const float* y) HWY_ATTR {
-      __m512i rounded[kChannels], sign[kChannels];
-      HWY_UNROLL(16)
-      for (int i = 0; i < kChannels; ++i) {
-        const V t = affine[i](hn::Load(kFloats, y + i * kLanes));
-        rounded[i] = _mm512_cvtps_epi32(hn::Min(t, within_16_bits).raw);
-        sign[i] = _mm512_castps_si512(t.raw);  // as an integer, of the same sign
-      }
-      const auto pair = [&](int i)
-                            HWY_ATTR { return _mm512_packs_epi32(rounded[i], rounded[i + 1]); };
-      const auto within = [&](int i, __m512i code) HWY_ATTR {
-        return _mm512_min_epi16(_mm512_packs_epi32(sign[i], sign[i + 1]),
-                                _mm512_sub_epi16(clipped, code));
-      };
-      const __m512i low = pair(0), high = pair(2);
-      const auto ordered = [&](__m512i bytes) HWY_ATTR {
-        using VI = hn::Vec<IntTag>;
-        return hn::TableLookupLanes(VI{bytes}, by_channel).raw;
-      };
-      return Position{ordered(_mm512_min_epu8(_mm512_packus_epi16(low, high), largest)),
-                      ordered(_mm512_packs_epi16(within(0, low), within(2, high)))};
-    };
-    const float* y = sums.y + c * kLanes;
-    uint8_t* to = out + c * kLanes;
-    uint16_t* bits = passes + c;
-    for (int w = 0; w < sums.rows / 2; ++w) {
-      const Position first = at(y), second = at(y + sums.stride);
-      const __mmask64 second_wins = _mm512_cmpgt_epu8_mask(second.codes, first.codes);
-      const __m512i zero = _mm512_setzero_si512();
-      const uint64_t of_first = _mm512_mask_cmpgt_epi8_mask(~second_wins, first.within, zero);
-      const uint64_t of_second = _mm512_mask_cmpgt_epi8_mask(second_wins, second.within, zero);
-      _mm512_storeu_si512(to, _mm512_max_epu8(first.codes, second.codes));
-      hwy::CopyBytes<8>(&of_first, bits);
-      hwy::CopyBytes<8>(&of_second, bits + passes_stride);
-      y += 2 * sums.stride;
-      to += out_stride;
-      bits += 2 * passes_stride;
-    }
-  }
-  return c;
-}
-#else
-#define FMP_HAS_QUADS 0
-#endif
-
 template <bool kQuantized, typename T>
 HWY_INLINE void activate(const Sums& sums, const ChannelAffine& channel_affine,
                          const ActivationSpec& spec, T* out, ptrdiff_t out_stride, uint16_t* passes,
@@ -215,13 +145,7 @@ HWY_INLINE void activate(const Sums& sums, const ChannelAffine& channel_affine,
   with_pool(spec.pool, [&](auto constant) HWY_ATTR {
     constexpr int kPool = decltype(constant)::value;
     const int pool = kPool > 0 ? kPool : spec.pool;
-    int c = 0;
-#if FMP_HAS_QUADS
-    if constexpr (kQuantized && kPool == 2) {
-      c = quantize_quads(sums, channel_affine, spec, out, out_stride, passes, passes_stride);
-    }
-#endif
-    for (; c < sums.channels; ++c) {
+    for (int c = 0; c < sums.channels; ++c) {
       const Affine affine(channel_affine, c);
       for (int w = 0; w < sums.rows / pool; ++w) {
         HWY_UNROLL(16)
@@ -412,8 +336,6 @@ void fill_activation(Simd& table) {
   table.backward_apply = backward_apply;
   table.spread_gradient = spread_gradient;
 }
-
-#undef FMP_HAS_QUADS
 
 }  // namespace fmp::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -37,7 +37,7 @@ HWY_INLINE void sparse_block(const CodeWeights& w, int out, const uint8_t* HWY_R
   const int32_t* HWY_RESTRICT values = w.values[D::kWords - 1];
   for (int32_t i = w.row_begin[out]; i < w.row_begin[out + 1]; ++i) {
     const typename D::Weights weights = D::set(values + i * D::kWords);
-    const uint8_t* operand = opaque(x + w.offset[i]);
+    const uint8_t* operand = x + w.offset[i];
     HWY_UNROLL(16)
     for (int p = 0; p < PB; ++p) D::add(D::load(operand + p * kQuadRow), weights, sum[p]);
   }

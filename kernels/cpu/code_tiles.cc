@@ -7,55 +7,22 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/simd.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if FMP_HAS_TILES
 
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the undefined values in its own intrinsics for mistakes.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#define FMP_TILES __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-int8")))
-#define FMP_TILES_INLINE FMP_TILES __attribute__((always_inline)) inline
 
 namespace fmp::cpu {
 namespace {
 
+using namespace amx;
+
 constexpr int kPositionSums = kTileOutputs * kLanes;
 // Positions whose sums wait in memory: stores of tiles should be long past when they are read.
 constexpr int kWaiting = 16;
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};  // of a row
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-template <int kTile>
-FMP_TILES_INLINE void load(const void* rows, ptrdiff_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-FMP_TILES_INLINE void store(int32_t* rows) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
-               :
-               : "r"(rows), "r"(ptrdiff_t{kLanes * sizeof(int32_t)}), "i"(kTile)
-               : "memory");
-}
-template <int kTile>
-FMP_TILES_INLINE void zero() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
-}
-template <int kSum, int kSigned, int kUnsigned>
-FMP_TILES_INLINE void multiply_add() {
-  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kSigned), "i"(kUnsigned));
-}
 
 // Sums of a tile of outputs at `rows` positions to sums [rows][kTileOutputs][kLanes]. Registers: 0
 // to 3 sums of four positions, 4 weights, 6 and 7 codes.
@@ -110,8 +77,7 @@ template <typename Body>
 FMP_TILES_INLINE void for_each_output(const CodeWeights& w, int first, int outputs,
                                       const uint8_t* x, int rows, const Body& body) {
   alignas(64) int32_t sums[kWaiting * kPositionSums];
-  const TileConfig config;
-  asm volatile("ldtilecfg %0" : : "m"(config));
+  configure(kTileQuads);
   for (int o = 0; o < outputs; o += kTileOutputs) {
     for (int l = 0; l < rows; l += kWaiting) {
       const int some = std::min(kWaiting, rows - l);
@@ -121,7 +87,7 @@ FMP_TILES_INLINE void for_each_output(const CodeWeights& w, int first, int outpu
       }
     }
   }
-  asm volatile("tilerelease");
+  release();
 }
 
 // Linux saves the tiles of a process that asked for them, and of no other.

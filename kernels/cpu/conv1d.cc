@@ -199,7 +199,7 @@ HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t any_stride, 
     for (int v = 0; v < kVectors; ++v) sum[p][v] = hn::Zero(kFloats);
   }
   for (int32_t i = 0; i < entries; ++i) {
-    const float* operand = opaque(x + offset[i]);
+    const float* operand = x + offset[i];
     const V weight = hn::Set(kFloats, w[i]);
     HWY_UNROLL(16)
     for (int p = 0; p < PB; ++p) {

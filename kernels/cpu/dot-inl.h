@@ -147,6 +147,7 @@ template <typename F>
 HWY_INLINE void with_dot(DotProduct dot, bool two_channels, const F& f) {
   switch (dot) {
 #if FMP_DOT_HAS_VNNI
+    case DotProduct::kTiles:  // what is left to vectors
     case DotProduct::kVnni:
       return f(Vnni());
 #endif

@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/integer_simd.h"
 #include "kernels/cpu/packing.h"
+#include "kernels/cpu/quad_weights.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/weights.h"
 #include "kernels/cpu/winograd.h"
@@ -138,6 +139,8 @@ const char* name_of(DotProduct dot) {
       return "16-bit";
     case DotProduct::kPoints:
       return "winograd";
+    case DotProduct::kTiles:
+      return "amx";
     default:
       return "32-bit";
   }
@@ -210,6 +213,11 @@ IntegerLayer::IntegerLayer(const IntegerShape& shape, std::span<const int8_t> co
   dot = best_dot_product(narrow_fits_, points_fit());
   sparse = quad_density() < (dot == DotProduct::kPoints ? kSparseBelowPoints : kSparseBelow);
   if (sparse) dot = best_dot_product(narrow_fits_, false);
+  if (levels == 0 || !simd().has_tiles) return;
+  // Multiplying tiles takes less time than what follows, zeros or not.
+  pack_tiles(largest_sum);
+  dot = DotProduct::kTiles;
+  sparse = false;
 }
 
 // Leaves points_ empty where they cannot be used.
@@ -229,6 +237,54 @@ void IntegerLayer::pack_points(std::span<const int8_t> codes, int64_t largest_su
   cpu::pack_points(value, [&](const auto& at_point) {
     pack_pairs(out_quads() * kQuad, 1, in_quads_ * kQuad, at_point, points_);
   });
+}
+
+void IntegerLayer::pack_tiles(int64_t largest_sum) {
+  const int window = shape_.taps * in_quads_, outputs = out_quads() * kQuad;
+  const int tile_rows = std::min(window, kTileQuads);
+  for (int first = 0; first < outputs; first += kTileOutputs) {
+    for (int from = 0; from < window; from += kTileQuads) {
+      const size_t at = tiles_.size();
+      tiles_.resize(at + kTileBytes);
+      const int start = std::min(from, window - tile_rows);
+      for (int o = first; o < std::min(first + kTileOutputs, outputs); ++o) {
+        for (int quad = from; quad < std::min(from + kTileQuads, window); ++quad) {
+          const int32_t weights =
+              dense_[0][static_cast<size_t>((o / kQuad * window + quad) * kQuad + o % kQuad)];
+          int8_t* row = tiles_.data() + at + (o - first) * kTileQuads * kQuad;
+          std::memcpy(row + (quad - start) * kQuad, &weights, sizeof weights);
+        }
+      }
+    }
+  }
+  for (int o = 0; o < outputs; ++o) {
+    const size_t channel = static_cast<size_t>(o), levels = static_cast<size_t>(levels_);
+    const Requantizer& r = requantizers_[channel];
+    const CodeLine line = fit_code_line(
+        std::span(thresholds_).subspan(channel * (levels + 1), levels), r.base, r.top, largest_sum);
+    if (o % kQuad == 0) lines_.emplace_back();
+    QuadLines& quad = lines_.back();
+    const int j = o % kQuad, shift = 8 * byte_of_channel(j);
+    quad.multiplier[j] = line.multiplier;
+    quad.low[j] = line.low;
+    quad.high[j] = line.high;
+    quad.smallest |= static_cast<uint32_t>(line.smallest) << shift;
+    quad.largest |= static_cast<uint32_t>(line.largest) << shift;
+    quad.kind = std::max(quad.kind, line.kind);
+  }
+}
+
+TileLayerView IntegerLayer::tile_view() const {
+  TileLayerView v;
+  v.out_quads = out_quads();
+  v.window_quads = shape_.taps * in_quads_;
+  v.pool = shape_.pool;
+  v.row_bytes = static_cast<ptrdiff_t>(in_quads_) * kQuadRow;
+  v.weights = tiles_.data();
+  v.quads = lines_.data();
+  v.thresholds = thresholds_.data();
+  v.levels = levels_;
+  return v;
 }
 
 double IntegerLayer::quad_density() const {
@@ -257,6 +313,10 @@ IntegerLayerView IntegerLayer::view() const {
 }
 
 void IntegerLayer::hidden(const uint8_t* x, int rows, uint8_t* out) const {
+  if (dot == DotProduct::kTiles && tiles_fit() && !sparse) {
+    hidden_on_tiles(tile_view(), x, rows, out);
+    return;
+  }
   if (dot == DotProduct::kPoints && !sparse) {
     const int groups = rows / winograd::kOutputs, done = groups * winograd::kOutputs;
     hidden_at_points(x, groups, out);
@@ -299,10 +359,35 @@ void IntegerLayer::output(const uint8_t* x, int32_t* sums) const {
   simd().integer.output(view(), x, sums);
 }
 
+namespace {
+
+// Two channels, as radio frames have them: a quad of a frame in one step.
+void pack_pairs_of_channels(const int8_t* frames, int count, int length, int offset, uint8_t* out) {
+  static_assert(byte_of_channel(0) == 0 && byte_of_channel(1) == 2);
+  const uint32_t both = static_cast<uint32_t>(offset) * 0x00010001;
+  const uint32_t none = static_cast<uint32_t>(offset) * 0x01000100;
+  std::array<const int8_t*, kLanes> from{};
+  for (int lane = 0; lane < count; ++lane)
+    from[static_cast<size_t>(lane)] = frames + lane * length * 2;
+  for (int l = 0; l < length; ++l, out += kQuadRow) {
+    for (int lane = 0; lane < count; ++lane) {
+      const int8_t* at = from[static_cast<size_t>(lane)] + l * 2;
+      const uint32_t pair =
+          static_cast<uint8_t>(at[0]) | static_cast<uint32_t>(static_cast<uint8_t>(at[1])) << 16;
+      // Carries leave their byte and are masked out.
+      const uint32_t quad = ((pair + both) & 0x00ff00ff) | none;
+      std::memcpy(out + lane * kQuad, &quad, sizeof quad);
+    }
+  }
+}
+
+}  // namespace
+
 void pack_quads(const int8_t* frames, int count, int length, int channels, int offset,
                 uint8_t* out) {
   const ptrdiff_t row = static_cast<ptrdiff_t>(quads(channels)) * kQuadRow;
   std::memset(out, offset, static_cast<size_t>(length * row));
+  if (channels == 2) return pack_pairs_of_channels(frames, count, length, offset, out);
   for (int lane = 0; lane < count; ++lane) {
     uint8_t* to = out + lane * kQuad;
     for (int l = 0; l < length; ++l, to += row) {

@@ -17,12 +17,14 @@
 #include <vector>
 
 #include "kernels/aligned_buffer.h"
+#include "kernels/cpu/code_line.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/tile.h"
 
 namespace fmp::cpu {
 
 struct IntegerLayerView;
+struct TileLayerView;
 
 inline constexpr int kQuad = 4;  // channels that lie side by side
 inline int quads(int channels) { return (channels + kQuad - 1) / kQuad; }
@@ -72,6 +74,7 @@ enum class DotProduct : uint8_t {
   kVnni,    // 8-bit operands, 32-bit sums in one instruction (AVX-512 VNNI)
   kPoints,  // 16-bit operands at Winograd's points, half as many products: dense convolutions of
             // three taps only (see IntegerLayer::points_fit)
+  kTiles,  // 8-bit operands, 32-bit sums of 16 x 16 outputs in one instruction (AMX); hidden layers
 };
 const char* name_of(DotProduct dot);
 
@@ -105,11 +108,15 @@ class IntegerLayer {
   // Whether kPoints can be used: three taps of a convolution with many channels, a pool that
   // divides four, and sums that leave room for its denominator in 32 bits.
   bool points_fit() const { return !points_.empty(); }
+  // Whether kTiles can be used: a hidden layer, compiled where the processor has AMX and the system
+  // lets this process use it.
+  bool tiles_fit() const { return !tiles_.empty(); }
   // Share of the quads of weights that have a nonzero.
   double quad_density() const;
 
   // Whether to walk over nonzero quads, and how to multiply; set by the constructor to what is
-  // fastest as a rule. kNarrow only where narrow_fits(), kPoints only where points_fit().
+  // fastest as a rule. kNarrow, kPoints and kTiles only
+  // where they fit.
   bool sparse = false;
   DotProduct dot = DotProduct::kWide;
 
@@ -122,6 +129,8 @@ class IntegerLayer {
  private:
   IntegerLayerView view() const;
   void pack_points(std::span<const int8_t> codes, int64_t largest_sum);
+  void pack_tiles(int64_t largest_sum);
+  TileLayerView tile_view() const;
   void hidden_at_points(const uint8_t* x, int groups, uint8_t* out) const;
 
   IntegerShape shape_;
@@ -131,6 +140,8 @@ class IntegerLayer {
   std::vector<Requantizer> requantizers_;  // [out_quads * 4]
   std::vector<int32_t> thresholds_;        // [out_quads * 4][levels + 1]
   std::vector<int16_t> points_;            // weights at Winograd's points
+  std::vector<int8_t> tiles_;              // see TileLayerView
+  std::vector<QuadLines> lines_;           // [out_quads]
   // See IntegerLayerView.
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];
 };

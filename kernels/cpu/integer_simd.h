@@ -24,6 +24,19 @@ struct IntegerLayerView {
   int levels = 0;                             // a power of two less 1
 };
 
+// A layer for products of tiles.
+struct TileLayerView {
+  int out_quads = 0, window_quads = 0, pool = 1;
+  ptrdiff_t row_bytes = 0;  // from a window to the next
+  // [out_quads / 4][window_quads / kTileQuads][16 outputs][kTileQuads][4], each division rounded
+  // up; if the window has as many rows, its last tile is the last kTileQuads, with zeros for those
+  // that the tile before has as well.
+  const int8_t* weights = nullptr;
+  const QuadLines* quads = nullptr;     // [out_quads]
+  const int32_t* thresholds = nullptr;  // [out_quads * 4][levels + 1]
+  int levels = 0;                       // a power of two less 1
+};
+
 struct IntegerSimd {
   bool has_narrow, has_vnni;
   // See IntegerLayer.
@@ -39,5 +52,8 @@ struct IntegerSimd {
   void (*codes_of_points)(const IntegerLayerView& layer, const int32_t* sums,
                           ptrdiff_t group_stride, ptrdiff_t point_stride, int groups, uint8_t* out);
 };
+
+// IntegerLayer::hidden where Simd::has_tiles.
+void hidden_on_tiles(const TileLayerView& layer, const uint8_t* x, int rows, uint8_t* out);
 
 }  // namespace fmp::cpu

@@ -23,14 +23,6 @@ using V = hn::Vec<FloatTag>;
 constexpr int kWidth = static_cast<int>(hn::MaxLanes(kFloats));  // lanes of a vector
 constexpr int kVectors = kLanes / kWidth;                        // vectors of a row element
 
-// A pointer of which the compiler knows nothing. GCC would rather keep the sum of `base` and each
-// constant in a register, and spill most of them, than add the constant in the instruction.
-template <typename T>
-HWY_INLINE T* opaque(T* base) {
-  asm("" : "+r"(base));
-  return base;
-}
-
 using QuadTag = hn::FixedTag<float, 4>;
 
 // Adds halves until four lanes are left.
