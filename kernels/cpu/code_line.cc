@@ -75,11 +75,13 @@ bool above(std::span<const int32_t> steps, int first, float multiplier, float of
 template <typename Right>
 float nearest(double offset, float direction, const Right& right) {
   constexpr float kUnit = 0x1p-17F;
+  constexpr int kDoublings = 17;  // less than the distance between two codes
   if (!std::isfinite(offset)) return std::numeric_limits<float>::infinity();
   const float start = static_cast<float>(offset);
   if (right(start)) return start;
-  for (float step = kUnit; step < 1; step *= 2) {
-    if (right(start + direction * step)) return start + direction * step;
+  for (int doublings = 0; doublings < kDoublings; ++doublings) {
+    const float moved = start + direction * std::ldexp(kUnit, doublings);
+    if (right(moved)) return moved;
   }
   return std::numeric_limits<float>::infinity();
 }
