@@ -309,8 +309,10 @@ TEST_F(CudaEngineTest, MemoryDoesNotCrossFromTheKernelsToTheCopies) {
 // What a library refuses is no candidate, and a run goes on without it.
 TEST_F(CudaEngineTest, ARefusalOfALibraryIsNoCandidate) {
   struct Refusing {
+    // NOLINTBEGIN(concurrency-mt-unsafe): one thread
     Refusing() { setenv("SIMT_REFUSE", "cusparseSpMM,cublasGemmStridedBatchedEx", 1); }
     ~Refusing() { unsetenv("SIMT_REFUSE"); }
+    // NOLINTEND(concurrency-mt-unsafe)
   } refusing;
   TrainerOptions options = trainer_options();
   options.sparse_threshold.reset();

@@ -426,7 +426,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
 namespace simt {
 
 bool is_to_be_refused(const std::string& call) {
-  const char* calls = std::getenv("SIMT_REFUSE");
+  const char* calls = std::getenv("SIMT_REFUSE");  // NOLINT(concurrency-mt-unsafe): one thread
   return calls != nullptr &&
          ("," + std::string(calls) + ",").find("," + call + ",") != std::string::npos;
 }
