@@ -44,16 +44,20 @@ Console::Console(std::FILE* out) : out_(out), terminal_(::isatty(::fileno(out)) 
 
 Console::~Console() { clear_progress(); }
 
+void Console::put(std::string_view text) noexcept {
+  // The stream remembers that it failed.
+  (void)std::fwrite(text.data(), 1, text.size(), out_);
+  (void)std::fflush(out_);
+}
+
 void Console::line(std::string_view text) {
   clear_progress();
-  fmt::print(out_, "{}\n", text);
-  std::fflush(out_);
+  put(std::string(text) + '\n');
 }
 
 void Console::clear_progress() {
   if (!bar_shown_) return;
-  fmt::print(out_, "\r\033[K");
-  std::fflush(out_);
+  put("\r\033[K");
   bar_shown_ = false;
 }
 
@@ -75,14 +79,13 @@ void Console::progress(std::string_view prefix, int64_t done, int64_t total,
   std::string text = fmt::format("{} {} {:3.0f} %  {}  ETA {}", prefix, bar(share),
                                  std::floor(100 * share), suffix, eta);
   if (!terminal_) {
-    fmt::print(out_, "{}\n", text);
+    put(text + '\n');
   } else {
     const auto width = static_cast<size_t>(std::max(columns(out_) - 1, 1));
     if (text.size() > width) text.resize(width);
-    fmt::print(out_, "\r{}\033[K", text);
+    put(fmt::format("\r{}\033[K", text));
     bar_shown_ = true;
   }
-  std::fflush(out_);
 }
 
 void Console::round_header() {

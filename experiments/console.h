@@ -13,7 +13,8 @@
 
 namespace fmp {
 
-// What a run shows. On a terminal a progress bar that is drawn over and over in the last line; in a
+// What a run shows. A stream that cannot be written to does not end a run: run_main() tells of it
+// when all is done. On a terminal a progress bar that is drawn over and over in the last line; in a
 // file or pipe plain lines: one per epoch, and a sign of life now and then.
 class Console {
  public:
@@ -41,6 +42,8 @@ class Console {
 
  private:
   using Clock = std::chrono::steady_clock;
+
+  void put(std::string_view text) noexcept;
 
   std::FILE* out_;
   bool terminal_;

@@ -28,6 +28,7 @@ LoadedData open_file(const Options& options, const LoadProgress& progress) {
   data.storage =
       fmt::format("{}, {:.0f} MB", dataset->streamed() ? "in a temporary file" : "in memory",
                   static_cast<double>(dataset->stored_bytes()) / 1e6);
+  data.warnings = dataset->warnings();
   data.dataset = std::move(dataset);
   return data;
 }

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "experiments/options.h"
 #include "framework/data/dataset.h"
@@ -17,7 +18,8 @@ namespace fmp {
 struct LoadedData {
   std::unique_ptr<Dataset> dataset;
   Split split;
-  std::string storage;  // where the frames are, to be shown: "in memory, 123 MB"
+  std::string storage;                // where the frames are, to be shown: "in memory, 123 MB"
+  std::vector<std::string> warnings;  // of what the frames are like, a line each
   // Called before each epoch with its number. Empty for data that stays what it is.
   std::function<void(uint64_t epoch)> begin_epoch;
 };

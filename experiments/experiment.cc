@@ -44,7 +44,9 @@ const char* to_string(Layer::Kind kind) {
 Network initial_network(const Options& options, const Dataset& data) {
   const auto classes = static_cast<int>(data.class_names().size());
   if (options.init.empty()) {
-    return {network_config(options, data.length(), classes), options.seed};
+    Network network(network_config(options, data.length(), classes), options.seed);
+    network.class_names = data.class_names();
+    return network;
   }
   Network network = onnx::import_for_training(options.init);
   const NetworkConfig& config = network.config();
@@ -57,6 +59,7 @@ Network initial_network(const Options& options, const Dataset& data) {
         options.init, config.input_channels, config.length, config.classes, options.data, kChannels,
         data.length(), classes);
   }
+  network.class_names = data.class_names();
   return network;
 }
 

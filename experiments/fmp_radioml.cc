@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -28,14 +29,11 @@
 #include "experiments/synth_source.h"
 #include "framework/error.h"
 #include "framework/network/cost.h"
+#include "framework/program.h"
 #include "framework/training/engine_choice.h"
 
 namespace fmp {
 namespace {
-
-constexpr int kExitFailure = 1;
-constexpr int kExitUsage = 2;
-constexpr int kExitInterrupted = 130;  // as a shell reports SIGINT
 
 // One invocation of a run, which may be the continuation of earlier ones.
 class Run {
@@ -44,6 +42,7 @@ class Run {
       : options_(options), engine_(std::move(engine)), directory_(std::move(directory)) {}
 
   int execute();
+  void discard_if_unused() { directory_.discard_if_unused(); }
 
  private:
   LoadedData load();
@@ -79,7 +78,11 @@ int Run::execute() {
   for (const RoundRecord& round : state_.rounds) console_.round(round);
   controller.run(state_);
   finish(experiment);
-  return state_.last_accepted() != nullptr ? 0 : kExitFailure;
+  // A stop at --time-limit is what was asked for; --resume goes on.
+  if (state_.last_accepted() == nullptr && state_.finished()) {
+    fail("the baseline did not meet the criterion: {}", state_.rounds.front().message);
+  }
+  return kExitSuccess;
 }
 
 LoadedData Run::load() {
@@ -88,6 +91,7 @@ LoadedData Run::load() {
                       fmt::format("{} of {} frames", format_count(done), format_count(total)));
   });
   console_.clear_progress();
+  for (const std::string& warning : data.warnings) warn(warning);
   return data;
 }
 
@@ -240,12 +244,17 @@ int run(const std::vector<std::string>& arguments) {
   std::optional<Options> options = parse_options(arguments);
   if (!options) return 0;
   for (const std::string& method : options->p_methods) make_pruning_method(method);  // or throws
-  std::unique_ptr<Engine> engine = engine_for(*options);
+  std::unique_ptr<Engine> engine = engine_for(*options);  // or throws, before anything is made
+  Run run(*options, std::move(engine), open_directory(*options));
   try {
-    return Run(*options, std::move(engine), open_directory(*options)).execute();
+    return run.execute();
   } catch (const InterruptedError&) {
-    fmt::print(stderr, "interrupted; continue with: fmp_radioml --resume {}\n", options->out);
+    write_to_stderr(fmt::format("interrupted; continue with: fmp_radioml --resume {}\n",
+                                one_line(options->out)));
     return kExitInterrupted;
+  } catch (...) {
+    run.discard_if_unused();
+    throw;
   }
 }
 
@@ -253,15 +262,11 @@ int run(const std::vector<std::string>& arguments) {
 }  // namespace fmp
 
 int main(int argc, char** argv) {
-  try {
-    return fmp::run({argv + 1, argv + argc});
-  } catch (const fmp::UsageError& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return fmp::kExitUsage;
-  } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "error: out of memory; a smaller --batch or --memory-limit needs less\n");
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-  }
-  return fmp::kExitFailure;
+  // A run that nobody watches any more goes on.
+  std::signal(SIGPIPE, SIG_IGN);
+  return fmp::run_main(
+      [&] {
+        return fmp::run({argv + 1, argv + argc});
+      },
+      "a smaller --batch or --memory-limit needs less");
 }

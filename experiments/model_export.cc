@@ -2,9 +2,13 @@
 #include "experiments/model_export.h"
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <string>
 #include <system_error>
 #include <vector>
 
+#include "framework/atomic_file.h"
 #include "framework/error.h"
 #include "framework/onnx/export.h"
 #include "framework/onnx/import.h"
@@ -27,12 +31,28 @@ std::vector<int64_t> predictions(const Network& network, const FrameBatch& batch
   return result;
 }
 
+// Removes a file in the end, whatever happens.
+class Removed {
+ public:
+  explicit Removed(const std::filesystem::path& path) : path_(path) {}
+  ~Removed() {
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+  }
+  Removed(const Removed&) = delete;
+  Removed& operator=(const Removed&) = delete;
+
+ private:
+  const std::filesystem::path& path_;
+};
+
 }  // namespace
 
 void write_verified_model(const Network& network, const std::filesystem::path& file,
                           const Dataset& data, std::span<const int64_t> frames, int threads) {
   std::filesystem::path unverified = file;
   unverified += ".unverified";
+  const Removed removed(unverified);
   onnx::export_network(network, unverified);
   FrameBatch batch;
   data.read(frames, batch);
@@ -40,9 +60,11 @@ void write_verified_model(const Network& network, const std::filesystem::path& f
   if (predictions(network, batch, threads) != predictions(back, batch, threads)) {
     fail("{}: read back, it classifies frames differently", unverified.string());
   }
-  std::error_code error;
-  std::filesystem::rename(unverified, file, error);
-  if (error) fail("{}: cannot be renamed: {}", unverified.string(), error.message());
+  // Its own bytes once more, since `file` may be a link or something else that is not replaced.
+  std::ifstream in(unverified, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(in), {}};
+  if (in.bad()) fail("{}: cannot be read back", unverified.string());
+  write_file_atomically(file, bytes);
 }
 
 }  // namespace fmp

@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "experiments/run_file.h"
+#include "framework/command_line.h"
 #include "framework/error.h"
 #include "framework/network/pruning.h"
 #include "framework/onnx/import.h"
@@ -126,6 +127,7 @@ class FlagGroup {
         ->delimiter(',')
         ->expected(1, kMaximumList)
         ->take_all()
+        ->transform(trimmed)
         ->type_name(type)
         ->group(name_);
   }
@@ -224,9 +226,10 @@ void add_machine_flags(CLI::App& app, Options& o) {
   group.text("--sparse-threshold", "D",
              "Density below which layers run sparse, or auto = by timing [auto]",
              [&o](const std::string& text) { o.sparse_threshold = parse_threshold(text); });
-  group.text("--time-limit", "TIME",
-             "Stop after the epoch that reaches it, e.g. 90s, 15m, 2h; 0 = none [0]",
-             [&o](const std::string& text) { o.time_limit = parse_seconds(text); });
+  group.text(
+      "--time-limit", "TIME",
+      "Stop after the epoch that reaches it, e.g. 90s, 15m, 2h, with exit code 0; 0 = none [0]",
+      [&o](const std::string& text) { o.time_limit = parse_seconds(text); });
 }
 
 void add_output_flags(CLI::App& app, Options& o) {
@@ -261,18 +264,9 @@ void declare(CLI::App& app, Options& options) {
   app.footer(footer());
 }
 
-// Runs CLI11 over `arguments`; its complaints become UsageErrors. False after --help, --version.
+// False after --help, --version.
 bool run_parser(CLI::App& app, std::span<const std::string> arguments) {
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // as CLI11 wants it
-  try {
-    app.parse(std::move(reversed));
-  } catch (const CLI::Success& success) {  // help or version
-    app.exit(success);
-    return false;
-  } catch (const CLI::ParseError& error) {
-    throw UsageError(error.what());
-  }
-  return true;
+  return parse_command_line(app, {arguments.begin(), arguments.end()});
 }
 
 // "--name=value" or "--name" -> "name".

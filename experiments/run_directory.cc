@@ -38,7 +38,10 @@ RunDirectory::RunDirectory(const fs::path& path) : path_(path) {
 }
 
 RunDirectory::RunDirectory(RunDirectory&& other) noexcept
-    : path_(std::move(other.path_)), lock_(std::exchange(other.lock_, -1)) {}
+    : path_(std::move(other.path_)),
+      lock_(std::exchange(other.lock_, -1)),
+      new_(other.new_),
+      made_(std::move(other.made_)) {}
 
 RunDirectory::~RunDirectory() {
   if (lock_ >= 0) ::close(lock_);  // which also releases the lock
@@ -46,14 +49,27 @@ RunDirectory::~RunDirectory() {
 
 RunDirectory RunDirectory::create(const fs::path& path, const std::vector<std::string>& arguments) {
   std::error_code error;
+  std::vector<fs::path> made;  // the innermost first
+  for (fs::path missing = fs::absolute(path).lexically_normal();
+       !missing.empty() && !fs::exists(missing, error); missing = missing.parent_path())
+    made.push_back(missing);
   fs::create_directories(path, error);
   if (error) fail("cannot make the directory '{}': {}", path.string(), error.message());
   RunDirectory directory(path);
+  directory.made_ = std::move(made);
   if (fs::exists(path / kCheckpointFile))
     fail("'{}' already holds a run: continue it with --resume {}, or name another --out",
          path.string(), path.string());
   write_run_file(path, arguments);
+  directory.new_ = true;
   return directory;
+}
+
+void RunDirectory::discard_if_unused() {
+  std::error_code ignored;
+  if (!new_ || fs::exists(path_ / kCheckpointFile, ignored)) return;
+  for (const char* name : {kRunFile, kLockFile}) fs::remove(path_ / name, ignored);
+  for (const fs::path& folder : made_) fs::remove(folder, ignored);  // only if it is empty
 }
 
 RunDirectory RunDirectory::open(const fs::path& path) {

@@ -36,6 +36,9 @@ class RunDirectory {
 
   const std::filesystem::path& path() const { return path_; }
 
+  // Takes a new run back that failed before anything was worth keeping: what create() made goes.
+  void discard_if_unused();
+
   // Empty when the run was interrupted before its first epoch ended.
   std::optional<Checkpoint> load_checkpoint() const;
   void save_checkpoint(const Checkpoint& checkpoint) const;
@@ -48,7 +51,9 @@ class RunDirectory {
   explicit RunDirectory(const std::filesystem::path& path);
 
   std::filesystem::path path_;
-  int lock_ = -1;  // file descriptor of the locked file
+  int lock_ = -1;                            // file descriptor of the locked file
+  bool new_ = false;                         // made by create()
+  std::vector<std::filesystem::path> made_;  // directories that were not there, innermost first
 };
 
 }  // namespace fmp

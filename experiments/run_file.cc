@@ -8,6 +8,7 @@
 
 #include "framework/atomic_file.h"
 #include "framework/error.h"
+#include "framework/json.h"
 
 namespace fmp {
 namespace {
@@ -45,7 +46,7 @@ std::vector<std::string> stored_arguments(const fs::path& directory) {
     fail("'{}' holds no run to resume ({} is missing): start one with --data and --out",
          directory.string(), kRunFile);
   try {
-    const nlohmann::json json = nlohmann::json::parse(read_small_file(file));
+    const nlohmann::json json = parse_json(read_small_file(file), file.string());
     if (const int schema = json.at("schema"); schema != kSchema)
       fail("'{}': expected schema {}, found {}", file.string(), kSchema, schema);
     return json.at("arguments").get<std::vector<std::string>>();

@@ -3,9 +3,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -179,8 +181,17 @@ TEST_F(CheckpointTest, ReplacesTheOldFileAndLeavesNoTemporary) {
 
 TEST_F(CheckpointTest, AFailedWriteLeavesTheOldFile) {
   save_checkpoint(path(), {.networks = {}, .state = 1});
-  fs::create_directory(path("a.ckpt.tmp"));  // the temporary cannot be created
-  EXPECT_THROW(save_checkpoint(path(), {.networks = {}, .state = 2}), Error);
+  // Longer than files may be from now on.
+  const auto before = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const rlimit small{1 << 12, limit.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  EXPECT_THROW(save_checkpoint(path(), {.networks = {}, .state = std::string(1 << 14, 'x')}),
+               Error);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  std::signal(SIGXFSZ, before);
+  EXPECT_EQ(std::distance(fs::directory_iterator(directory_), fs::directory_iterator()), 1);
   EXPECT_EQ(load_checkpoint(path()).state, 1);
 }
 

@@ -329,6 +329,94 @@ TEST(RadioMlTest, SnrMayBeAVectorOrAColumn) {
   expect_rows(*open_radioml(options_for(folder / "a.h5")), contents, all_rows(contents), 8);
 }
 
+TEST(RadioMlTest, FramesMayLieInOtherWays) {
+  const Folder folder;
+  const Contents contents = make_contents(2, 3, 4, 6);
+  for (const std::vector<hsize_t>& shape : std::vector<std::vector<hsize_t>>{
+           {24, 2, 6}, {24, 1, 2, 6}, {24, 2, 6, 1}, {24, 1, 6, 2}, {24, 6, 1, 2}}) {
+    Contents other = contents;
+    other.x_shape = shape;
+    if (std::ranges::find(shape, 6U) > std::ranges::find(shape, 2U)) {  // I before Q
+      for (size_t i = 0; i < other.x.size(); ++i) {
+        const size_t frame = i / 12 * 12, l = i % 12 / 2;
+        other.x[frame + i % 2 * 6 + l] = contents.x[i];
+      }
+    }
+    other.write(folder / "a.h5");
+    const auto data = open_radioml(options_for(folder / "a.h5"));
+    EXPECT_EQ(data->length(), 6);
+    expect_rows(*data, contents, all_rows(contents), 8);
+  }
+}
+
+TEST(RadioMlTest, WarnsOfAnotherLevel) {
+  const Folder folder;
+  Contents contents = make_contents(2, 3, 4, 64);  // even in [-3, 3): a deviation of sqrt(6)
+  const auto warnings = [&](const Contents& c) {
+    c.write(folder / "a.h5");
+    return open_radioml(options_for(folder / "a.h5"))->warnings();
+  };
+  const auto scaled = [&](double factor) {
+    Contents c = contents;
+    for (double& value : c.x) value *= factor;
+    return c;
+  };
+  EXPECT_TRUE(warnings(scaled(1 / std::sqrt(6.0))).empty());
+  const auto expected = [](const Contents& c) {
+    double i = 0, q = 0, power = 0, zeros = 0, limits = 0;
+    for (size_t n = 0; n < c.x.size(); ++n) {
+      (n % 2 == 0 ? i : q) += c.x[n];
+      power += c.x[n] * c.x[n];
+      const int8_t code = expected_code(c.x[n], 8);
+      zeros += code == 0 ? 1 : 0;
+      limits += code == 127 || code == -128 ? 1 : 0;
+    }
+    const auto values = static_cast<double>(c.x.size());
+    const double samples = values / 2;
+    return fmt::format(
+        "a deviation of {:.3g}, networks are made for 1; of the 8-bit input codes {:.1f} % are 0 "
+        "and {:.1f} % at the limits",
+        std::sqrt(power / samples - (i * i + q * q) / samples / samples), 100 * zeros / values,
+        100 * limits / values);
+  };
+  std::vector<std::string> lines = warnings(scaled(1e-4));
+  ASSERT_EQ(lines.size(), 1U);
+  EXPECT_NE(lines[0].find(expected(scaled(1e-4))), std::string::npos) << lines[0];
+  EXPECT_NE(lines[0].find(" 100.0 % are 0"), std::string::npos) << lines[0];
+  lines = warnings(contents);  // a third of the values is beyond the limits
+  ASSERT_EQ(lines.size(), 1U);
+  EXPECT_NE(lines[0].find(expected(contents)), std::string::npos) << lines[0];
+
+  Contents silent = scaled(1 / std::sqrt(6.0));
+  std::fill_n(silent.x.begin(), 2 * 128, 0);
+  lines = warnings(silent);
+  ASSERT_EQ(lines.size(), 1U);
+  EXPECT_NE(lines[0].find("2 of 24 frames hold nothing but zeros"), std::string::npos) << lines[0];
+
+  Contents clipped = contents;  // whole numbers within -1 .. 1, of 2 bits, would be -2 .. 1
+  for (double& value : clipped.x) value = value > 1 ? 127 : value < -2 ? -128 : 0;
+  clipped.x_storage.type = H5T_STD_I8LE;
+  lines = warnings(clipped);
+  ASSERT_EQ(lines.size(), 2U);
+  EXPECT_NE(lines[1].find("of the stored integers are at the limits of their type"),
+            std::string::npos)
+      << lines[1];
+}
+
+TEST(RadioMlTest, ClassesOfAFileAreMatchedByName) {
+  const Folder folder;
+  make_contents(24, 1, 1, 2).write(folder / "radioml.h5");
+  make_contents(3, 1, 1, 2).write(folder / "other.h5");
+  ClassMatch match = match_classes(folder / "radioml.h5", {"fm", "BPSK", "ook"});
+  EXPECT_EQ(match.classes, (std::vector<std::string>{"OOK", "BPSK", "FM"}));
+  EXPECT_EQ(match.network_class, (std::vector<uint8_t>{2, 1, 0}));
+  match = match_classes(folder / "other.h5", {"FM", "BPSK", "OOK"});  // as many: in their order
+  EXPECT_TRUE(match.classes.empty());
+  EXPECT_EQ(match.network_class, (std::vector<uint8_t>{0, 1, 2}));
+  EXPECT_THROW(match_classes(folder / "radioml.h5", {"FM", "BPSK", "5PSK"}), Error);
+  EXPECT_THROW(match_classes(folder / "other.h5", {"FM", "BPSK"}), Error);
+}
+
 TEST(RadioMlTest, NamesTheClasses) {
   const Folder folder;
   make_contents(24, 1, 1, 2).write(folder / "radioml.h5");
@@ -541,16 +629,18 @@ const BadFile kBadFiles[] = {
     {"NoX", [](Contents& c) { c.x_shape.clear(); }, "data set X is missing"},
     {"NoY", [](Contents& c) { c.y_shape.clear(); }, "data set Y is missing"},
     {"NoZ", [](Contents& c) { c.z_shape.clear(); }, "data set Z is missing"},
-    {"XTransposed",
+    {"XOfThree",
      [](Contents& c) {
-       c.x_shape = {30, 2, 8};
+       c.x_shape = {20, 8, 3};
      },
-     "data set X is 30 x 2 x 8, expected frames x length x 2 (length 1 to 1048576)"},
+     "data set X is 20 x 8 x 3, expected frames x length x 2 or frames x 2 x length (length 1 to "
+     "1048576)"},
     {"XFlat",
      [](Contents& c) {
        c.x_shape = {30, 16};
      },
-     "data set X is 30 x 16, expected frames x length x 2 (length 1 to 1048576)"},
+     "data set X is 30 x 16, expected frames x length x 2 or frames x 2 x length (length 1 to "
+     "1048576)"},
     {"XEmpty",
      [](Contents& c) {
        c.x_shape[0] = 0;

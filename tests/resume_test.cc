@@ -162,6 +162,54 @@ TEST_F(ResumeTest, StopsAtTheTimeLimitAndGoesOn) {
   expect_same_results(root_ / "reference", root_ / "limited");
 }
 
+// Layers with eight channels or more have dense kernels that sum in an order of their own: neither
+// a threshold nor one that is changed on the way may choose between them and others.
+TEST_F(ResumeTest, AnotherSparseThresholdGivesTheSameBits) {
+  const auto with = [](const std::string& out, const std::string& threshold) {
+    Arguments arguments = flags(out, 2);
+    std::erase_if(arguments, [](const std::string& flag) {
+      return flag.starts_with("--filters") || flag.starts_with("--epochs") ||
+             flag.starts_with("--p-threshold") || flag.starts_with("--p-methods");
+    });
+    for (const char* flag : {"--filters=16,16", "--epochs=2", "--p-threshold=0.35"})
+      arguments.emplace_back(flag);
+    arguments.push_back("--sparse-threshold=" + threshold);
+    return arguments;
+  };
+  ASSERT_EQ(run(with("dense", "0"), "dense"), 0) << log("dense");
+  ASSERT_EQ(run(with("sparse", "1"), "sparse"), 0) << log("sparse");
+  expect_same_results(root_ / "dense", root_ / "sparse");
+  Arguments arguments = with("changed", "0");
+  arguments.emplace_back("--time-limit=0.001");
+  ASSERT_EQ(run(arguments, "changed"), 0) << log("changed");
+  for (const char* threshold : {"1", "auto"}) {
+    arguments = resume("changed");
+    arguments.push_back(std::string("--sparse-threshold=") + threshold);
+    arguments.push_back(threshold == std::string("1") ? "--time-limit=0.001" : "--time-limit=0");
+    ASSERT_EQ(run(arguments, "changed"), 0) << log("changed");
+  }
+  expect_same_results(root_ / "dense", root_ / "changed");
+}
+
+// A rate that makes weights infinite ends the round, not the program, and leaves nothing behind.
+TEST_F(ResumeTest, DivergenceIsReportedAndCanBeResumed) {
+  Arguments arguments = flags("diverged", 2);
+  std::erase(arguments, "--lr=0.01");
+  arguments.emplace_back("--lr=1e38");
+  EXPECT_EQ(run(arguments, "diverged"), 1);
+  EXPECT_NE(log("diverged")
+                .find("error: the baseline did not meet the criterion: epoch 1: training "
+                      "diverged"),
+            std::string::npos)
+      << log("diverged");
+  const nlohmann::json summary = nlohmann::json::parse(read(root_ / "diverged" / "summary.json"));
+  EXPECT_EQ(summary.at("status"), "baseline_failed");
+  EXPECT_TRUE(fs::exists(root_ / "diverged" / "report.html"));
+  EXPECT_FALSE(fs::exists(root_ / "diverged" / "model.onnx.unverified"));
+  EXPECT_EQ(run(resume("diverged"), "diverged"), 1) << "and says the same again";
+  EXPECT_NE(log("diverged").find("training diverged"), std::string::npos);
+}
+
 TEST_F(ResumeTest, AnInterruptSaysHowToGoOn) {
   Process process = start(flags("interrupted", 2), "interrupted");
   while (!fs::exists(root_ / "interrupted" / "checkpoint.fmp") &&
@@ -234,6 +282,11 @@ TEST_F(ResumeTest, MissingDataExitsWith1AndLeavesTheDirectoryUsable) {
   arguments[0] = "--data=/no/such/file.h5";
   EXPECT_EQ(run(arguments, "missing"), 1);
   EXPECT_NE(log("missing").find("error: "), std::string::npos);
+  EXPECT_FALSE(fs::exists(root_ / "missing")) << "what was made for it is gone";
+  arguments = flags("deep/missing", 1);
+  arguments.emplace_back("--classes=BPSK, no such");
+  EXPECT_EQ(run(arguments, "missing"), 2);
+  EXPECT_FALSE(fs::exists(root_ / "deep"));
   EXPECT_EQ(run(flags("missing", 1), "missing"), 0) << log("missing");
 }
 

@@ -13,17 +13,19 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "framework/command_line.h"
 #include "framework/data/radioml.h"
 #include "framework/data/sample_stream.h"
+#include "framework/data/sigmf.h"
 #include "framework/data/split.h"
 #include "framework/error.h"
 #include "framework/inference/integer_network.h"
 #include "framework/inference/model_file.h"
 #include "framework/random.h"
 #include "kernels/cpu/ops.h"
-#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -36,6 +38,7 @@ struct ClassifyOptions {
   std::string target = cpu::target_name();
   int stretch = 256, batch = 64, threads = 0;
   std::optional<int> snr_min;
+  std::vector<std::string> classes;
   bool json = false, benchmark = false;
 };
 
@@ -48,12 +51,13 @@ std::optional<ClassifyOptions> parse(int argc, char** argv) {
   app.add_option("--data", o.data, "HDF5 file with X, Y, Z; samples; or - for standard input")
       ->type_name("FILE");
   app.add_option("--format", o.format,
-                 "of the data; without it, hdf5 for .h5 and .hdf5, sigmf for .sigmf-meta and "
-                 ".sigmf-data")
-      ->check(CLI::IsMember({"hdf5", "cf32", "ci16", "ci8", "sigmf"}));
+                 fmt::format("of the data: hdf5, sigmf, or that of samples: {}; without it, hdf5 "
+                             "for .h5 and .hdf5, sigmf for .sigmf-meta, .sigmf-data and .sigmf",
+                             kSampleFormats))
+      ->type_name("NAME");
   app.add_option("--normalize", o.normalize,
                  "samples are divided by the standard deviation of a long stretch (as RadioML's), "
-                 "of each frame, or not at all (none: integers / 2^15 or 2^7)")
+                 "of each frame, or not at all (none: integers to [-1, 1))")
       ->check(CLI::IsMember({"stretch", "frame", "none"}))
       ->capture_default_str();
   app.add_option("--stretch", o.stretch, "frames of that stretch")
@@ -65,6 +69,12 @@ std::optional<ClassifyOptions> parse(int argc, char** argv) {
   app.add_option("--split", o.split, "frames of an HDF5 file: all, or the published test frames")
       ->check(CLI::IsMember({"all", "test"}))
       ->capture_default_str();
+  app.add_option("--classes", o.classes,
+                 "what the network's classes are called, in the order of its outputs, separated by "
+                 "commas; of an HDF5 file, frames of these classes alone [as the model says]")
+      ->delimiter(',')
+      ->transform([](const std::string& name) { return trimmed(name); })
+      ->type_name("NAME,..");
   app.add_option("--snr-min", o.snr_min, "frames of an HDF5 file with at least this SNR, dB");
   app.add_option("--threads", o.threads, "threads; 0 = all cores")
       ->check(CLI::Range(0, 1024))
@@ -81,18 +91,31 @@ std::optional<ClassifyOptions> parse(int argc, char** argv) {
 }
 
 std::string format_of(const ClassifyOptions& o) {
-  if (!o.format.empty()) return o.format;
+  if (!o.format.empty()) {
+    if (o.format != "hdf5" && o.format != "sigmf" && !find_sample_format(o.format)) {
+      throw UsageError(fmt::format("--format: expected hdf5, sigmf, or one of {}; found '{}'",
+                                   kSampleFormats, o.format));
+    }
+    return o.format;
+  }
   const std::string extension = std::filesystem::path(o.data).extension().string();
   if (extension == ".h5" || extension == ".hdf5") return "hdf5";
-  if (extension == ".sigmf-meta" || extension == ".sigmf-data") return "sigmf";
-  throw UsageError("--format: needed for " + o.data + " (hdf5, cf32, ci16, ci8 or sigmf)");
+  if (extension == ".sigmf-meta" || extension == ".sigmf-data" || extension == ".sigmf") {
+    return "sigmf";
+  }
+  throw UsageError(
+      fmt::format("--format: needed for {} (hdf5, sigmf, or {})", o.data, kSampleFormats));
 }
 
-std::vector<std::string> class_names(int classes) {
-  if (static_cast<size_t>(classes) == radioml_class_names().size()) return radioml_class_names();
-  std::vector<std::string> names;
-  for (int c = 0; c < classes; ++c) names.push_back(fmt::format("class{}", c));
-  return names;
+// What the classes of the model are called: --classes, else what its file says, else RadioML's.
+std::vector<std::string> class_names(const ClassifyOptions& o, const Network& network) {
+  const auto classes = static_cast<size_t>(network.config().classes);
+  if (!o.classes.empty() && o.classes.size() != classes) {
+    throw UsageError(fmt::format("--classes: {} names, {} tells {} classes apart", o.classes.size(),
+                                 o.model, classes));
+  }
+  if (!o.classes.empty()) return o.classes;
+  return network.class_names.empty() ? default_class_names(classes) : network.class_names;
 }
 
 double seconds_since(Clock::time_point start) {
@@ -113,10 +136,13 @@ struct Accuracy {
   double seconds = 0;                           // of classification alone
 };
 
-std::unique_ptr<RadioMlDataset> open(const ClassifyOptions& o, const IntegerNetwork& network) {
+// The frames of the network's classes; network_class[label] is the network's class of a label.
+std::unique_ptr<RadioMlDataset> open(const ClassifyOptions& o, const IntegerNetwork& network,
+                                     const ClassMatch& match) {
   const NetworkConfig& config = network.config();
   RadioMlOptions options;
   options.path = o.data;
+  options.classes = match.classes;
   options.snr_min = o.snr_min;
   options.input_bits = network.has_standard_input() ? config.input_bits : kFloatBits;
   options.threads = o.threads;
@@ -125,15 +151,12 @@ std::unique_ptr<RadioMlDataset> open(const ClassifyOptions& o, const IntegerNetw
     fail("{}: frames of {} samples of 2 values, the network takes {} of {}", o.data, data->length(),
          config.length, config.input_channels);
   }
-  if (data->class_names().size() != static_cast<size_t>(config.classes)) {
-    fail("{}: {} classes, the network tells {} apart", o.data, data->class_names().size(),
-         config.classes);
-  }
+  for (const std::string& warning : data->warnings()) warn(warning);
   return data;
 }
 
 Accuracy measure(const ClassifyOptions& o, const IntegerNetwork& network, const Dataset& data,
-                 std::vector<int64_t> frames) {
+                 const ClassMatch& match, std::vector<int64_t> frames) {
   constexpr int kBatch = 1024;
   const size_t classes = static_cast<size_t>(network.config().classes);
   Accuracy result;
@@ -152,12 +175,13 @@ Accuracy measure(const ClassifyOptions& o, const IntegerNetwork& network, const 
     network.run(codes.empty() ? batch->codes : codes, logits, predicted, o.threads);
     result.seconds += seconds_since(start);
     for (size_t n = 0; n < count; ++n) {
-      const bool correct = predicted[n] == batch->labels[n];
+      const size_t label = match.network_class[batch->labels[n]];
+      const bool correct = predicted[n] == label;
       for (Accuracy::Count* c : {&result.all, &result.by_snr[batch->snr_db[n]]}) {
         ++c->frames;
         c->correct += correct;
       }
-      ++result.confusion[batch->labels[n]][predicted[n]];
+      ++result.confusion[label][predicted[n]];
     }
   }
   return result;
@@ -206,17 +230,19 @@ void print(const Accuracy& a, const std::vector<std::string>& names) {
   }
 }
 
-Json classify_file(const ClassifyOptions& o, const IntegerNetwork& network) {
-  const std::unique_ptr<RadioMlDataset> data = open(o, network);
+Json classify_file(const ClassifyOptions& o, const IntegerNetwork& network,
+                   const std::vector<std::string>& names) {
+  const ClassMatch match = match_classes(o.data, names);
+  const std::unique_ptr<RadioMlDataset> data = open(o, network, match);
   std::vector<int64_t> frames;
   if (o.split == "test") {
     frames = make_split(data->blocks(), 0).test;
   } else {
     for (int64_t i = 0; i < data->size(); ++i) frames.push_back(i);
   }
-  const Accuracy accuracy = measure(o, network, *data, std::move(frames));
-  if (!o.json) print(accuracy, data->class_names());
-  return to_json(accuracy, data->class_names());
+  const Accuracy accuracy = measure(o, network, *data, match, std::move(frames));
+  if (!o.json) print(accuracy, names);
+  return to_json(accuracy, names);
 }
 
 // Probability of the predicted class: softmax of the logits.
@@ -229,73 +255,131 @@ double confidence(const int32_t* logits, size_t classes, size_t predicted, doubl
   return 1 / sum;
 }
 
-void classify_stream(const ClassifyOptions& o, const IntegerNetwork& network, std::istream& in,
-                     const std::string& name, SampleFormat format) {
-  const NetworkConfig& config = network.config();
+// Classifies the frames of streams, one after the other.
+class StreamClassifier {
+ public:
+  StreamClassifier(const ClassifyOptions& o, const IntegerNetwork& network,
+                   const std::vector<std::string>& names)
+      : options_(o), network_(network), names_(names) {}
+
+  // `bytes` of the stream, or all (-1), which hold samples without a gap.
+  void run(std::istream& in, const std::string& name, const SampleFormat& format, int64_t bytes);
+  // Throws when there was not a single frame; `name` is for the message.
+  void finish(const std::string& name) {
+    warn_of_level(name);
+    if (frames_ > 0) return;
+    fail("{}: {} samples, fewer than the {} of a frame", name, left_over_,
+         network_.config().length);
+  }
+
+ private:
+  void print(int64_t frame, size_t label, double certain) const;
+  void look_at_level(std::span<const float> values, int64_t clipped, const std::string& name) {
+    level_.add(values, network_.has_standard_input() ? network_.config().input_bits : kFloatBits);
+    level_.add_clipped_values(clipped);
+    if (frames_ >= options_.stretch) warn_of_level(name);
+  }
+  // Once: after as many frames as say enough, or at the end.
+  void warn_of_level(const std::string& name) {
+    if (std::exchange(level_was_told_, true)) return;
+    for (const std::string& warning : level_.warnings(name, frames_)) warn(warning);
+  }
+
+  const ClassifyOptions& options_;
+  const IntegerNetwork& network_;
+  const std::vector<std::string>& names_;
+  int64_t frames_ = 0, left_over_ = 0;
+  InputLevel level_;
+  bool level_was_told_ = false;
+};
+
+void StreamClassifier::print(int64_t frame, size_t label, double certain) const {
+  if (options_.json) {
+    const Json line = {{"frame", frame},
+                       {"class", names_[label]},
+                       {"label", label},
+                       {"confidence", std::round(1e6 * certain) / 1e6}};
+    fmt::print("{}\n", line.dump());
+  } else {
+    fmt::print("{:8} {:12} {:.4f}\n", frame, names_[label], certain);
+  }
+}
+
+void StreamClassifier::run(std::istream& in, const std::string& name, const SampleFormat& format,
+                           int64_t bytes) {
+  const NetworkConfig& config = network_.config();
   if (config.input_channels != 2) {
     fail("{}: samples have 2 values, the network takes {}", name, config.input_channels);
   }
-  SampleStream stream(in, name,
-                      {format, parse_normalization(o.normalize), config.length, o.stretch});
+  SampleStream stream(
+      in, name,
+      {format, parse_normalization(options_.normalize), config.length, options_.stretch, bytes});
   const size_t classes = static_cast<size_t>(config.classes);
-  const std::vector<std::string> names = class_names(config.classes);
   std::vector<float> values;
   std::vector<int8_t> codes;
   std::vector<int32_t> logits;
   std::vector<uint8_t> predicted;
-  int64_t done = 0;
-  for (int64_t count = o.batch; count == o.batch; done += count) {
-    count = stream.read(o.batch, values);
+  const int64_t first = frames_;
+  size_t changes = 0;
+  int64_t clipped = 0;
+  for (int64_t count = options_.batch; count == options_.batch; frames_ += count) {
+    count = stream.read(options_.batch, values);
     codes.resize(values.size());
-    network.quantize(values, codes.data());
+    network_.quantize(values, codes.data());
+    look_at_level(values, stream.clipped_values() - clipped, name);
+    clipped = stream.clipped_values();
     logits.resize(static_cast<size_t>(count) * classes);
     predicted.resize(static_cast<size_t>(count));
-    network.run(codes, logits, predicted, o.threads);
+    network_.run(codes, logits, predicted, options_.threads);
     for (size_t n = 0; n < predicted.size(); ++n) {
       const size_t label = predicted[n];
-      const double certain = confidence(logits.data() + n * classes, classes, label,
-                                        static_cast<double>(network.logit_scale()));
-      const int64_t frame = done + static_cast<int64_t>(n);
-      if (o.json) {
-        const Json line = {{"frame", frame},
-                           {"class", names[label]},
-                           {"label", label},
-                           {"confidence", std::round(1e6 * certain) / 1e6}};
-        fmt::print("{}\n", line.dump());
-      } else {
-        fmt::print("{:8} {:12} {:.4f}\n", frame, names[label], certain);
-      }
+      print(frames_ + static_cast<int64_t>(n), label,
+            confidence(logits.data() + n * classes, classes, label,
+                       static_cast<double>(network_.logit_scale())));
     }
     // Whoever reads a pipe wants the answers now.
-    if (std::fflush(stdout) != 0) fail("the output cannot be written");
+    flush_output();
+    for (; changes < stream.level_changes().size(); ++changes) {
+      constexpr size_t kNotes = 5;
+      if (changes > kNotes) continue;
+      const SampleStream::LevelChange& change = stream.level_changes()[changes];
+      note(
+          "{}: frame {}: the level changes by {:+.1f} dB for good and is {}", name,
+          first + change.frame, change.db,
+          changes < kNotes ? "taken anew from there" : "taken anew; further changes are not noted");
+    }
   }
-  if (done == 0) {
-    fail("{}: {} samples, fewer than the {} of a frame", name, stream.left_over(), config.length);
-  }
-  if (stream.left_over() > 0) {
-    fmt::print(stderr, "note: {}: the last {} samples fill no frame\n", name, stream.left_over());
+  left_over_ += stream.left_over();
+  if (stream.left_over() > 0 && frames_ > first) {
+    note("{}: the last {} samples fill no frame", name, stream.left_over());
   }
 }
 
 void classify_samples(const ClassifyOptions& o, const IntegerNetwork& network,
-                      const std::string& format) {
+                      const std::vector<std::string>& names, const std::string& format) {
+  StreamClassifier classifier(o, network, names);
   if (o.data == "-") {
     if (format == "sigmf") throw UsageError("--format: a SigMF recording is not read from a pipe");
     std::ios::sync_with_stdio(false);
-    return classify_stream(o, network, std::cin, "standard input", parse_sample_format(format));
+    classifier.run(std::cin, "standard input", parse_sample_format(format), -1);
+    return classifier.finish("standard input");
   }
-  std::filesystem::path file = o.data;
-  SampleFormat type = SampleFormat::kCf32;
+  SigMf recording{o.data, {}, {{0, -1}}};
   if (format == "sigmf") {
-    const SigMf sigmf = read_sigmf(file);
-    file = sigmf.data;
-    type = sigmf.format;
+    recording = read_sigmf(o.data);
   } else {
-    type = parse_sample_format(format);
+    recording.format = parse_sample_format(format);
   }
-  std::ifstream in(file, std::ios::binary);
-  if (!in) fail("{}: cannot be opened", file.string());
-  classify_stream(o, network, in, file.string(), type);
+  const std::string name = recording.data.string();
+  std::ifstream in(recording.data, std::ios::binary);
+  if (!in) fail("{}: cannot be opened", name);
+  for (const Capture& capture : recording.captures) {
+    in.clear();
+    // Where there is one capture alone, the name says all; a pipe cannot be sought in.
+    if (capture.first_byte > 0 || recording.captures.size() > 1) in.seekg(capture.first_byte);
+    classifier.run(in, name, recording.format, capture.bytes);
+  }
+  classifier.finish(name);
 }
 
 // Codes as good as any: the time does not depend on them.
@@ -382,16 +466,16 @@ void run(const ClassifyOptions& o) {
   }
   cpu::use_target(o.target);
   const auto [trained, form] = load_for_inference(o.model);
+  const std::vector<std::string> names = class_names(o, trained);
   const IntegerNetwork network(trained, form);
   Json document;
   if (o.benchmark) document["benchmark"] = benchmark(o, network);
   if (format == "hdf5") {
     if (o.benchmark && !o.json) fmt::print("\n");
-    document.update(classify_file(o, network));
+    document.update(classify_file(o, network, names));
   }
   if (o.json && !document.empty()) fmt::print("{}\n", document.dump());
-  if (!format.empty() && format != "hdf5") classify_samples(o, network, format);
-  if (std::fflush(stdout) != 0) fail("the output cannot be written");
+  if (!format.empty() && format != "hdf5") classify_samples(o, network, names, format);
 }
 
 }  // namespace
@@ -400,5 +484,6 @@ void run(const ClassifyOptions& o) {
 int main(int argc, char** argv) {
   return fmp::run_main([&] {
     if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
+    return fmp::kExitSuccess;
   });
 }

@@ -4,6 +4,7 @@
 
 #include <sys/wait.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -12,9 +13,9 @@
 #include <system_error>
 
 #include "framework/atomic_file.h"
+#include "framework/command_line.h"
 #include "framework/error.h"
 #include "framework/inference/model_file.h"
-#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -61,10 +62,31 @@ bool succeeds(const std::string& command) {
   return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-// Compiles the source to an object beside it, prints what `size` says of it and removes it again.
+// A directory for a while.
+class ScratchDirectory {
+ public:
+  ScratchDirectory() {
+    std::string name = (std::filesystem::temp_directory_path() / "emit_c_XXXXXX").string();
+    if (::mkdtemp(name.data()) == nullptr)
+      fail("{}: cannot be made: {}", name, errno_message(errno));
+    path_ = name;
+  }
+  ~ScratchDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  ScratchDirectory(const ScratchDirectory&) = delete;
+  ScratchDirectory& operator=(const ScratchDirectory&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// Compiles the source and prints what `size` says of the object.
 void report_size(const EmitOptions& o, const std::filesystem::path& source) {
-  std::filesystem::path object = source;
-  object.replace_extension(".o");
+  const ScratchDirectory scratch;
+  const std::filesystem::path object = scratch.path() / "model.o";
   const std::string compile =
       o.cc + " -std=c99 -c " + quoted(source.string()) + " -o " + quoted(object.string());
   if (!succeeds(compile)) {
@@ -73,8 +95,6 @@ void report_size(const EmitOptions& o, const std::filesystem::path& source) {
   }
   fmt::print("size of the object with {}:\n", o.cc);
   if (!succeeds("size " + quoted(object.string()))) fmt::print("  `size` failed\n");
-  std::error_code ignored;
-  std::filesystem::remove(object, ignored);
 }
 
 void run(const EmitOptions& o) {
@@ -86,8 +106,7 @@ void run(const EmitOptions& o) {
   std::filesystem::create_directories(directory, error);
   if (error) fail("{}: cannot be made a directory: {}", o.out, error.message());
   const std::filesystem::path source = directory / (o.name + ".c");
-  write_file_atomically(directory / (o.name + ".h"), code.header);
-  write_file_atomically(source, code.source);
+  write_files_atomically({{directory / (o.name + ".h"), code.header}, {source, code.source}});
   fmt::print("{} and {}.h: {} bytes of constants, {} bytes of working memory\n", source.string(),
              o.name, code.constant_bytes, code.working_bytes);
   if (!o.cc.empty()) report_size(o, source);
@@ -99,5 +118,6 @@ void run(const EmitOptions& o) {
 int main(int argc, char** argv) {
   return fmp::run_main([&] {
     if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
+    return fmp::kExitSuccess;
   });
 }

@@ -16,6 +16,7 @@
 #include <numeric>
 #include <optional>
 
+#include "framework/command_line.h"
 #include "framework/error.h"
 #include "framework/inference/integer_network.h"
 #include "framework/network/compaction.h"
@@ -24,7 +25,6 @@
 #include "framework/threads.h"
 #include "framework/training/engine_choice.h"
 #include "framework/training/trainer.h"
-#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -486,12 +486,13 @@ void print(const Json& r) {
 int main(int argc, char** argv) {
   return fmp::run_main([&] {
     const auto options = fmp::parse(argc, argv);
-    if (!options) return;
+    if (!options) return fmp::kExitSuccess;
     const fmp::Json result = fmp::run(*options);
     if (options->json) {
       fmt::print("{}\n", result.dump());
     } else {
       fmp::print(result);
     }
+    return fmp::kExitSuccess;
   });
 }

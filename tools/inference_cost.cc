@@ -10,10 +10,10 @@
 #include <string>
 
 #include "framework/atomic_file.h"
+#include "framework/command_line.h"
 #include "framework/error.h"
 #include "framework/onnx/graph.h"
 #include "framework/onnx/graph_cost.h"
-#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -28,7 +28,9 @@ std::optional<CostOptions> parse(int argc, char** argv) {
   std::string brevitas = "float";
   CLI::App app("Inference cost of an ONNX file, by finn-base's definition, zeros discounted");
   app.add_option("model", options.model, "ONNX file")->type_name("FILE")->required();
-  app.add_option("--json", options.json, "Also write the totals here, with finn-base's keys")
+  app.add_option("--json", options.json,
+                 "Also write the totals here, with finn-base's keys; - = to "
+                 "standard output, and nothing else")
       ->type_name("FILE");
   app.add_option("--brevitas-domain", brevitas,
                  "Quantizers of the domain onnx.brevitas: float = not understood, as by finn-base "
@@ -68,6 +70,9 @@ void print(const NetworkCost& cost) {
 void run(const CostOptions& options) {
   const onnx::Graph graph = onnx::load(options.model, onnx::Reading::kShapes);
   const NetworkCost cost = inference_cost(graph, options.reading);
+  if (options.json == "-") {  // and nothing else, so that it can be parsed
+    return write_file_atomically(options.json, to_finn_json(cost).dump(2) + "\n");
+  }
   print(cost);
   if (options.reading == onnx::QuantizerReading::kAsFinnBase &&
       onnx::has_brevitas_quantizers(graph)) {
@@ -88,5 +93,6 @@ void run(const CostOptions& options) {
 int main(int argc, char** argv) {
   return fmp::run_main([&] {
     if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
+    return fmp::kExitSuccess;
   });
 }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "framework/atomic_file.h"
+#include "framework/command_line.h"
 #include "framework/data/radioml.h"
 #include "framework/error.h"
 #include "framework/onnx/evaluate.h"
@@ -22,7 +23,6 @@
 #include "framework/onnx/import.h"
 #include "framework/threads.h"
 #include "framework/training/trainer.h"
-#include "tools/command_line.h"
 
 namespace fmp {
 namespace {
@@ -31,6 +31,7 @@ constexpr int kBatch = 1024;
 
 struct EvalOptions {
   std::string model, data, engine = "auto", logits, exported;
+  std::vector<std::string> classes;
   int64_t max_frames = 0;
   int threads = 0;
 };
@@ -40,6 +41,12 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
   CLI::App app("Accuracy of an ONNX network on a RadioML file");
   app.add_option("model", o.model, "ONNX file")->type_name("FILE")->required();
   app.add_option("--data", o.data, "RadioML file (HDF5 with X, Y, Z)")->type_name("FILE");
+  app.add_option("--classes", o.classes,
+                 "What the network's classes are called, in the order of its outputs, separated by "
+                 "commas: frames of these alone are used")
+      ->delimiter(',')
+      ->transform([](const std::string& name) { return trimmed(name); })
+      ->type_name("NAME,..");
   app.add_option("--max-frames", o.max_frames,
                  "Use this many frames, spread evenly over the file; 0 = all [0]")
       ->type_name("N");
@@ -47,7 +54,9 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
                  "network = the kernels that train, for VGG-like chains; graph = node by node in "
                  "float, for every graph; auto = network where possible [auto]")
       ->type_name("NAME");
-  app.add_option("--logits", o.logits, "Write the logits here: float32, a row per frame")
+  app.add_option("--logits", o.logits,
+                 "Write the logits here: float32, a row per frame; - = to standard output, and "
+                 "nothing else")
       ->type_name("FILE");
   app.add_option("--export", o.exported,
                  "Write a VGG-like chain here again, in the form that fmp_radioml writes")
@@ -99,6 +108,10 @@ class Engine {
   bool is_network() const { return network_.has_value(); }
   int input_bits() const { return network_ ? network_->config().input_bits : kFloatBits; }
   int64_t classes() const { return graph_.output_size(); }
+  // Empty where the file does not say.
+  std::vector<std::string> class_names() const {
+    return network_ ? network_->class_names : std::vector<std::string>();
+  }
   std::vector<float> logits(const FrameBatch& batch, int length) {
     return network_ ? trainer_->logits(*network_, batch) : graph_.run(batch, length, threads_);
   }
@@ -123,6 +136,17 @@ void evaluate(const EvalOptions& options) {
   file.path = options.data;
   file.input_bits = engine.input_bits();
   file.threads = options.threads;
+  ClassMatch match;
+  const std::vector<std::string> names =
+      options.classes.empty() ? engine.class_names() : options.classes;
+  if (!names.empty()) {
+    if (static_cast<int64_t>(names.size()) != engine.classes()) {
+      throw UsageError(fmt::format("--classes: {} names, but {} gives {} values", names.size(),
+                                   options.model, engine.classes()));
+    }
+    match = match_classes(options.data, names);
+    file.classes = match.classes;
+  }
   const auto data = open_radioml(file);
   if (static_cast<int64_t>(data->class_names().size()) > engine.classes()) {
     fail("{}: {} classes, but {} gives {} values", options.data, data->class_names().size(),
@@ -141,7 +165,8 @@ void evaluate(const EvalOptions& options) {
     seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     for (size_t i = 0; i < static_cast<size_t>(batch->count); ++i) {
       const auto row = std::span(logits).subspan(i * classes, classes);
-      const bool right = std::ranges::max_element(row) - row.begin() == batch->labels[i];
+      const int label = names.empty() ? batch->labels[i] : match.network_class[batch->labels[i]];
+      const bool right = std::ranges::max_element(row) - row.begin() == label;
       auto& [count, hits] = by_snr[batch->snr_db[i]];
       ++count;
       hits += right ? 1 : 0;
@@ -151,6 +176,8 @@ void evaluate(const EvalOptions& options) {
       written.append(reinterpret_cast<const char*>(logits.data()), logits.size() * sizeof(float));
     }
   }
+  for (const std::string& warning : data->warnings()) warn(warning);
+  if (options.logits == "-") return write_file_atomically(options.logits, written);
   const auto total = static_cast<double>(frames.size());
   fmt::print("{}: {} frames, accuracy {:.4f}, {:.0f} frames/s ({})\n", options.model, frames.size(),
              static_cast<double>(correct) / total, total / seconds,
@@ -175,5 +202,6 @@ void run(const EvalOptions& options) {
 int main(int argc, char** argv) {
   return fmp::run_main([&] {
     if (const auto options = fmp::parse(argc, argv)) fmp::run(*options);
+    return fmp::kExitSuccess;
   });
 }

@@ -16,11 +16,11 @@
 
 #include "experiments/svg_chart.h"
 #include "framework/atomic_file.h"
+#include "framework/command_line.h"
 #include "framework/data/dataset.h"
 #include "framework/data/radioml.h"
 #include "framework/error.h"
 #include "kernels/tile.h"
-#include "tools/command_line.h"
 
 namespace {
 
@@ -176,5 +176,6 @@ int main(int argc, char** argv) {
         ->expected(1, 4)
         ->capture_default_str();
     if (fmp::parse_command_line(app, argc, argv)) make_gallery(options);
+    return fmp::kExitSuccess;
   });
 }

@@ -7,12 +7,12 @@
 #include <exception>
 #include <map>
 
+#include "framework/command_line.h"
 #include "framework/error.h"
 #include "framework/synth/hdf5_writer.h"
 #include "framework/synth/synth.h"
 #include "framework/threads.h"
 #include "kernels/cpu/parallel.h"
-#include "tools/command_line.h"
 
 namespace {
 
@@ -67,7 +67,7 @@ std::vector<int> parse_classes(const std::vector<std::string>& names) {
 }
 
 void add_flags(CLI::App& app, Options& o) {
-  app.add_option("--out", o.out, "HDF5 file to write")->required();
+  app.add_option("--out", o.out, "HDF5 file to write; - = standard output")->required();
   app.add_option("--frames-per-block", o.frames_per_block, "frames per class and SNR")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, kMaxFramesPerBlock));
@@ -75,7 +75,8 @@ void add_flags(CLI::App& app, Options& o) {
       ->capture_default_str();
   app.add_option("--snr", o.snr, "dB, or FIRST:LAST:STEP")->capture_default_str();
   app.add_option("--classes", o.classes, "names, separated by commas (default: all)")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->transform([](const std::string& name) { return fmp::trimmed(name); });
   app.add_option("--threads", o.threads, "the frames do not depend on it")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
@@ -126,9 +127,9 @@ class Progress {
     const double share = static_cast<double>(done) / static_cast<double>(total_);
     const std::string bar(static_cast<size_t>(share * kWidth), '#');
     const double rate = static_cast<double>(done) / std::max(seconds(), 1e-9);
-    fmt::print(stderr, "\r[{:<{}}] {:3.0f}%  {:.0f} frames/s  {:.0f} s left ", bar, kWidth,
-               100 * share, rate, static_cast<double>(total_ - done) / rate);
-    if (done == total_) fmt::print(stderr, "\n");
+    fmp::write_to_stderr(fmt::format(
+        "\r[{:<{}}] {:3.0f}%  {:.0f} frames/s  {:.0f} s left {}", bar, kWidth, 100 * share, rate,
+        static_cast<double>(total_ - done) / rate, done == total_ ? "\n" : ""));
   }
 
  private:
@@ -175,6 +176,7 @@ void write_attributes(const Options& o, fmp::synth::RadioMlWriter& file) {
 }
 
 void synthesize(Options& o) {
+  o.threads = fmp::threads_or_all_cores(o.threads);
   o.config.channel.fading = kFadingNames.at(o.fading);
   const fmp::synth::Generator generator(o.config);
   const std::vector<int> snrs = parse_snrs(o.snr);
@@ -199,6 +201,7 @@ void synthesize(Options& o) {
     }
   }
   file.finish();
+  if (o.out == "-") return;
   fmt::print("{}: {} frames in {:.1f} s ({:.0f} frames/s)\n", o.out, total, progress.seconds(),
              static_cast<double>(total) / progress.seconds());
 }
@@ -211,5 +214,6 @@ int main(int argc, char** argv) {
     Options options;
     add_flags(app, options);
     if (fmp::parse_command_line(app, argc, argv)) synthesize(options);
+    return fmp::kExitSuccess;
   });
 }

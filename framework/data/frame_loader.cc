@@ -22,13 +22,21 @@ constexpr int64_t kMaxThreads = 8;           // one reads, the others convert: n
 // Contiguous data: unwanted rows between wanted ones that are read along rather than skipped.
 constexpr int64_t kMaxGapRows = 8;
 
-// Converts one frame to what the store holds. Throws when a sample is not finite.
-void convert_frame(const Hdf5DataSet& x, int64_t row, std::span<const float> samples,
+// Sets of more rows are looked at here and there: every kLevelStep-th row says enough of a level.
+constexpr size_t kLevelRows = 1 << 16;
+constexpr int64_t kLevelStep = 16;
+
+// Converts one frame to what the store holds. Throws when a sample is not finite. Returns whether
+// all samples are 0.
+bool convert_frame(const Hdf5DataSet& x, int64_t row, std::span<const float> samples,
                    int input_bits, std::byte* out) {
   constexpr uint32_t kExponent = 0x7F800000;  // all ones in infinities and NaN
-  uint32_t not_finite = 0;
+  constexpr uint32_t kMagnitude = 0x7FFFFFFF;
+  uint32_t not_finite = 0, magnitudes = 0;
   for (const float value : samples) {
-    not_finite |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent ? 1U : 0U;
+    const auto bits = std::bit_cast<uint32_t>(value);
+    not_finite |= (bits & kExponent) == kExponent ? 1U : 0U;
+    magnitudes |= bits & kMagnitude;
   }
   if (not_finite != 0) {
     const auto bad = std::find_if_not(samples.begin(), samples.end(),
@@ -42,15 +50,17 @@ void convert_frame(const Hdf5DataSet& x, int64_t row, std::span<const float> sam
   } else {
     quantize_input(samples, input_bits, reinterpret_cast<int8_t*>(out));
   }
+  return magnitudes == 0;
 }
 
 // Moves the wanted rows of X into a store. Each worker takes the next range of rows, reads it (one
 // worker at a time: the HDF5 library allows no more) and converts it while others read.
 class FrameLoader {
  public:
-  FrameLoader(const Hdf5DataSet& x, std::span<const int64_t> rows, int input_bits,
-              int64_t memory_limit, FrameStore& store, const LoadProgress& progress)
+  FrameLoader(const Hdf5DataSet& x, const FrameLayout& layout, std::span<const int64_t> rows,
+              int input_bits, int64_t memory_limit, FrameStore& store, const LoadProgress& progress)
       : x_(x),
+        layout_(layout),
         rows_(rows),
         input_bits_(input_bits),
         frame_bytes_(stored_frame_bytes(x.row_elements(), input_bits)),
@@ -61,13 +71,14 @@ class FrameLoader {
             std::min(kBufferBytes, memory_limit / 4) / (range_rows_ * (row_bytes() + frame_bytes_)),
             1, kMaxThreads)) {}
 
-  void run(int threads) {
+  InputLevel run(int threads) {
     std::vector<std::jthread> workers;
     for (int64_t i = 0; i < std::min<int64_t>(threads_or_all_cores(threads), max_workers_); ++i) {
       workers.emplace_back(&FrameLoader::work, this);
     }
     workers.clear();  // joins them
     if (error_) std::rethrow_exception(error_);
+    return level_;
   }
 
  private:
@@ -94,11 +105,15 @@ class FrameLoader {
     try {
       std::vector<float> samples(static_cast<size_t>(range_rows_ * x_.row_elements()));
       std::vector<std::byte> frames;
+      std::vector<float> turned(layout_.i_before_q ? static_cast<size_t>(x_.row_elements()) : 0);
+      InputLevel level;
       for (Range range = take(); range.begin != range.end; range = take()) {
         begin = range.begin;
-        load(range, samples, frames);
+        load(range, samples, turned, frames, level);
         report(range);
       }
+      const std::lock_guard lock(mutex_);
+      level_.add(level);
     } catch (...) {
       const std::lock_guard lock(mutex_);
       // Ranges before the first bad one have been taken by then, so the lowest error always wins.
@@ -109,7 +124,8 @@ class FrameLoader {
     }
   }
 
-  void load(const Range& range, std::span<float> samples, std::vector<std::byte>& frames) {
+  void load(const Range& range, std::span<float> samples, std::span<float> turned,
+            std::vector<std::byte>& frames, InputLevel& level) {
     frames.resize((range.end - range.begin) * static_cast<size_t>(frame_bytes_));
     std::byte* out = frames.data();
     for (Range run = first_run(range); run.begin != run.end;
@@ -118,13 +134,31 @@ class FrameLoader {
       x_.read_rows(first, rows_[run.end - 1] - first + 1, samples.data());
       for (size_t i = run.begin; i < run.end; ++i, out += frame_bytes_) {
         const int64_t offset = (rows_[i] - first) * x_.row_elements();
-        convert_frame(
-            x_, rows_[i],
-            samples.subspan(static_cast<size_t>(offset), static_cast<size_t>(x_.row_elements())),
-            input_bits_, out);
+        std::span<const float> frame =
+            samples.subspan(static_cast<size_t>(offset), static_cast<size_t>(x_.row_elements()));
+        if (layout_.i_before_q) frame = interleaved(frame, turned);
+        if (convert_frame(x_, rows_[i], frame, input_bits_, out)) level.add_silent_frames(1);
+        if (rows_.size() <= kLevelRows || rows_[i] % kLevelStep == 0) look_at(frame, level);
       }
     }
     store_.write(static_cast<int64_t>(range.begin), frames);
+  }
+
+  std::span<const float> interleaved(std::span<const float> frame, std::span<float> turned) const {
+    const auto length = static_cast<size_t>(layout_.length);
+    for (size_t l = 0; l < length; ++l) {
+      turned[2 * l] = frame[l];
+      turned[2 * l + 1] = frame[length + l];
+    }
+    return turned;
+  }
+
+  void look_at(std::span<const float> frame, InputLevel& level) const {
+    level.add(frame, input_bits_);
+    if (const auto& limits = x_.integer_limits()) {
+      level.add_clipped_values(std::ranges::count_if(
+          frame, [&](float v) { return v <= limits->first || v >= limits->second; }));
+    }
   }
 
   // The part at the beginning of a range that is read in one go: chunked data as a whole, since
@@ -144,6 +178,7 @@ class FrameLoader {
   }
 
   const Hdf5DataSet& x_;
+  const FrameLayout layout_;
   const std::span<const int64_t> rows_;
   const int input_bits_;
   const int64_t frame_bytes_;
@@ -152,7 +187,8 @@ class FrameLoader {
   const LoadProgress& progress_;
   const int64_t max_workers_;
 
-  std::mutex mutex_;  // of the next three
+  std::mutex mutex_;  // of the next four
+  InputLevel level_;
   size_t next_ = 0;
   std::exception_ptr error_;
   size_t error_begin_ = 0;
@@ -167,10 +203,10 @@ int64_t stored_frame_bytes(int64_t row_elements, int input_bits) {
          static_cast<int64_t>(input_bits == kFloatBits ? sizeof(float) : sizeof(int8_t));
 }
 
-void load_frames(const Hdf5DataSet& x, std::span<const int64_t> rows, int input_bits,
-                 int64_t memory_limit, int threads, FrameStore& store,
-                 const LoadProgress& progress) {
-  FrameLoader(x, rows, input_bits, memory_limit, store, progress).run(threads);
+InputLevel load_frames(const Hdf5DataSet& x, const FrameLayout& layout,
+                       std::span<const int64_t> rows, int input_bits, int64_t memory_limit,
+                       int threads, FrameStore& store, const LoadProgress& progress) {
+  return FrameLoader(x, layout, rows, input_bits, memory_limit, store, progress).run(threads);
 }
 
 }  // namespace fmp

@@ -7,6 +7,7 @@
 
 #include "framework/data/frame_store.h"
 #include "framework/data/hdf5_file.h"
+#include "framework/data/input_level.h"
 
 namespace fmp {
 
@@ -17,14 +18,21 @@ using LoadProgress = std::function<void(int64_t frames_done, int64_t frames_tota
 // float for kFloatBits.
 int64_t stored_frame_bytes(int64_t row_elements, int input_bits);
 
-// Copies rows `rows` (ascending) of x, [frames][length][2], into `store` as frames 0, 1, ...: each
+// How the values of a row are a frame: [length][2], or I before Q, [2][length].
+struct FrameLayout {
+  int64_t length = 0;
+  bool i_before_q = false;
+};
+
+// Copies rows `rows` (ascending) of x into `store` as frames 0, 1, ... of [length][2] values: each
 // sample quantized to input_bits (2..8) or as a float (kFloatBits). The file is read in its own
 // order and each of its chunks once, in blocks of a few MB (more where a chunk is larger),
 // converted by up to `threads` threads (0 = all cores) whose buffers take about memory_limit / 4
 // together. Throws Error, naming the row, when it cannot be read or holds a value that is not
-// finite; of several such rows the first is named, whatever the threads do.
-void load_frames(const Hdf5DataSet& x, std::span<const int64_t> rows, int input_bits,
-                 int64_t memory_limit, int threads, FrameStore& store,
-                 const LoadProgress& progress);
+// finite; of several such rows the first is named, whatever the threads do. Returns the level of
+// the rows, of large sets that of every 16th.
+InputLevel load_frames(const Hdf5DataSet& x, const FrameLayout& layout,
+                       std::span<const int64_t> rows, int input_bits, int64_t memory_limit,
+                       int threads, FrameStore& store, const LoadProgress& progress);
 
 }  // namespace fmp

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,9 +52,12 @@ class Hdf5DataSet {
   int64_t row_elements() const { return row_elements_; }
   int64_t chunk_rows() const { return chunk_rows_; }  // rows of a chunk, 0 when not chunked
 
+  // The lowest and highest value of the file's type, where that is an integer of more than one bit.
+  const std::optional<std::pair<float, float>>& integer_limits() const { return integer_limits_; }
+
   // Rows to read at a time into a buffer of T: 8 MB, enough for full disk speed, rounded up to
-  // whole chunks, so that no chunk is decompressed twice; chunks of over 256 MB are nevertheless
-  // read in parts. At least one row.
+  // whole chunks, so that no chunk is decompressed twice; chunks of over 256 MB, which are then not
+  // compressed, are read in parts. At least one row.
   template <typename T>
   int64_t rows_per_read() const {
     return rows_per_read(static_cast<int64_t>(sizeof(T)));
@@ -67,9 +71,12 @@ class Hdf5DataSet {
  private:
   friend class Hdf5File;
   Hdf5DataSet() = default;
-  void check_type() const;
+  void check_type();
   void read_shape();
-  void check_complete(int64_t file_bytes) const;
+  int64_t bytes() const;
+  void check_filters() const;
+  void check_contiguous() const;
+  void check_chunks() const;
   int64_t rows_per_read(int64_t element_bytes) const;
 
   std::string where_;
@@ -77,22 +84,30 @@ class Hdf5DataSet {
   std::vector<int64_t> shape_;
   int64_t row_elements_ = 1;
   int64_t chunk_rows_ = 0;
+  std::optional<std::pair<float, float>> integer_limits_;
 };
 
 // An HDF5 file opened for reading. Files are not trusted: what does not fit together, is too short
-// or was never written is an Error of one line.
+// or was never written is an Error of one line. The HDF5 library itself reads what is not there as
+// zeros, and crashes or hangs on some damaged files, so that files are opened in another process
+// first; here every value that is read was stored: in the file, in files that its links lead to, in
+// external files, or in the data sets that a virtual one is made of.
 class Hdf5File {
  public:
   explicit Hdf5File(const std::string& path);
 
   const std::string& path() const { return path_; }
 
-  // Throws Error when there is no such data set, it holds no numbers, or part of it is missing.
+  // Follows links of all kinds. Throws Error when there is no such data set, it holds no numbers,
+  // part of it is missing, a filter of it is not installed, or it is compressed in chunks of over
+  // 256 MB, which take that much memory each.
   Hdf5DataSet dataset(const std::string& name) const;
 
  private:
+  friend class VirtualSources;
+  Hdf5DataSet open(const std::string& name, class VirtualSources& sources) const;
+
   std::string path_;
-  int64_t bytes_ = 0;
   Hdf5Handle file_;
 };
 

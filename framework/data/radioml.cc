@@ -118,12 +118,26 @@ FrameTable read_table(const Hdf5DataSet& y, const Hdf5DataSet& z) {
   return table;
 }
 
+// The layout of frames of this shape: length x 2 as RadioML's, or 2 x length, each also with
+// dimensions of 1, as frameworks for images want them.
+FrameLayout layout_of(const Hdf5DataSet& x) {
+  const auto& xs = x.shape();
+  std::vector<int64_t> sizes;
+  for (size_t i = 1; i < xs.size(); ++i)
+    if (xs[i] != 1) sizes.push_back(xs[i]);
+  if (sizes.size() == 1 && sizes[0] == 2) sizes.insert(sizes.begin(), 1);  // of one sample
+  const bool pairs = sizes.size() == 2 && sizes[1] == 2;
+  const bool rows = !pairs && sizes.size() == 2 && sizes[0] == 2;
+  const int64_t length = pairs ? sizes[0] : rows ? sizes[1] : 0;
+  if (length < 1 || length > kMaxLength) {
+    fail("{} is {}, expected frames x length x 2 or frames x 2 x length (length 1 to {})",
+         x.where(), shape_text(xs), kMaxLength);
+  }
+  return {length, rows};
+}
+
 void check_shapes(const Hdf5DataSet& x, const Hdf5DataSet& y, const Hdf5DataSet& z) {
   const auto& xs = x.shape();
-  if (xs.size() != 3 || xs[2] != 2 || xs[1] < 1 || xs[1] > kMaxLength) {
-    fail("{} is {}, expected frames x length x 2 (length 1 to {})", x.where(), shape_text(xs),
-         kMaxLength);
-  }
   if (xs[0] < 1) fail("{} holds no frames", x.where());
   const auto& ys = y.shape();
   if (ys.size() != 2 || ys[0] != xs[0] || ys[1] < 2 || ys[1] > kMaxClasses) {
@@ -134,13 +148,6 @@ void check_shapes(const Hdf5DataSet& x, const Hdf5DataSet& y, const Hdf5DataSet&
   if (zs[0] != xs[0] || zs.size() > 2 || z.row_elements() != 1) {
     fail("{} is {}, expected {} or {} x 1", z.where(), shape_text(zs), xs[0], xs[0]);
   }
-}
-
-std::vector<std::string> file_class_names(int64_t classes) {
-  if (classes == static_cast<int64_t>(radioml_class_names().size())) return radioml_class_names();
-  std::vector<std::string> names;
-  for (int64_t i = 0; i < classes; ++i) names.push_back(fmt::format("class{}", i));
-  return names;
 }
 
 // For each class of the file whether it is wanted.
@@ -196,6 +203,37 @@ const std::vector<std::string>& radioml_class_names() {
   return names;
 }
 
+std::vector<std::string> default_class_names(size_t classes) {
+  if (classes == radioml_class_names().size()) return radioml_class_names();
+  std::vector<std::string> names;
+  for (size_t i = 0; i < classes; ++i) names.push_back(fmt::format("class{}", i));
+  return names;
+}
+
+ClassMatch match_classes(const std::string& path, const std::vector<std::string>& network_names) {
+  const Hdf5DataSet y = Hdf5File(path).dataset("Y");
+  if (y.shape().size() != 2 || y.shape()[1] < 2 || y.shape()[1] > kMaxClasses) {
+    fail("{} is {}, expected frames x classes (2 to {})", y.where(), shape_text(y.shape()),
+         kMaxClasses);
+  }
+  const std::vector<std::string> names = default_class_names(static_cast<size_t>(y.shape()[1]));
+  ClassMatch match;
+  for (const std::string& name : names) {
+    const auto found = std::ranges::find(network_names, lower(name), lower);
+    if (found == network_names.end()) continue;
+    match.classes.push_back(name);
+    match.network_class.push_back(static_cast<uint8_t>(found - network_names.begin()));
+  }
+  if (match.classes.size() == network_names.size()) return match;
+  if (names.size() != network_names.size()) {
+    fail("{}: {} classes ({}), but the network tells {} apart ({}); --classes says what these are",
+         path, names.size(), join(names, ","), network_names.size(), join(network_names, ","));
+  }
+  match = {};
+  for (size_t i = 0; i < names.size(); ++i) match.network_class.push_back(static_cast<uint8_t>(i));
+  return match;
+}
+
 void RadioMlDataset::read(std::span<const int64_t> frames, FrameBatch& batch) const {
   const size_t count = frames.size();
   const size_t frame_values = 2 * static_cast<size_t>(length_);
@@ -228,8 +266,9 @@ class RadioMlLoader {
 
   std::unique_ptr<RadioMlDataset> load(const LoadProgress& progress) {
     const Hdf5DataSet y = file_.dataset("Y"), z = file_.dataset("Z");
+    layout_ = layout_of(x_);
     check_shapes(x_, y, z);
-    const std::vector<std::string> names = file_class_names(y.shape()[1]);
+    const std::vector<std::string> names = default_class_names(static_cast<size_t>(y.shape()[1]));
     const std::vector<bool> wanted = wanted_classes(options_, names);
     const FrameTable table = read_table(y, z);
     select(table, names, wanted);
@@ -279,7 +318,7 @@ class RadioMlLoader {
       result_->labels_.push_back(new_label[table.labels[static_cast<size_t>(row)]]);
       result_->snr_db_.push_back(table.snr_db[static_cast<size_t>(row)]);
     }
-    result_->length_ = static_cast<int>(x_.shape()[1]);
+    result_->length_ = static_cast<int>(layout_.length);
     result_->input_bits_ = options_.input_bits;
     result_->frame_bytes_ = stored_frame_bytes(x_.row_elements(), options_.input_bits);
   }
@@ -295,13 +334,15 @@ class RadioMlLoader {
             ? make_file_store(options_.cache_dir.empty() ? default_cache_dir() : options_.cache_dir,
                               frames, frame_bytes)
             : make_memory_store(frames, frame_bytes);
-    load_frames(x_, rows_, options_.input_bits, limit, options_.threads, *result_->store_,
-                progress);
+    result_->level_ = load_frames(x_, layout_, rows_, options_.input_bits, limit, options_.threads,
+                                  *result_->store_, progress);
+    result_->warnings_ = result_->level_.warnings(options_.path, frames);
   }
 
   const RadioMlOptions& options_;
   const Hdf5File file_;
   const Hdf5DataSet x_;
+  FrameLayout layout_;
   std::vector<int64_t> rows_;  // rows of the file that are loaded, ascending; their order is that
                                // of the frame indices
   std::unique_ptr<RadioMlDataset> result_{new RadioMlDataset};

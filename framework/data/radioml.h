@@ -15,8 +15,22 @@
 
 namespace fmp {
 
-// The 24 classes of RadioML 2018.01A in the order of its label columns.
+// The 24 classes of RadioML 2018.01A in the order of its label columns. (The classes.txt that comes
+// with the set is in another order.)
 const std::vector<std::string>& radioml_class_names();
+// What so many classes are called where nothing else is known: RadioML's names for 24, else
+// "class0", "class1", ...
+std::vector<std::string> default_class_names(size_t classes);
+
+// Which frames of a file a network can be asked about, and what their labels are for it.
+struct ClassMatch {
+  std::vector<std::string> classes;    // of the file, for RadioMlOptions; empty: all
+  std::vector<uint8_t> network_class;  // of each class that is kept, in the file's order
+};
+// The classes of the file at `path` that the network's are called after (case does not matter): one
+// that was trained on some classes of a file knows only those. Where not all of them are in the
+// file, its classes are the network's if they are as many. Throws Error otherwise.
+ClassMatch match_classes(const std::string& path, const std::vector<std::string>& network_names);
 
 struct RadioMlOptions {
   std::string path;
@@ -50,6 +64,9 @@ class RadioMlDataset final : public Dataset {
 
   // Whether frames are read from a temporary file instead of memory, and the bytes they take there.
   bool streamed() const { return streamed_; }
+  // Of the samples, and what is to be told of it, in lines that name the file.
+  const InputLevel& level() const { return level_; }
+  const std::vector<std::string>& warnings() const { return warnings_; }
   int64_t stored_bytes() const { return size() * frame_bytes_; }
 
  private:
@@ -60,6 +77,8 @@ class RadioMlDataset final : public Dataset {
   int input_bits_ = 0;
   int64_t frame_bytes_ = 0;
   bool streamed_ = false;
+  InputLevel level_;
+  std::vector<std::string> warnings_;
   std::vector<std::string> class_names_;
   std::vector<uint8_t> labels_;
   std::vector<int16_t> snr_db_;
@@ -69,6 +88,7 @@ class RadioMlDataset final : public Dataset {
 
 // Opens an HDF5 file in RadioML layout and loads what is asked for:
 //   X  [N][length][2]  samples, I and Q    Y  [N][classes]  one-hot labels, 2..256 classes
+//      or [N][2][length], I before Q, also with further dimensions of 1
 //   Z  [N] or [N][1]   SNR, whole dB
 // of any integer or float type, contiguous, chunked or compressed, the frames in any order. Files
 // of 24 classes have RadioML's class names, others "class0", "class1", ... Every chosen frame is

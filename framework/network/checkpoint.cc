@@ -27,6 +27,7 @@
 
 #include "framework/atomic_file.h"
 #include "framework/error.h"
+#include "framework/json.h"
 
 namespace fmp {
 namespace {
@@ -114,6 +115,7 @@ std::string encode(const Checkpoint& checkpoint) {
   for (const auto& [name, network] : checkpoint.networks) {
     document["networks"].push_back({{"name", name},
                                     {"config", network.config()},
+                                    {"class_names", network.class_names},
                                     {"steps", network.steps},
                                     {"optimizer_steps", network.optimizer_steps}});
   }
@@ -142,6 +144,13 @@ Network decode_network(const nlohmann::json& entry, PayloadReader& payload) {
   config.validate();
   if (least_array_bytes(config) > payload.left()) fail("the network's arrays are missing");
   Network network(config, 0);
+  if (entry.contains("class_names")) {  // files of earlier versions hold none
+    network.class_names = entry.at("class_names").get<std::vector<std::string>>();
+    if (!network.class_names.empty() &&
+        network.class_names.size() != static_cast<size_t>(config.classes)) {
+      fail("{} class names for {} classes", network.class_names.size(), config.classes);
+    }
+  }
   network.steps = read_count(entry, "steps");
   network.optimizer_steps = read_count(entry, "optimizer_steps");
   visit_arrays(network, [&](auto array) { payload.read(std::as_writable_bytes(array)); });
@@ -157,7 +166,7 @@ Checkpoint decode(std::string_view bytes) {
   PayloadReader payload(bytes);
   uint64_t text_bytes = 0;
   payload.read(std::as_writable_bytes(std::span(&text_bytes, 1)));
-  nlohmann::json document = nlohmann::json::parse(payload.take(text_bytes));
+  nlohmann::json document = parse_json(payload.take(text_bytes), "its text");
   Checkpoint checkpoint;
   checkpoint.state = std::move(document.at("state"));
   for (const nlohmann::json& entry : document.at("networks")) {

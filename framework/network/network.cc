@@ -273,7 +273,10 @@ Network::Network(const NetworkConfig& config, uint64_t seed) : config_(config) {
 }
 
 Network::Network(const Network& other)
-    : steps(other.steps), optimizer_steps(other.optimizer_steps), config_(other.config_) {
+    : class_names(other.class_names),
+      steps(other.steps),
+      optimizer_steps(other.optimizer_steps),
+      config_(other.config_) {
   layers_.reserve(other.layers_.size());
   for (const Layer& layer : other.layers_) layers_.push_back(clone(layer));
 }

@@ -97,6 +97,8 @@ class Network {
   std::vector<Layer>& layers() { return layers_; }
   const std::vector<Layer>& layers() const { return layers_; }
 
+  // What its classes are called, in the order of the logits; empty: not known.
+  std::vector<std::string> class_names;
   int64_t steps = 0;            // optimizer steps taken since the parameters were drawn
   int64_t optimizer_steps = 0;  // Adam's t: steps since its moments were last reset
 

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "framework/synth/hdf5_writer.h"
 
-#include <fcntl.h>
 #include <hdf5.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 
+#include "framework/atomic_file.h"
 #include "framework/error.h"
 #include "framework/synth/synth.h"
 
@@ -30,6 +29,7 @@ class Handle {
   }
   ~Handle() { reset(); }
   operator hid_t() const { return id_; }
+  void leak() { id_ = -1; }
   herr_t reset() {
     const herr_t status = id_ >= 0 ? close_(id_) : 0;
     id_ = -1;
@@ -45,26 +45,20 @@ class Handle {
   Close close_ = nullptr;
 };
 
-// Flushes a file's or directory's contents to the disk.
-bool sync_to_disk(const std::filesystem::path& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return false;
-  const bool done = ::fsync(fd) == 0;
-  ::close(fd);
-  return done;
-}
-
 }  // namespace
 
 struct RadioMlWriter::State {
+  explicit State(const std::filesystem::path& target) : path(target), output(target) {}
+  // A file that could not be written cannot be closed either: the library would try to write again
+  // and again, at last from a handler at exit, and use what it has given back by then. It keeps its
+  // identifiers instead; the file vanishes with `output`.
   ~State() {
-    if (finished || temporary.empty()) return;
-    for (Handle* handle : {&x, &y, &z, &file}) handle->reset();
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
+    if (finished) return;
+    for (Handle* handle : {&x, &y, &z, &file}) handle->leak();
   }
 
-  std::filesystem::path path, temporary;
+  std::filesystem::path path;
+  OutputFile output;
   hsize_t frames = 0, written = 0;
   int classes = 0;
   bool finished = false;
@@ -115,19 +109,19 @@ struct RadioMlWriter::State {
   }
 };
 
-RadioMlWriter::RadioMlWriter(std::filesystem::path path, int64_t frames, int classes,
+RadioMlWriter::RadioMlWriter(const std::filesystem::path& path, int64_t frames, int classes,
                              int compression)
-    : state_(std::make_unique<State>()) {
+    : state_((H5dont_atexit(), std::make_unique<State>(path))) {
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // failures are reported by exceptions alone
   State& s = *state_;
-  s.path = std::move(path);
-  s.temporary = s.path;
-  s.temporary += fmt::format(".tmp{}", ::getpid());
   s.frames = static_cast<hsize_t>(frames);
   s.classes = classes;
   errno = 0;
+  // The default driver looks the name up in the directory, where the file has none.
+  const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
+  s.check(H5Pset_fapl_stdio(access), "choose how it is written");
   s.file =
-      Handle(H5Fcreate(s.temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+      Handle(H5Fcreate(s.output.work_path().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose);
   if (s.file < 0) s.broken("create it");
   s.x = s.create("X", H5T_IEEE_F32LE, {s.frames, kFrameLength, 2}, compression);
   s.y = s.create("Y", H5T_STD_I64LE, {s.frames, static_cast<hsize_t>(classes)}, compression);
@@ -174,11 +168,8 @@ void RadioMlWriter::finish() {
   for (Handle* handle : {&s.x, &s.y, &s.z}) s.check(handle->reset(), "close a data set");
   s.check(H5Fflush(s.file, H5F_SCOPE_GLOBAL), "flush it");
   s.check(s.file.reset(), "close it");
-  const auto directory = s.path.has_parent_path() ? s.path.parent_path() : ".";
-  if (!sync_to_disk(s.temporary)) s.broken("flush it to the disk");
-  if (::rename(s.temporary.c_str(), s.path.c_str()) != 0) s.broken("move it into place");
   s.finished = true;
-  if (!sync_to_disk(directory)) s.broken("flush its directory to the disk");
+  s.output.commit();
 }
 
 }  // namespace fmp::synth

@@ -13,12 +13,12 @@ namespace fmp::synth {
 // Writes a file in the layout of RadioML 2018.01A, block by block:
 //   X  frames x 1024 x 2 float32, I and Q;  Y  frames x classes int64, one-hot;
 //   Z  frames x 1 int64, SNR in dB.
-// The file grows under a temporary name beside `path` and takes its place, flushed to the disk, in
-// finish(); without finish() nothing is left behind. Every failure throws Error naming the file.
+// The file is an OutputFile (framework/atomic_file.h): it takes its place in finish(), flushed to
+// the disk; without finish() nothing is left behind. Every failure throws Error naming the file.
 class RadioMlWriter {
  public:
   // `compression`: 0 (none) to 9, zlib's level.
-  RadioMlWriter(std::filesystem::path path, int64_t frames, int classes, int compression);
+  RadioMlWriter(const std::filesystem::path& path, int64_t frames, int classes, int compression);
   ~RadioMlWriter();
   RadioMlWriter(const RadioMlWriter&) = delete;
   RadioMlWriter& operator=(const RadioMlWriter&) = delete;

@@ -23,6 +23,12 @@ cpu::Weights compile(const Layer& layer, const PassPlan& plan) {
   return weights;
 }
 
+// However a plan was chosen, it must not change the results: see cpu::prefers_dense_backward().
+void keep_order_of_sums(const Layer& layer, LayerPlan& plan) {
+  if (!cpu::prefers_dense_backward(layer, layer.weight.mask)) return;
+  plan.backward_data = plan.backward_weight = Kernel::kDense;
+}
+
 // Random input codes or values of the layer.
 Tensor random_input(const Layer& layer, int64_t frames) {
   Tensor x = Tensor::tile({frames, layer.length, layer.in_channels, layer.padding()},
@@ -123,6 +129,7 @@ LayerPlan dense_plan(const Layer& layer) {
 LayerPlan plan_by_density(const Layer& layer, double threshold) {
   LayerPlan plan = dense_plan(layer);
   plan.forward = plan.backward_data = plan.backward_weight = kernel(plan.density < threshold);
+  keep_order_of_sums(layer, plan);
   return plan;
 }
 
@@ -133,10 +140,9 @@ LayerPlan plan_by_cpu_timing(const Layer& layer, int batch, int threads) {
   const cpu::Profile sparse = timer.time(PassPlan::all(Kernel::kSparse));
   LayerPlan plan = dense_plan(layer);
   plan.forward = kernel(sparse.conv_forward < dense.conv_forward);
-  if (!cpu::prefers_dense_backward(layer, layer.weight.mask)) {
-    plan.backward_data = kernel(sparse.conv_backward_data < dense.conv_backward_data);
-    plan.backward_weight = kernel(sparse.conv_backward_weight < dense.conv_backward_weight);
-  }
+  plan.backward_data = kernel(sparse.conv_backward_data < dense.conv_backward_data);
+  plan.backward_weight = kernel(sparse.conv_backward_weight < dense.conv_backward_weight);
+  keep_order_of_sums(layer, plan);
   return plan;
 }
 

@@ -18,7 +18,8 @@ LayerPlan plan_of(std::span<const LayerPlan> plan, const Layer& layer);
 // A dense plan with the layer's name and density.
 LayerPlan dense_plan(const Layer& layer);
 
-// Sparse for every pass where the layer's density is below the threshold.
+// Sparse for every pass where the layer's density is below the threshold, but for backward passes
+// that cpu::prefers_dense_backward() keeps dense, or the results would depend on the threshold.
 LayerPlan plan_by_density(const Layer& layer, double threshold);
 
 // Runs forward and backward on random frames with the layer's weights, dense and sparse, and takes

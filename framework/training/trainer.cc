@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "framework/training/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <map>
+#include <span>
 #include <stdexcept>
 #include <utility>
 
@@ -15,6 +17,30 @@ namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+bool all_finite(std::span<const float> values) {
+  return std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
+}
+
+// Throws when a training left a network that computes nothing: quantizers and batch-norm may still
+// turn its infinities into numbers. An infinite moment of the optimizer stops a parameter for ever.
+void check_finite(const Network& network) {
+  const auto check = [&](const Layer& layer, const char* what, const Tensor& values) {
+    if (all_finite(values.floats())) return;
+    throw DivergedError(fmt::format("training diverged by step {}: {} of {} is no longer finite",
+                                    network.steps, what, layer.name));
+  };
+  for (const Layer& layer : network.layers()) {
+    for (const Parameter* parameter : layer.parameters()) {
+      check(layer, "a parameter", parameter->value);
+      check(layer, "the optimizer's state", parameter->moment1);
+      check(layer, "the optimizer's state", parameter->moment2);
+    }
+    if (layer.kind == Layer::Kind::kOutput) continue;
+    check(layer, "a batch-norm statistic", layer.running_mean);
+    check(layer, "a batch-norm statistic", layer.running_var);
+  }
 }
 
 // A batch of one frame has no variance in a dense layer, and batch-norm no meaning.
@@ -47,6 +73,7 @@ void Trainer::train(Network& network, double learning_rate, const BatchSource& b
   } catch (const std::domain_error& error) {
     throw DivergedError(fmt::format("training diverged at step {}: {}", step, error.what()));
   }
+  check_finite(network);
 }
 
 Trainer::StepResult Trainer::train_step(Network& network, const FrameBatch& batch,

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+// How programs read their command lines.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "framework/error.h"
+#include "framework/program.h"
+
+namespace fmp {
+
+// False when the user asked for help or the version, which is printed. Throws UsageError when the
+// command line is wrong. "--name=" is an empty value, as "--name ''" is.
+inline bool parse_command_line(CLI::App& app, std::vector<std::string> arguments) {
+  std::vector<std::string> reversed;  // as CLI11 wants it
+  bool flags = true;
+  for (const std::string& argument : arguments) {
+    flags = flags && argument != "--";
+    if (flags && argument.size() > 3 && argument.starts_with("--") &&
+        argument.find('=') == argument.size() - 1) {
+      reversed.push_back(argument.substr(0, argument.size() - 1));
+      reversed.emplace_back();
+    } else {
+      reversed.push_back(argument);
+    }
+  }
+  std::reverse(reversed.begin(), reversed.end());
+  try {
+    app.parse(std::move(reversed));
+  } catch (const CLI::Success& success) {
+    app.exit(success);
+    return false;
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(error.what());
+  }
+  return true;
+}
+
+inline bool parse_command_line(CLI::App& app, int argc, char** argv) {
+  return parse_command_line(app, std::vector<std::string>(argv + 1, argv + argc));
+}
+
+// A name or number as people separate them by commas: without the blanks around it.
+inline std::string trimmed(std::string_view text) {
+  const auto blank = [](char c) { return c == ' ' || c == '\t'; };
+  while (!text.empty() && blank(text.front())) text.remove_prefix(1);
+  while (!text.empty() && blank(text.back())) text.remove_suffix(1);
+  return std::string(text);
+}
+
+}  // namespace fmp
