@@ -692,6 +692,11 @@ TEST(OnnxBounds, AreCheckedBeforeWorkAndMemory) {
          add_node(g, "ReduceMax", {"c"}, "m");
          add_node(g, "Add", {"x", "m"}, "y");
        }},
+      {"values for a frame",
+       [](auto& g) {
+         add_shape(g, "s", {2048, 2, 1024});
+         add_node(g, "Expand", {"x", "s"}, "y");
+       }},
       {"values are computed",
        [](auto& g) {
          add_shape(g, "s", {2048, 2, 1024});

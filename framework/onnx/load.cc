@@ -29,6 +29,7 @@ namespace {
 constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
 constexpr int kMaxNodes = 1 << 16;
 constexpr int64_t kMaxComputedElements = int64_t{1} << 24;  // for a frame, of all nodes together
+constexpr int64_t kMaxOutputElements = int64_t{1} << 15;    // for a frame, as a batch keeps them
 constexpr int64_t kMaxFoldedElements = int64_t{1} << 25;    // computed beforehand, together
 
 // The elements of a tensor, which ONNX keeps in a field of their type or as raw bytes (little
@@ -432,6 +433,10 @@ void infer(Graph& graph, const ::onnx::ModelProto& model, Reading reading) {
   if (output.producer < 0) fail("{}: nothing writes the output {}", graph.file, output.name);
   if (output.constant) {
     fail("{}: the output {} does not depend on the input", graph.file, output.name);
+  }
+  if (reading == Reading::kValues && elements(output.shape) > kMaxOutputElements) {
+    fail("{}: its output {} has {} values for a frame, at most {} are supported", graph.file,
+         output.name, elements(output.shape), kMaxOutputElements);
   }
 }
 
