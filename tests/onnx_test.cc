@@ -222,11 +222,15 @@ std::vector<NetworkConfig> export_configs() {
 
 TEST(OnnxExport, ComesBackBitForBit) {
   for (const NetworkConfig& config : export_configs()) {
-    const Network network = trained_network(config, 21);
+    Network network = trained_network(config, 21);
+    for (int i = 0; i < config.classes; ++i) {
+      network.class_names.push_back("class \"" + std::to_string(i) + "\"");
+    }
     const TemporaryFile file("export.onnx");
     onnx::export_network(network, file.path());
     const Network back = onnx::import_network(file.path());
     EXPECT_EQ(back.config().filters, config.filters);
+    EXPECT_EQ(back.class_names, network.class_names);
     const std::vector<float> x = random_frames(config, 50, 22);
     EXPECT_EQ(logits_of(network, x), logits_of(back, x));
     for (size_t i = 0; i < network.layers().size(); ++i) {

@@ -110,7 +110,8 @@ class Engine {
   int64_t classes() const { return graph_.output_size(); }
   // Empty where the file does not say.
   std::vector<std::string> class_names() const {
-    return network_ ? network_->class_names : std::vector<std::string>();
+    const std::vector<std::string>& names = graph_.graph().class_names;
+    return static_cast<int64_t>(names.size()) == classes() ? names : std::vector<std::string>();
   }
   std::vector<float> logits(const FrameBatch& batch, int length) {
     return network_ ? trainer_->logits(*network_, batch) : graph_.run(batch, length, threads_);

@@ -5,6 +5,7 @@
 #include <onnx/onnx_pb.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,6 +33,10 @@ class Writer {
     model_.mutable_graph()->set_name("fmp");
     add_opset("", kOpset);
     add_opset(kQuantizerDomain, 1);
+    if (network.class_names.empty()) return;
+    ::onnx::StringStringEntryProto& names = *model_.add_metadata_props();
+    names.set_key(kClassNamesKey);
+    names.set_value(nlohmann::json(network.class_names).dump());
   }
 
   std::string write() {

@@ -22,6 +22,9 @@ namespace fmp::onnx {
 
 using Shape = std::vector<int64_t>;
 
+// The metadata property that holds the names of the classes, as a JSON list of texts.
+inline constexpr const char* kClassNamesKey = "fmp_class_names";
+
 // Elements of a tensor of this shape; 1 for a scalar (an empty shape).
 int64_t elements(const Shape& shape);
 std::string to_string(const Shape& shape);  // e.g. "[1, 64, 1024]"
@@ -73,6 +76,8 @@ struct Graph {
   std::string file;  // for messages
   int64_t opset = 0;
   int64_t fixed_batch = 1;  // the file's; 1 when it is open
+  // What the classes are called, where the file says so as fmp_radioml does; empty: not known.
+  std::vector<std::string> class_names;
   std::vector<GraphValue> values;
   std::vector<GraphNode> nodes;  // each after those whose outputs it reads
   int input = 0;                 // index into values; shape [1, ...]

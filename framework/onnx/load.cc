@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <queue>
 #include <type_traits>
 #include <unordered_map>
@@ -125,12 +126,16 @@ class Reader {
   Reader(const ::onnx::ModelProto& model, const std::filesystem::path& file)
       : source_(model.graph()), files_(file) {
     graph_.file = file.string();
+    for (const ::onnx::StringStringEntryProto& property : model.metadata_props()) {
+      if (property.key() == kClassNamesKey) class_names_ = property.value();
+    }
     for (const ::onnx::OperatorSetIdProto& set : model.opset_import()) {
       if (set.domain().empty() || set.domain() == "ai.onnx") graph_.opset = set.version();
     }
   }
 
   Graph read() {
+    read_class_names();
     if (source_.node_size() == 0) fail("{}: the graph has no nodes", graph_.file);
     if (source_.node_size() > kMaxNodes) {
       fail("{}: {} nodes, at most {} are supported", graph_.file, source_.node_size(), kMaxNodes);
@@ -154,6 +159,18 @@ class Reader {
   }
 
  private:
+  void read_class_names() {
+    if (class_names_.empty()) return;
+    const nlohmann::json names = nlohmann::json::parse(class_names_, nullptr, false);
+    const bool is_list = names.is_array() && std::ranges::all_of(names, [](const auto& name) {
+                           return name.is_string();
+                         });
+    if (!is_list) fail("{}: its {} are no list of texts", graph_.file, kClassNamesKey);
+    for (const nlohmann::json& name : names) {
+      graph_.class_names.push_back(printable(name.get<std::string>()));
+    }
+  }
+
   // The value of this name, made when it is not known yet.
   int value_of(const std::string& name) {
     const auto [found, is_new] = values_.try_emplace(name, static_cast<int>(graph_.values.size()));
@@ -289,6 +306,7 @@ class Reader {
 
   const ::onnx::GraphProto& source_;
   ExternalData files_;
+  std::string class_names_;
   Graph graph_;
   std::unordered_map<std::string, int> values_;
   std::unordered_set<std::string> read_names_;
