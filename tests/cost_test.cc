@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "framework/network/weight_codes.h"
+
 namespace fmp {
 namespace {
 
