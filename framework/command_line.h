@@ -3,6 +3,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,7 +15,7 @@ namespace fmp {
 
 // False when the user asked for help or the version, which is printed. Throws UsageError when the
 // command line is wrong. "--name=" is an empty value, as "--name ''" is.
-inline bool parse_command_line(CLI::App& app, std::vector<std::string> arguments) {
+inline bool parse_command_line(CLI::App& app, const std::vector<std::string>& arguments) {
   std::vector<std::string> reversed;  // as CLI11 wants it
   bool flags = true;
   for (const std::string& argument : arguments) {

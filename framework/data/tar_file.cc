@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "framework/data/tar_file.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -119,7 +121,7 @@ std::vector<TarMember> list_tar(const std::filesystem::path& archive) {
         std::string name(field(header, 0, 100));
         const std::string_view prefix = field(header, 345, 155);
         if (field(header, 257, 5) == "ustar" && header[262] == '\0' && !prefix.empty())
-          name = std::string(prefix) + '/' + name;
+          name = fmt::format("{}/{}", prefix, name);
         members.push_back({overrides.name.empty() ? name : overrides.name, at, bytes});
         if (members.size() > kMaxTarMembers) {
           fail("{}: more than {} files", archive.string(), kMaxTarMembers);
