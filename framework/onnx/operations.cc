@@ -18,7 +18,7 @@ struct Operation {
   size_t max_inputs = 1;
   // Names, separated by blanks. "name" is honoured; "name=3" is honoured with this value only;
   // "name?" cannot change the outputs that are supported.
-  std::string_view attributes = "";
+  std::string_view attributes = {};
   int outputs = 1;  // of which any may be read
   size_t min_inputs = 1;
 };
