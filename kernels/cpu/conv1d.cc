@@ -222,22 +222,23 @@ HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t any_stride, 
 template <int kStride>
 void sparse_rows(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
                  ptrdiff_t y_stride) {
-  int l = 0;
   // Positions outside, channels inside: the few rows of a step stay in the first-level cache.
-  const auto step = [&](auto positions) {
+  const auto step = [&](auto positions, int l) {
     for (int o = 0; o < w.out; ++o) {
       const int32_t begin = w.row_begin[o];
       sparse_block<decltype(positions)::value, kStride>(
           x + l * x_stride, x_stride, w.row_begin[o + 1] - begin, w.offset + begin,
           w.values + begin, y + l * y_stride + o * kLanes, y_stride);
     }
-    l += decltype(positions)::value;
   };
+  int l = 0;
   if constexpr (kStride > 0 && kVectors == 1) {
-    while (l + 16 <= rows) step(std::integral_constant<int, 16>());
+    for (; l + 16 <= rows; l += 16) step(std::integral_constant<int, 16>(), l);
   }
-  while (l + kSparsePositions <= rows) step(std::integral_constant<int, kSparsePositions>());
-  while (l < rows) step(std::integral_constant<int, 1>());
+  for (; l + kSparsePositions <= rows; l += kSparsePositions) {
+    step(std::integral_constant<int, kSparsePositions>(), l);
+  }
+  for (; l < rows; ++l) step(std::integral_constant<int, 1>(), l);
 }
 
 void conv1d_sparse(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
