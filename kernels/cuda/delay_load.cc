@@ -26,7 +26,7 @@ class Library {
  public:
   explicit Library(const std::string& file) : handle_(dlopen(file.c_str(), kFlags)) {
     if (handle_ != nullptr) return;
-    const std::string why = dlerror();
+    const std::string why = dlerror();  // NOLINT(concurrency-mt-unsafe): each thread has its own
     handle_ = dlopen((FMP_CUDA_LIBRARY_DIR "/" + file).c_str(), kFlags);
     if (handle_ == nullptr) throw LibraryError("cannot load " + file + ": " + why);
   }
@@ -35,7 +35,7 @@ class Library {
   template <typename Function>
   Function function(const char* name) const {
     void* found = dlsym(handle_, name);
-    if (found == nullptr) throw LibraryError(dlerror());
+    if (found == nullptr) throw LibraryError(dlerror());  // NOLINT(concurrency-mt-unsafe)
     return reinterpret_cast<Function>(found);
   }
 
@@ -57,11 +57,13 @@ const Library& cusparse() {
 }  // namespace
 
 // The headers declare each function, so that parameters which are not the library's do not compile.
+// NOLINTBEGIN(bugprone-macro-parentheses): parameters and arguments bring their own.
 #define FMP_FORWARD(library, result, name, parameters, arguments)                 \
   result name parameters {                                                        \
     static const auto function = library().function<result(*) parameters>(#name); \
     return function arguments;                                                    \
   }
+// NOLINTEND(bugprone-macro-parentheses)
 
 extern "C" {
 

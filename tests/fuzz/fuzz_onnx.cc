@@ -18,6 +18,6 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::vector<float> frames(static_cast<size_t>(2 * evaluator.input_size()), 0.25F);
     evaluator.run(frames, 1);
   });
-  fuzz::refuse_or_run([&] { IntegerNetwork network(onnx::import_onnx(path)); });
+  fuzz::refuse_or_run([&] { const IntegerNetwork network{onnx::import_network(path)}; });
   return 0;
 }
