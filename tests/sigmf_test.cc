@@ -380,7 +380,8 @@ TEST(StreamLevel, AStreamMayBeAPartOfAFile) {
   SampleStream stream(in, "x", {{}, Normalization::kNone, kLength, 256, 3 * 512 + 80});
   std::vector<float> values;
   EXPECT_EQ(stream.read(100, values), 3);
-  EXPECT_EQ(std::memcmp(values.data(), bytes.data() + 512, 3 * 512), 0);
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(values.data()), 3 * 512),
+            bytes.substr(512, 3 * 512));
   EXPECT_EQ(stream.left_over(), 10);
 }
 
