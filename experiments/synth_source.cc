@@ -9,6 +9,7 @@
 #include "framework/error.h"
 #include "framework/synth/modulation.h"
 #include "framework/synth/synth.h"
+#include "framework/threads.h"
 
 namespace fmp {
 namespace {
@@ -39,6 +40,7 @@ LoadedData open_synth(const std::string& seed, const Options& options) {
   synth::SynthDataset::Options set;
   set.seed = parse_seed(seed);
   set.input_bits = options.input_bits.value_or(options.bits);
+  set.threads = threads_or_all_cores(options.threads);
   if (options.frames_per_block) set.frames_per_block = *options.frames_per_block;
   for (const std::string& name : options.classes) set.classes.push_back(synth::class_index(name));
   for (int snr_db : synth::radioml_snrs_db())

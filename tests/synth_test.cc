@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <complex>
@@ -432,6 +433,59 @@ TEST(SynthDeterminismTest, SetsShareTheirFirstFrames) {
   EXPECT_EQ(few.values, many.values);
   EXPECT_EQ(few.labels, many.labels);
   EXPECT_EQ(few.snr_db, (std::vector<int16_t>{10}));
+}
+
+TEST(SynthDeterminismTest, SetsAreTheSameForAnyNumberOfThreads) {
+  const auto batch = [](int threads, int input_bits) {
+    SynthDataset::Options options;
+    options.frames_per_block = 2;
+    options.snrs_db = {-4, 12};
+    options.seed = kSeed;
+    options.input_bits = input_bits;
+    options.threads = threads;
+    SynthDataset set(options);
+    std::vector<int64_t> frames(static_cast<size_t>(set.size()));
+    std::iota(frames.rbegin(), frames.rend(), 0);
+    set.refresh_each_epoch(std::vector<int64_t>{3, 50});
+    set.set_epoch(2);
+    FrameBatch result;
+    set.read(frames, result);
+    return result;
+  };
+  for (int input_bits : {4, 32}) {
+    const FrameBatch one = batch(1, input_bits);
+    EXPECT_EQ(one.count, 24 * 2 * 2);
+    for (int threads : {2, 7}) {
+      const FrameBatch several = batch(threads, input_bits);
+      EXPECT_EQ(one.codes, several.codes) << threads;
+      EXPECT_EQ(one.values, several.values) << threads;
+      EXPECT_EQ(one.labels, several.labels) << threads;
+      EXPECT_EQ(one.snr_db, several.snr_db) << threads;
+    }
+  }
+}
+
+TEST(SynthDeterminismTest, FramesThatAreNotThereAreErrorsOnAnyThread) {
+  SynthDataset::Options options;
+  options.frames_per_block = 1;
+  options.threads = 3;
+  const SynthDataset set(options);
+  std::vector<int64_t> frames(40);
+  std::iota(frames.begin(), frames.end(), set.size() - 39);
+  FrameBatch batch;
+  EXPECT_THROW(set.read(frames, batch), Error);
+}
+
+// Results that were published name a seed: the frames of a seed stay what they were.
+TEST(SynthDeterminismTest, FramesOfASeedStayWhatTheyWere) {
+  uint64_t hash = 0xCBF29CE484222325;  // FNV-1a over the values' bits
+  for (int c = 0; c < static_cast<int>(modulations().size()); ++c) {
+    for (uint64_t index : {0, 1, 70000}) {
+      for (float value : make(Config{}, c, index == 0 ? -8 : 18, index))
+        hash = (hash ^ std::bit_cast<uint32_t>(value)) * 0x100000001B3;
+    }
+  }
+  EXPECT_EQ(hash, 2788715592127031207U);
 }
 
 TEST(SynthDeterminismTest, FilesAreTheSameForAnyNumberOfThreads) {

@@ -15,7 +15,7 @@ constexpr double kBandwidthTime = 0.7;
 constexpr int kPulseSymbols = 6;  // length of the smoothed pulse: at this BT it holds all but 1e-12
 
 // The phase in turns that one bit adds from sample to sample; the sum is 1/4.
-std::vector<double> phase_steps(int sps, double fraction) {
+std::vector<double> phase_steps(int sps) {
   constexpr int kFine = 16;  // integration points per sample
   constexpr double kLn2 = 0.69314718055994530942;
   const double c = 2 * kPi * kPi * kBandwidthTime * kBandwidthTime / kLn2;
@@ -23,13 +23,21 @@ std::vector<double> phase_steps(int sps, double fraction) {
   double total = 0;
   for (size_t n = 0; n < steps.size(); ++n) {
     for (int k = 0; k < sps * kFine; ++k) {  // the rectangle, by its midpoints
-      const double t = (static_cast<double>(n) - fraction + 0.5) / sps - kPulseSymbols / 2.0 - 0.5 +
+      const double t = (static_cast<double>(n) + 0.5) / sps - kPulseSymbols / 2.0 - 0.5 +
                        (k + 0.5) / (sps * kFine);
       steps[n] += exp_det(-c * t * t);
     }
     total += steps[n];
   }
   for (double& step : steps) step *= 0.25 / total;
+  return steps;
+}
+
+// phase_steps(sps); each thread keeps those that it asked for last, which take longer to find
+// than a frame to make.
+const std::vector<double>& cached_phase_steps(int sps) {
+  thread_local std::vector<double> steps;
+  if (steps.size() != static_cast<size_t>(kPulseSymbols * sps)) steps = phase_steps(sps);
   return steps;
 }
 
@@ -41,7 +49,7 @@ class Gmsk : public Modulation {
 
   void modulate(const Shape& shape, Rng& rng, Signal& out) const override {
     const auto start = static_cast<int>(shape.timing);
-    const std::vector<double> steps = phase_steps(shape.sps, 0);
+    const std::vector<double>& steps = cached_phase_steps(shape.sps);
     const int length = out.length();
     std::vector<double> frequency(length);
     for (int first = start - kPulseSymbols * shape.sps; first < length; first += shape.sps) {

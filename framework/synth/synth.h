@@ -59,6 +59,7 @@ class SynthDataset : public Dataset {
     std::vector<int> classes;  // indices; empty: all
     std::vector<int> snrs_db;  // empty: -20, -18, ..., 30
     int input_bits = 8;        // as FrameBatch describes: 2..8 codes, 32 values
+    int threads = 1;  // that share out the frames of a read(); the frames do not depend on it
   };
   explicit SynthDataset(Options options);
 
@@ -76,6 +77,9 @@ class SynthDataset : public Dataset {
   void set_epoch(uint64_t epoch) { epoch_ = epoch; }
 
  private:
+  // Frame `frame` as element k of the batch, whose buffers have their sizes.
+  void make(int64_t frame, size_t k, FrameBatch& batch) const;
+
   Options options_;
   Generator generator_;
   std::vector<std::string> class_names_;
