@@ -4,11 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <vector>
 
 #include "framework/error.h"
 #include "framework/network/cost.h"
 #include "framework/network/pruning.h"
+#include "framework/random.h"
+#include "framework/training/trainer.h"
 // Included rather than linked, so that a test stays one file: registers "cost-weighted-l1".
 #include "tests/example_p_method.cc"
 
@@ -95,8 +98,10 @@ TEST(Registry, ListsTheMethodsThatShip) {
     EXPECT_FALSE(info.description.empty()) << info.name;
     EXPECT_NE(info.create(), nullptr) << info.name;
   }
-  EXPECT_THAT(names, ElementsAre("cost-weighted-l1", "random", "structured-l1", "unstructured-l1",
-                                 "unstructured-l1-layerwise"));
+  EXPECT_THAT(
+      names, ElementsAre("batch-norm-scale", "cost-l1", "cost-structured-taylor", "cost-taylor",
+                         "cost-weighted-l1", "lamp", "random", "structured-l1", "structured-taylor",
+                         "taylor", "unstructured-l1", "unstructured-l1-layerwise"));
 }
 
 TEST(Registry, AnswersAWrongNameWithTheRightOnes) {
@@ -105,7 +110,7 @@ TEST(Registry, AnswersAWrongNameWithTheRightOnes) {
     FAIL() << "expected a UsageError";
   } catch (const UsageError& error) {
     EXPECT_THAT(error.what(), HasSubstr("'unstructured-l2'"));
-    EXPECT_THAT(error.what(), HasSubstr("random, structured-l1, unstructured-l1, "));
+    EXPECT_THAT(error.what(), HasSubstr("taylor, unstructured-l1, unstructured-l1-layerwise"));
     EXPECT_THAT(error.what(), ::testing::Not(HasSubstr("\n")));
   }
 }
@@ -302,6 +307,127 @@ TEST(RandomPruning, IsUniformOverTheNetwork) {
                 5 * std::sqrt(0.24 * count))
         << layer.name;
   }
+}
+
+// 4-bit weights times 6-bit activations at 512 positions, by the rules of the challenge.
+TEST(Cost, OfAWeightAndOfAChannel) {
+  struct Spy final : PruningMethod {
+    void prune(PruneRequest& request) const override {
+      const double of_conv2 = 0.5 * 512 * 4 * 6 / 807'699'904 + 0.5 * 4 / 1'244'936;
+      const double of_conv3 = 0.5 * 256 * 4 * 6 / 807'699'904 + 0.5 * 4 / 1'244'936;
+      EXPECT_DOUBLE_EQ(request.layers[1].cost_per_weight(), of_conv2);
+      std::ranges::fill(request.layers[1].channel_mask(5).first(10), uint8_t{0});
+      request.layers[2].mask[5] = 0;  // its first output, tap and copy of channel 5
+      request.layers[2].mask[6] = 0;
+      EXPECT_DOUBLE_EQ(cost_of_channel(request.layers, 1, 5),
+                       (3 * 64 - 10) * of_conv2 + (3 * 64 - 1) * of_conv3);
+      // The first dense layer reads each channel of conv7 once per position: 8 times.
+      const double of_conv7 = 0.5 * 16 * 4 * 6 / 807'699'904 + 0.5 * 4 / 1'244'936;
+      const double of_dense1 = 0.5 * 4 * 6 / 807'699'904 + 0.5 * 4 / 1'244'936;
+      EXPECT_DOUBLE_EQ(cost_of_channel(request.layers, 6, 0),
+                       3 * 64 * of_conv7 + 8 * 128 * of_dense1);
+    }
+  };
+  NetworkConfig config;
+  config.weight_bits = {4};
+  config.act_bits = {6};
+  Network network(config, 1);
+  prune(network, Spy(), 0.3, 1, 0);
+}
+
+TEST(Cost, WhatSavesNothingGoesLast) {
+  EXPECT_EQ(score_per_cost(3, 2), 1.5);
+  EXPECT_EQ(score_per_cost(0, 0), INFINITY);
+  EXPECT_EQ(score_per_cost(3, 0), INFINITY);
+}
+
+// The networks' costs fall by what the methods think that they save.
+TEST(Cost, OfRemovedWeightsIsWhatTheNetworkSaves) {
+  Network network(small_config(), 1);
+  double removed = 0;
+  struct Remover final : PruningMethod {
+    double& cost;
+    explicit Remover(double& removed) : cost(removed) {}
+    void prune(PruneRequest& request) const override {
+      for (PrunableLayer& layer : request.layers) {
+        // The largest weights: their codes are not 0.
+        const auto largest = std::ranges::max_element(
+            layer.weights, {}, [](float weight) { return std::abs(weight); });
+        layer.mask[static_cast<size_t>(largest - layer.weights.begin())] = 0;
+        cost += layer.cost_per_weight();
+      }
+    }
+  };
+  for (Layer& layer : network.layers()) {  // codes that do not depend on which weights are left
+    for (float& weight : layer.weight.value.floats()) weight = weight < 0 ? -1.0F : 1.0F;
+  }
+  const double before = inference_cost(network).normalized();
+  prune(network, Remover(removed), 0.3, 1, 0);
+  EXPECT_NEAR(before - inference_cost(network).normalized(), removed, 1e-15);
+}
+
+TEST(Taylor, NeedsATrainedNetwork) {
+  for (const char* method : {"taylor", "cost-taylor", "structured-taylor"}) {
+    Network network(small_config(), 1);
+    EXPECT_THROW(prune_by_name(network, method, 0.2), Error) << method;
+    network.optimizer_steps = 1;
+    EXPECT_NO_THROW(prune_by_name(network, method, 0.2)) << method;
+  }
+}
+
+// Adam's second moment, corrected, is the weighted mean of the squared gradients of the steps.
+TEST(Taylor, SeesTheGradientsThatTrainingHad) {
+  NetworkConfig config = small_config();
+  config.weight_bits = config.act_bits = {4};
+  config.input_bits = 4;
+  Network network(config, 1);
+  Trainer trainer({});
+  FrameBatch batch;
+  batch.count = 8;
+  Random random(3, "frames");
+  for (int64_t i = 0; i < batch.count * config.length * config.input_channels; ++i) {
+    batch.codes.push_back(static_cast<int8_t>(std::lround(random.uniform(-8.0, 7.0))));
+  }
+  for (int frame = 0; frame < 8; ++frame) batch.labels.push_back(static_cast<uint8_t>(frame % 5));
+  batch.snr_db.resize(8);
+  constexpr int kSteps = 5;
+  std::vector<double> of_weight(network.layers()[1].weight.grad.floats().size());
+  double of_gamma = 0, weights = 0;
+  for (int step = 1; step <= kSteps; ++step) {
+    trainer.train_step(network, batch, 1e-2);
+    const double weight = std::pow(0.999, kSteps - step);
+    weights += weight;
+    for (size_t i = 0; i < of_weight.size(); ++i) {
+      of_weight[i] += weight * std::pow(network.layers()[1].weight.grad.floats()[i], 2);
+    }
+    of_gamma += weight * std::pow(network.layers()[0].gamma.grad.floats()[3], 2);
+  }
+  struct Spy final : PruningMethod {
+    std::function<void(PruneRequest&)> look;
+    void prune(PruneRequest& request) const override { look(request); }
+  } spy;
+  spy.look = [&](PruneRequest& request) {
+    const TrainedValues& seen = request.layers[1].trained_weights;
+    double largest = 0;
+    for (size_t i = 0; i < of_weight.size(); ++i) {
+      EXPECT_NEAR(seen.squared_gradient(i), of_weight[i] / weights, 1e-5 * of_weight[i]);
+      EXPECT_EQ(seen.values[i], network.layers()[1].weight.value.floats()[i]);
+      largest = std::max(largest, of_weight[i]);
+    }
+    EXPECT_GT(largest, 0);
+    EXPECT_GT(of_gamma, 0);
+    EXPECT_NEAR(request.layers[0].gamma.squared_gradient(3), of_gamma / weights, 1e-5 * of_gamma);
+    EXPECT_EQ(request.layers.back().gamma.size(), 0U);
+  };
+  prune(network, spy, 0.3, 1, 0);
+}
+
+TEST(PruneLowestChannels, KeepsTheLastOneOfEveryLayer) {
+  Network network(small_config(), 1);
+  std::ranges::fill(network.layers()[0].gamma.value.floats(), 1e-3F);
+  for (int round = 0; round < 3; ++round) prune_by_name(network, "batch-norm-scale", 0.5);
+  EXPECT_EQ(channels_alive(network.layers()[0]), 1);
+  EXPECT_EQ(channels_alive(network.layers()[3]), 5) << "classes stay";
 }
 
 TEST(ExampleMethod, SavesMoreBitOperationsThanPlainMagnitude) {

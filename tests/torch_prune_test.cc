@@ -43,16 +43,16 @@ void expect_same_masks(const std::string& scenario, const std::vector<Round>& ro
     for (size_t i = 0; i < kLayers.size(); ++i) {
       const auto& layer = kLayers[i];
       weights[i] = file.read<float>(group + layer.name + "/weight");
-      request.layers.push_back({.name = layer.name,
-                                .out_channels = layer.out_channels,
-                                .kernel = layer.kernel,
-                                .in_channels = layer.in_channels,
-                                .positions = 1,
-                                .weight_bits = 8,
-                                .input_bits = 8,
-                                .output_bits = 8,
-                                .weights = weights[i],
-                                .mask = masks[i]});
+      PrunableLayer& view = request.layers.emplace_back();
+      view.index = i;
+      view.name = layer.name;
+      view.out_channels = layer.out_channels;
+      view.kernel = layer.kernel;
+      view.in_channels = layer.in_channels;
+      view.positions = 1;
+      view.weight_bits = view.input_bits = view.output_bits = 8;
+      view.weights = weights[i];
+      view.mask = masks[i];
     }
     make_pruning_method(rounds[r].method)->prune(request);
     for (size_t i = 0; i < kLayers.size(); ++i) {

@@ -58,6 +58,11 @@ void add(nlohmann::json& totals, const std::string& key, int64_t amount) {
 
 }  // namespace
 
+double normalized_cost(int64_t bit_ops, int64_t bit_mem) {
+  return 0.5 * static_cast<double>(bit_ops) / static_cast<double>(kBaselineBitOps) +
+         0.5 * static_cast<double>(bit_mem) / static_cast<double>(kBaselineBitMem);
+}
+
 std::optional<int> bits_of_type(std::string_view type) {
   if (type == "FLOAT32") return kFloatBits;
   if (type == "BINARY" || type == "BIPOLAR") return 1;
@@ -100,10 +105,7 @@ int64_t NetworkCost::bit_mem() const {
   return sum(layers, [](const LayerCost& layer) { return layer.bit_mem(); });
 }
 
-double NetworkCost::normalized() const {
-  return 0.5 * static_cast<double>(bit_ops()) / static_cast<double>(kBaselineBitOps) +
-         0.5 * static_cast<double>(bit_mem()) / static_cast<double>(kBaselineBitMem);
-}
+double NetworkCost::normalized() const { return normalized_cost(bit_ops(), bit_mem()); }
 
 NetworkCost inference_cost(const Network& network) {
   NetworkCost cost;

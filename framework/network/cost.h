@@ -42,6 +42,8 @@ std::optional<int> bits_of_type(std::string_view type);
 // The published 8 bit VGG10 baseline, against which costs are normalized.
 inline constexpr int64_t kBaselineBitOps = 807'699'904;
 inline constexpr int64_t kBaselineBitMem = 1'244'936;
+// 0.5 * bit_ops / kBaselineBitOps + 0.5 * bit_mem / kBaselineBitMem
+double normalized_cost(int64_t bit_ops, int64_t bit_mem);
 
 // The inference cost of a network as finn-base counts it with zero weights discounted
 // (discount_sparsity), and the score that the RadioML challenge derives from it.
@@ -56,8 +58,7 @@ struct NetworkCost {
   int64_t macs() const;
   int64_t bit_ops() const;
   int64_t bit_mem() const;
-  // 0.5 * bit_ops / kBaselineBitOps + 0.5 * bit_mem / kBaselineBitMem
-  double normalized() const;
+  double normalized() const;  // see normalized_cost()
 };
 NetworkCost inference_cost(const Network& network);
 

@@ -5,12 +5,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <stdexcept>
 #include <tuple>
 #include <utility>
 
 #include "framework/error.h"
+#include "framework/network/cost.h"
 
 namespace fmp {
 namespace {
@@ -21,8 +24,22 @@ std::map<std::string, PruningMethodInfo, std::less<>>& registry() {
   return methods;
 }
 
-PrunableLayer prunable(Layer& layer) {
+// What Adam's second moment is multiplied with; see TrainedValues. The moments of all parameters
+// are as old as each other.
+double moment2_correction(const Network& network) {
+  if (network.optimizer_steps == 0) return 0;
+  const auto steps = static_cast<double>(network.optimizer_steps);
+  return 1 / (1 - std::pow(AdamOptions().beta2, steps));
+}
+
+TrainedValues trained(const Parameter& parameter, double correction) {
+  if (!parameter.value.defined()) return {};
+  return {parameter.value.floats(), parameter.moment2.floats(), correction};
+}
+
+PrunableLayer prunable(Layer& layer, size_t index, double correction) {
   PrunableLayer view;
+  view.index = index;
   view.name = layer.name;
   view.kind = layer.kind;
   view.out_channels = layer.out_channels;
@@ -34,6 +51,9 @@ PrunableLayer prunable(Layer& layer) {
   view.output_bits = layer.act_bits;
   view.weights = layer.weight.value.floats();
   view.mask = layer.weight.mask;
+  view.trained_weights = trained(layer.weight, correction);
+  view.gamma = trained(layer.gamma, correction);
+  view.beta = trained(layer.beta, correction);
   return view;
 }
 
@@ -70,7 +90,24 @@ bool operator<(const Candidate& a, const Candidate& b) {
   return std::tie(a.score, a.layer, a.index) < std::tie(b.score, b.layer, b.index);
 }
 
+double checked_score(double score, const PrunableLayer& layer) {
+  if (std::isnan(score)) fail("{}: a score is not a number, cannot prune", layer.name);
+  return score;
+}
+
 }  // namespace
+
+double TrainedValues::squared_gradient(size_t index) const {
+  if (moment2_correction == 0) {
+    fail("the pruning method needs gradients, but the network was not trained");
+  }
+  return moment2[index] * moment2_correction;
+}
+
+double TrainedValues::squared_taylor(size_t index) const {
+  const double value = values[index];
+  return value * value * squared_gradient(index);
+}
 
 std::span<const float> PrunableLayer::channel_weights(int channel) const {
   const auto count = static_cast<size_t>(weights_per_channel());
@@ -86,6 +123,47 @@ bool PrunableLayer::channel_alive(int channel) const {
   return std::ranges::any_of(channel_mask(channel), [](uint8_t alive) { return alive != 0; });
 }
 
+double PrunableLayer::cost_per_weight() const {
+  return normalized_cost(bit_ops_per_weight(), weight_bits);
+}
+
+std::vector<double> lamp_scores(const PrunableLayer& layer) {
+  std::vector<size_t> order(layer.weights.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::ranges::stable_sort(order, {}, [&](size_t i) { return std::abs(layer.weights[i]); });
+  std::vector<double> scores(order.size());
+  double not_smaller = 0;
+  for (auto largest_first = order.rbegin(); largest_first != order.rend(); ++largest_first) {
+    const size_t i = *largest_first;
+    const double square = static_cast<double>(layer.weights[i]) * layer.weights[i];
+    not_smaller += square;
+    scores[i] = square > 0 ? square / not_smaller : 0;
+  }
+  return scores;
+}
+
+double squared_taylor_of_channel(const PrunableLayer& layer, int channel) {
+  const auto c = static_cast<size_t>(channel);
+  return layer.gamma.squared_taylor(c) + layer.beta.squared_taylor(c);
+}
+
+double cost_of_channel(std::span<const PrunableLayer> layers, size_t layer, int channel) {
+  const PrunableLayer& writer = layers[layer];
+  const PrunableLayer& reader = layers[layer + 1];
+  const std::span<const uint8_t> own = writer.channel_mask(channel);
+  // Where the next layer reads flattened activations, a channel occurs once per position of them.
+  int64_t readers = 0;
+  for (int64_t i = channel; i < std::ssize(reader.mask); i += writer.out_channels) {
+    readers += reader.mask[static_cast<size_t>(i)];
+  }
+  return static_cast<double>(std::ranges::count(own, 1)) * writer.cost_per_weight() +
+         static_cast<double>(readers) * reader.cost_per_weight();
+}
+
+double score_per_cost(double score, double cost) {
+  return cost > 0 ? score / cost : std::numeric_limits<double>::infinity();
+}
+
 int64_t prune_count(double fraction, int64_t remaining) {
   // nearbyint() in the default rounding mode rounds halves to even, as Python does.
   return static_cast<int64_t>(std::nearbyint(fraction * static_cast<double>(remaining)));
@@ -97,7 +175,7 @@ void prune_lowest(std::span<PrunableLayer> layers, double fraction, const Weight
     for (size_t i = 0; i < layers[layer].mask.size(); ++i) {
       if (layers[layer].mask[i] == 0) continue;
       const auto index = static_cast<int64_t>(i);
-      alive.push_back({score(layers[layer], index), layer, index});
+      alive.push_back({checked_score(score(layers[layer], index), layers[layer]), layer, index});
     }
   }
   const auto remaining = static_cast<int64_t>(alive.size());
@@ -108,6 +186,30 @@ void prune_lowest(std::span<PrunableLayer> layers, double fraction, const Weight
   });
 }
 
+void prune_lowest_channels(std::span<PrunableLayer> layers, double fraction,
+                           const ChannelScore& score) {
+  std::vector<Candidate> alive;
+  std::vector<int64_t> left(layers.size());
+  for (size_t layer = 0; layer < layers.size(); ++layer) {
+    if (layers[layer].kind == Layer::Kind::kOutput) continue;
+    for (int channel = 0; channel < layers[layer].out_channels; ++channel) {
+      if (!layers[layer].channel_alive(channel)) continue;
+      alive.push_back({checked_score(score(layer, channel), layers[layer]), layer, channel});
+      ++left[layer];
+    }
+  }
+  std::ranges::sort(alive, std::less<>());
+  int64_t to_remove = prune_count(fraction, static_cast<int64_t>(alive.size()));
+  for (const Candidate& candidate : alive) {
+    if (to_remove == 0) break;
+    if (left[candidate.layer] == 1) continue;
+    const PrunableLayer& layer = layers[candidate.layer];
+    std::ranges::fill(layer.channel_mask(static_cast<int>(candidate.index)), uint8_t{0});
+    --left[candidate.layer];
+    --to_remove;
+  }
+}
+
 PruneResult prune(Network& network, const PruningMethod& method, double fraction, uint64_t seed,
                   uint64_t round) {
   if (!(fraction > 0 && fraction < 1)) {
@@ -116,7 +218,10 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
   check_finite(network);
   const Network before = network;
   PruneRequest request{.layers = {}, .fraction = fraction, .seed = seed, .round = round};
-  for (Layer& layer : network.layers()) request.layers.push_back(prunable(layer));
+  const double correction = moment2_correction(network);
+  for (Layer& layer : network.layers()) {
+    request.layers.push_back(prunable(layer, request.layers.size(), correction));
+  }
   method.prune(request);
   check_masks(network, before);
   network.apply_masks();

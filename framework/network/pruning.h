@@ -13,8 +13,29 @@
 
 namespace fmp {
 
-// What a pruning method sees of a layer, and the mask that it changes.
+// What a pruning method sees of a trained parameter. Of the gradients there is what the optimizer
+// keeps of them: the last gradient itself is in no checkpoint.
+struct TrainedValues {
+  std::span<const float> values;
+  // Adam's second moment, and what it is multiplied with for the average of the squared gradients
+  // of the last batches (Adam's bias correction); 0: no step was taken since the optimizer began.
+  std::span<const float> moment2;
+  double moment2_correction = 0;
+
+  size_t size() const { return values.size(); }
+  // The average over the last batches (some 1 / (1 - beta2) = 1000 of this round) of the squared
+  // gradient of values[index]. The gradient is that of a batch's mean loss. Throws Error when no
+  // step was taken.
+  double squared_gradient(size_t index) const;
+  // The average of (value x gradient)^2: the squared change of the loss, to first order, when the
+  // value becomes 0 (Molchanov et al., 2019).
+  double squared_taylor(size_t index) const;
+};
+
+// What a pruning method sees of a layer, and the mask that it changes. Values and gradients are of
+// the same epoch, the one whose network is pruned.
 struct PrunableLayer {
+  size_t index = 0;       // in PruneRequest::layers
   std::string_view name;  // "conv1", "dense2", "output", ...
   Layer::Kind kind = Layer::Kind::kConv;
   int out_channels = 0, kernel = 0, in_channels = 0;
@@ -27,6 +48,12 @@ struct PrunableLayer {
   std::span<const float> weights;
   std::span<uint8_t> mask;
 
+  // The weights with their gradients, as `weights`. They are what the optimizer trains, before
+  // quantization.
+  TrainedValues trained_weights;
+  // Batch-norm's scale and shift, [out_channels]; empty for the output layer, which has none.
+  TrainedValues gamma, beta;
+
   int64_t weights_per_channel() const { return static_cast<int64_t>(kernel) * in_channels; }
   // The part of weights or mask that belongs to one output channel.
   std::span<const float> channel_weights(int channel) const;
@@ -35,7 +62,27 @@ struct PrunableLayer {
 
   // finn-base's bit operations that one weight adds to the inference of a frame.
   int64_t bit_ops_per_weight() const { return positions * weight_bits * input_bits; }
+  // What one weight adds to the inference cost: normalized_cost() of its operations and its bits.
+  double cost_per_weight() const;
 };
+
+// The scores of layer-adaptive magnitude pruning (LAMP; Lee et al., 2021), as `layer.weights`: w^2
+// divided by the sum of the squares of the weights of the layer that are not smaller (of equal
+// ones: of those with the same or a higher index). Pruned weights score 0.
+std::vector<double> lamp_scores(const PrunableLayer& layer);
+
+// The estimate of "structured-taylor": the squared change of the loss, to first order, when an
+// output channel of a hidden layer emits 0 behind its batch-norm.
+double squared_taylor_of_channel(const PrunableLayer& layer, int channel);
+
+// What the removal of an output channel of layers[layer] takes off the inference cost: the cost of
+// its own weights and of those of the next layer that read it, as far as they are alive. `layers`:
+// all of a network from the input to the output; `layer` is not the last.
+double cost_of_channel(std::span<const PrunableLayer> layers, size_t layer, int channel);
+
+// `score` for each unit of `cost`. What costs nothing goes last: its removal gains nothing, so its
+// score is infinite.
+double score_per_cost(double score, double cost);
 
 // One call of a pruning method.
 struct PruneRequest {
@@ -66,9 +113,18 @@ int64_t prune_count(double fraction, int64_t remaining);
 
 // Removes prune_count(fraction, weights alive) weights of all `layers` together: those with the
 // lowest score. Of equal scores the one in the earlier layer, and in a layer the one with the lower
-// index, goes first. `score` is called once for every weight that is alive, in that order.
+// index, goes first. `score` is called once for every weight that is alive, in that order. Throws
+// Error when a score is not a number.
 using WeightScore = std::function<double(const PrunableLayer& layer, int64_t index)>;
 void prune_lowest(std::span<PrunableLayer> layers, double fraction, const WeightScore& score);
+
+// Removes prune_count(fraction, channels alive) output channels of all hidden layers together:
+// those with the lowest score, but never a layer's last one. Of equal scores the one in the earlier
+// layer, and in a layer the one with the lower index, goes first. `score` is called once for every
+// channel that is alive, in that order. Throws Error when a score is not a number.
+using ChannelScore = std::function<double(size_t layer, int channel)>;
+void prune_lowest_channels(std::span<PrunableLayer> layers, double fraction,
+                           const ChannelScore& score);
 
 struct PruneResult {
   int64_t weights_before = 0, weights_after = 0;  // alive

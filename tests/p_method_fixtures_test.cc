@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+// The pruning methods choose exactly the weights and channels that their papers' formulas choose,
+// round after round, in a network with other bits and positions in every layer; see
+// tests/fixtures/README.md.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "framework/network/network.h"
+#include "framework/network/pruning.h"
+#include "tests/fixture_file.h"
+
+namespace fmp {
+namespace {
+
+NetworkConfig config() {
+  NetworkConfig config;
+  config.length = 12;
+  config.classes = 5;
+  config.filters = {6, 7};
+  config.dense = {10};
+  config.input_bits = 4;
+  config.weight_bits = {4, 3, 2, 8};
+  config.act_bits = {4, 6, 3};
+  return config;
+}
+
+void read_into(const FixtureFile& file, const std::string& name, Parameter& parameter) {
+  const auto copy = [&](const std::string& from, Tensor& to) {
+    const std::vector<float> values = file.read<float>(from);
+    ASSERT_EQ(values.size(), to.floats().size()) << from;
+    std::ranges::copy(values, to.floats().begin());
+  };
+  copy(name, parameter.value);
+  copy(name + "_moment2", parameter.moment2);
+}
+
+Network trained_network(const FixtureFile& file) {
+  Network network(config(), 1);
+  network.optimizer_steps = file.scalar<int>("steps");
+  for (Layer& layer : network.layers()) {
+    read_into(file, layer.name + "/weight", layer.weight);
+    if (layer.kind == Layer::Kind::kOutput) continue;
+    read_into(file, layer.name + "/gamma", layer.gamma);
+    read_into(file, layer.name + "/beta", layer.beta);
+  }
+  return network;
+}
+
+class PMethodFixtures : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(PMethodFixtures, ChoosesAsThePapersFormula) {
+  const FixtureFile file("p_methods");
+  Network network = trained_network(file);
+  const auto fractions = file.read<double>("fractions");
+  ASSERT_EQ(fractions.size(), 4U);
+  for (size_t round = 0; round < fractions.size(); ++round) {
+    prune(network, *make_pruning_method(GetParam()), fractions[round], 1, round);
+    std::vector<uint8_t> masks;
+    for (const Layer& layer : network.layers()) {
+      masks.insert(masks.end(), layer.weight.mask.begin(), layer.weight.mask.end());
+    }
+    ASSERT_EQ(masks, file.read<uint8_t>(std::string(GetParam()) + "/round" + std::to_string(round)))
+        << "round " << round;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, PMethodFixtures,
+                         ::testing::Values("cost-l1", "cost-taylor", "lamp", "taylor",
+                                           "batch-norm-scale", "structured-taylor",
+                                           "cost-structured-taylor"),
+                         [](const auto& method) {
+                           std::string name = method.param;
+                           std::erase(name, '-');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace fmp
