@@ -38,7 +38,8 @@ LoadedData open_source(const Options& options, const DataSources& sources,
   const size_t colon = options.data.find(':');
   if (colon != std::string::npos) {
     const auto source = sources.find(options.data.substr(0, colon));
-    if (source != sources.end()) return source->second(options.data.substr(colon + 1), options);
+    if (source != sources.end())
+      return source->second(options.data.substr(colon + 1), options, progress);
   }
   return open_file(options, progress);
 }

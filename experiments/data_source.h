@@ -26,7 +26,8 @@ struct LoadedData {
 
 // Opens "SCHEME:argument". Further sources can so be linked into a program without this library
 // knowing them.
-using DataSource = std::function<LoadedData(const std::string& argument, const Options& options)>;
+using DataSource = std::function<LoadedData(const std::string& argument, const Options& options,
+                                            const LoadProgress& progress)>;
 using DataSources = std::map<std::string, DataSource>;  // by scheme
 
 // Opens options.data: by the source whose scheme it begins with, else as a RadioML file. Makes the

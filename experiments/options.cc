@@ -149,6 +149,13 @@ void add_data_flags(CLI::App& app, Options& o) {
   group.text("--data", "FILE",
              "RadioML file (HDF5 with X, Y, Z), or synth:SEED for synthesized frames",
              [&o](const std::string& text) { o.data = text; });
+  group.text(
+      "--synth-frames", "WHICH",
+      "Synthesized training frames: fresh = new ones in every epoch, fixed = the same [fresh]",
+      [&o](const std::string& text) {
+        o.synth_frames = parse_choice<SynthFrames>(
+            text, "synth-frames", {{"fresh", SynthFrames::kFresh}, {"fixed", SynthFrames::kFixed}});
+      });
   group.value("--snr-min", o.snr_min, "DB", "Use only frames of at least this SNR");
   group.list("--classes", o.classes, "NAME,..", "Use only these modulations, e.g. BPSK,QPSK");
   group.value("--frames-per-block", o.frames_per_block, "N",
@@ -329,6 +336,8 @@ void validate_bits(const char* flag, int bits) {
 void validate_data(const Options& o) {
   if (o.data.empty()) usage("--data is missing: an HDF5 file in the RadioML layout, or synth:SEED");
   if (o.out.empty()) usage("--out is missing: the directory for the results");
+  if (o.synth_frames && !o.data.starts_with("synth:"))
+    usage("--synth-frames: only for --data synth:SEED, not for {}", o.data);
   require(!o.frames_per_block || *o.frames_per_block >= 1, "frames-per-block", "at least 1",
           o.frames_per_block.value_or(0));
   require(o.validation_fraction >= 0 && o.validation_fraction < 1, "validation-fraction",
@@ -391,6 +400,10 @@ const char* to_string(CriterionSplit split) {
   return split == CriterionSplit::kTest ? "test" : "validation";
 }
 
+const char* to_string(SynthFrames frames) {
+  return frames == SynthFrames::kFixed ? "fixed" : "fresh";
+}
+
 const char* to_string(DeviceChoice device) {
   switch (device) {
     case DeviceChoice::kCpu:
@@ -447,6 +460,7 @@ std::vector<std::string> to_arguments(const Options& o) {
     if (!values.empty()) add(name, fmt::join(values, ","));
   };
   if (!o.data.empty()) add("data", o.data);
+  if (o.synth_frames) add("synth-frames", to_string(*o.synth_frames));
   if (o.snr_min) add("snr-min", *o.snr_min);
   add_list("classes", o.classes);
   if (o.frames_per_block) add("frames-per-block", *o.frames_per_block);
@@ -492,6 +506,7 @@ nlohmann::json to_json(const Options& o) {
     return values.empty() ? std::vector<int>{otherwise} : values;
   };
   return {{"data", o.data},
+          {"synth-frames", o.synth_frames ? nlohmann::json(to_string(*o.synth_frames)) : nullptr},
           {"snr-min", optional(o.snr_min)},
           {"classes", o.classes},
           {"frames-per-block", optional(o.frames_per_block)},

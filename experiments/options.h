@@ -26,7 +26,11 @@ struct AccuracyGoal {
 
 enum class CriterionSplit : uint8_t { kValidation, kTest };
 
+// What synthesized training frames are in an epoch: new ones, or those of the epoch before.
+enum class SynthFrames : uint8_t { kFresh, kFixed };
+
 const char* to_string(CriterionSplit split);
+const char* to_string(SynthFrames frames);
 const char* to_string(DeviceChoice device);
 std::string to_string(const AccuracyGoal& goal);
 
@@ -34,7 +38,8 @@ std::string to_string(const AccuracyGoal& goal);
 // validate(), printed and stored with the results.
 struct Options {
   // Data.
-  std::string data;  // an HDF5 file in the RadioML layout, or "synth:SEED"
+  std::string data;                         // an HDF5 file in the RadioML layout, or "synth:SEED"
+  std::optional<SynthFrames> synth_frames;  // unset = fresh; only with synthesized frames
   std::optional<int> snr_min;
   std::vector<std::string> classes;         // empty = all
   std::optional<int64_t> frames_per_block;  // of each class and SNR; unset = all of the file's

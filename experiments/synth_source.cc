@@ -5,6 +5,9 @@
 #include <numeric>
 #include <utility>
 
+#include "experiments/format.h"
+#include "framework/data/frame_store.h"
+#include "framework/data/held_frames.h"
 #include "framework/data/split.h"
 #include "framework/error.h"
 #include "framework/synth/modulation.h"
@@ -34,9 +37,7 @@ std::vector<Block> blocks_of(int64_t frames, int64_t frames_per_block) {
   return blocks;
 }
 
-}  // namespace
-
-LoadedData open_synth(const std::string& seed, const Options& options) {
+synth::SynthDataset::Options set_options(const std::string& seed, const Options& options) {
   synth::SynthDataset::Options set;
   set.seed = parse_seed(seed);
   set.input_bits = options.input_bits.value_or(options.bits);
@@ -48,14 +49,53 @@ LoadedData open_synth(const std::string& seed, const Options& options) {
   if (set.snrs_db.empty())
     throw UsageError(fmt::format("--snr-min {}: synthesized frames have at most {} dB",
                                  options.snr_min.value_or(0), synth::radioml_snrs_db().back()));
+  return set;
+}
+
+// The frames that every epoch reads.
+std::vector<int64_t> lasting_frames(const Split& split, const Options& options, bool fixed) {
+  std::vector<int64_t> frames;
+  const auto add = [&](const std::vector<int64_t>& part) {
+    frames.insert(frames.end(), part.begin(), part.end());
+  };
+  if (fixed) add(split.train);
+  add(split.validation);
+  if (options.criterion_split == CriterionSplit::kTest) add(split.test);
+  return frames;
+}
+
+}  // namespace
+
+LoadedData open_synth(const std::string& seed, const Options& options,
+                      const LoadProgress& progress) {
+  const synth::SynthDataset::Options set = set_options(seed, options);
+  const bool fixed = options.synth_frames == SynthFrames::kFixed;
   auto dataset = std::make_unique<synth::SynthDataset>(set);
   LoadedData data;
   data.split =
       make_split(blocks_of(dataset->size(), set.frames_per_block), options.validation_fraction);
-  dataset->refresh_each_epoch(data.split.train);
-  data.storage = "synthesized as they are read";
-  data.begin_epoch = [set_of = dataset.get()](uint64_t epoch) { set_of->set_epoch(epoch); };
-  data.dataset = std::move(dataset);
+  if (!fixed) {
+    dataset->refresh_each_epoch(data.split.train);
+    data.begin_epoch = [set_of = dataset.get()](uint64_t epoch) { set_of->set_epoch(epoch); };
+  }
+  const std::vector<int64_t> lasting = lasting_frames(data.split, options, fixed);
+  const auto count = static_cast<int64_t>(lasting.size());
+  const int64_t frame_bytes = stored_frame_bytes(synth::kFrameValues, set.input_bits);
+  const bool in_memory = count * frame_bytes <=
+                         (options.memory_limit > 0 ? options.memory_limit : default_memory_limit());
+  data.storage = fixed ? "synthesized once" : "synthesized as they are read";
+  if (lasting.empty() || !(in_memory || fixed)) {
+    data.dataset = std::move(dataset);
+    return data;
+  }
+  data.storage += fmt::format(", {} {}, {:.0f} MB", format_count(count),
+                              in_memory ? "in memory" : "in a temporary file",
+                              static_cast<double>(count * frame_bytes) / 1e6);
+  data.dataset = std::make_unique<HeldFrames>(
+      std::move(dataset), lasting, set.input_bits,
+      in_memory ? make_memory_store(count, frame_bytes)
+                : make_file_store(default_cache_directory(), count, frame_bytes),
+      set.threads, progress);
   return data;
 }
 

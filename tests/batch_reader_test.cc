@@ -86,10 +86,10 @@ TEST(BatchReaderTest, ReadsAheadWhileTheCallerComputes) {
   const CountingDataset data(100);
   BatchReader reader(data, ascending(100), 10);
   ASSERT_NE(reader.next(), nullptr);
-  // Without a further call the second batch is read, and no third one: there is one buffer ahead.
-  while (data.reads < 2) std::this_thread::yield();
+  // Without a further call three more batches are read, and no fourth one.
+  while (data.reads < 4) std::this_thread::yield();
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  EXPECT_EQ(data.reads, 2);
+  EXPECT_EQ(data.reads, 4);
 }
 
 TEST(BatchReaderTest, RethrowsAfterTheBatchesBeforeTheError) {

@@ -22,6 +22,8 @@ const Arguments kMinimum = {"--data", "F.h5", "--out", "run"};
 
 Options parse(const Arguments& more) {
   Arguments arguments = kMinimum;
+  if (!more.empty() && more[0].starts_with("--data="))
+    arguments.erase(arguments.begin(), arguments.begin() + 2);
   arguments.insert(arguments.end(), more.begin(), more.end());
   return parse_options(arguments).value();
 }
@@ -122,6 +124,7 @@ TEST(Options, ReadsEveryFlag) {
 TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
   const std::vector<Arguments> cases = {
       {},
+      {"--data=synth:1", "--synth-frames=fixed"},
       {"--bits=32", "--accuracy=0.97x", "--dense=0", "--filters=8", "--lr=0.0003"},
       {"--weight-bits=4,8,8", "--filters=8", "--dense=5", "--snr-min=-20", "--classes=A,B",
        "--p=0.1234567890123", "--sparse-threshold=0.1", "--time-limit=90s", "--memory-limit=8G"}};
@@ -174,6 +177,8 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--sparse-threshold=2"}, {"--sparse-threshold", "2"}},
       {{"--time-limit=1d"}, {"--time-limit", "15m", "1d"}},
       {{"--memory-limit=lots"}, {"--memory-limit", "512M", "lots"}},
+      {{"--synth-frames=fixed"}, {"--synth-frames", "synth:SEED", "F.h5"}},
+      {{"--data=synth:1", "--synth-frames=new"}, {"--synth-frames", "fresh or fixed", "new"}},
       {{"--validation-fraction=1"}, {"--validation-fraction", "[0, 1)"}},
       {{"--validation-fraction=0"}, {"--validation-fraction 0", "--criterion-split validation"}},
       {{"--frames-per-block=0"}, {"--frames-per-block", "at least 1"}},

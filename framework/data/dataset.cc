@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <condition_variable>
+#include <deque>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -13,23 +14,30 @@
 #include "framework/random.h"
 
 namespace fmp {
+namespace {
 
-// Two batches: the caller's (`current`) and the one being filled by `reader` (`pending`). They are
-// swapped under the mutex once the pending one is full, which sets the reader to work again.
+// Batches that are read before the caller asks for them. With one alone, reader and caller wait for
+// each other at every batch; several even out what one of them takes longer for.
+constexpr size_t kBatchesAhead = 3;
+
+}  // namespace
+
+// A queue: `reader` appends a batch while there are fewer than kBatchesAhead, the caller takes the
+// first one and gives the buffers of the one before it back.
 struct BatchReader::State {
   const Dataset& dataset;
   const std::vector<int64_t> frames;
   const size_t batch_size;
 
-  FrameBatch current;
-  std::mutex mutex;
+  FrameBatch current;  // the caller's
+  std::mutex mutex;    // of the following
   std::condition_variable changed;
-  FrameBatch pending;        // the reader's while !full, nobody's while full
-  bool full = false;         // pending holds a batch that next() has not taken yet
-  bool finished = false;     // no batch follows the pending one
-  bool stop = false;         // the BatchReader is going away
-  std::exception_ptr error;  // what read() threw
-  std::thread reader;        // last: starts when everything above exists
+  std::deque<FrameBatch> ready;   // batches that next() has not taken yet
+  std::vector<FrameBatch> spare;  // buffers for further ones
+  bool finished = false;          // no batch follows those that are ready
+  bool stop = false;              // the BatchReader is going away
+  std::exception_ptr error;       // what read() threw
+  std::thread reader;             // last: starts when everything above exists
 
   State(const Dataset& source, std::vector<int64_t> order, int size)
       : dataset(source), frames(std::move(order)), batch_size(static_cast<size_t>(size)) {}
@@ -37,13 +45,18 @@ struct BatchReader::State {
   void read_all() {
     for (size_t first = 0; first < frames.size(); first += batch_size) {
       std::unique_lock lock(mutex);
-      changed.wait(lock, [this] { return !full || stop; });
+      changed.wait(lock, [this] { return ready.size() < kBatchesAhead || stop; });
       if (stop) return;
+      FrameBatch batch;
+      if (!spare.empty()) {
+        batch = std::move(spare.back());
+        spare.pop_back();
+      }
       lock.unlock();
       const size_t count = std::min(batch_size, frames.size() - first);
-      dataset.read(std::span(frames).subspan(first, count), pending);
+      dataset.read(std::span(frames).subspan(first, count), batch);
       lock.lock();
-      full = true;
+      ready.push_back(std::move(batch));
       changed.notify_one();
     }
   }
@@ -80,13 +93,14 @@ BatchReader::~BatchReader() {
 const FrameBatch* BatchReader::next() {
   State& state = *state_;
   std::unique_lock lock(state.mutex);
-  state.changed.wait(lock, [&state] { return state.full || state.finished; });
-  if (!state.full) {
+  state.changed.wait(lock, [&state] { return !state.ready.empty() || state.finished; });
+  if (state.ready.empty()) {
     if (state.error) std::rethrow_exception(state.error);
     return nullptr;
   }
-  std::swap(state.current, state.pending);
-  state.full = false;
+  std::swap(state.current, state.ready.front());
+  state.spare.push_back(std::move(state.ready.front()));
+  state.ready.pop_front();
   state.changed.notify_one();
   return &state.current;
 }

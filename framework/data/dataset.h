@@ -43,8 +43,8 @@ struct Split {
   std::vector<int64_t> train, validation, test;
 };
 
-// One pass over a list of frames in batches, the next batch being read by another thread while the
-// caller computes. Same arguments, same batches. The last batch may be smaller.
+// One pass over a list of frames in batches, the next ones (up to three) being read by another
+// thread while the caller computes. Same arguments, same batches. The last batch may be smaller.
 class BatchReader {
  public:
   // `frames` in the order in which they are wanted (see shuffled()); `dataset` must outlive the

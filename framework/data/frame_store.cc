@@ -5,9 +5,11 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <new>
 #include <system_error>
 
@@ -130,6 +132,19 @@ std::unique_ptr<FrameStore> make_memory_store(int64_t frames, int64_t frame_byte
 std::unique_ptr<FrameStore> make_file_store(const std::string& directory, int64_t frames,
                                             int64_t frame_bytes) {
   return std::make_unique<FileStore>(directory, frames, frame_bytes);
+}
+
+int64_t default_memory_limit() {
+  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  std::ifstream group("/sys/fs/cgroup/memory.max");
+  int64_t group_bytes = 0;
+  if (group >> group_bytes) bytes = std::min(bytes, group_bytes);  // "max" is no number: no limit
+  return bytes / 2;
+}
+
+std::string default_cache_directory() {
+  const char* directory = std::getenv("TMPDIR");  // NOLINT(concurrency-mt-unsafe): nobody sets it
+  return directory != nullptr && *directory != '\0' ? directory : "/var/tmp";  // /tmp may be memory
 }
 
 }  // namespace fmp

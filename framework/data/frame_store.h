@@ -33,4 +33,10 @@ std::unique_ptr<FrameStore> make_memory_store(int64_t frames, int64_t frame_byte
 std::unique_ptr<FrameStore> make_file_store(const std::string& directory, int64_t frames,
                                             int64_t frame_bytes);
 
+// Bytes that frames may take in memory where nothing else is said: half of what the machine, or the
+// control group of the process, has.
+int64_t default_memory_limit();
+// Where a file store is made where nothing else is said: $TMPDIR or /var/tmp.
+std::string default_cache_directory();
+
 }  // namespace fmp

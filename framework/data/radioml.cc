@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "framework/data/radioml.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <random>
@@ -44,20 +40,6 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   std::vector<std::string> sizes;
   for (const int64_t size : shape) sizes.push_back(std::to_string(size));
   return join(sizes, " x ");
-}
-
-// Half of the machine's memory, or of what this process group may use of it.
-int64_t default_memory_limit() {
-  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  std::ifstream group("/sys/fs/cgroup/memory.max");
-  int64_t group_bytes = 0;
-  if (group >> group_bytes) bytes = std::min(bytes, group_bytes);  // "max" is no number: no limit
-  return bytes / 2;
-}
-
-std::string default_cache_dir() {
-  const char* directory = std::getenv("TMPDIR");  // NOLINT(concurrency-mt-unsafe): nobody sets it
-  return directory != nullptr && *directory != '\0' ? directory : "/var/tmp";  // /tmp may be memory
 }
 
 // Labels and SNRs of all frames of the file.
@@ -329,11 +311,11 @@ class RadioMlLoader {
     const int64_t frames = static_cast<int64_t>(rows_.size());
     const int64_t frame_bytes = result_->frame_bytes_;
     result_->streamed_ = frames * frame_bytes > limit;
-    result_->store_ =
-        result_->streamed_
-            ? make_file_store(options_.cache_dir.empty() ? default_cache_dir() : options_.cache_dir,
-                              frames, frame_bytes)
-            : make_memory_store(frames, frame_bytes);
+    result_->store_ = result_->streamed_
+                          ? make_file_store(options_.cache_dir.empty() ? default_cache_directory()
+                                                                       : options_.cache_dir,
+                                            frames, frame_bytes)
+                          : make_memory_store(frames, frame_bytes);
     result_->level_ = load_frames(x_, layout_, rows_, options_.input_bits, limit, options_.threads,
                                   *result_->store_, progress);
     result_->warnings_ = result_->level_.warnings(options_.path, frames);

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+// Runs on synthesized frames, as a user starts them: where frames are held changes no bit.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "tests/program_fixture.h"
+
+namespace fmp {
+namespace {
+
+constexpr const char* kProgram = FMP_BINARY_DIR "/experiments/fmp_radioml";
+
+class SynthRunTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = fs::temp_directory_path() / ("fmp_synth_run_" + std::to_string(::getpid()));
+    fs::create_directories(root_);
+  }
+  void TearDown() override { fs::remove_all(root_); }
+
+  // The rounds of a small run with these flags more.
+  nlohmann::json run(const std::string& name, const Arguments& more) {
+    Arguments arguments = {"--data=synth:5",
+                           "--out=" + (root_ / name).string(),
+                           "--device=cpu",
+                           "--classes=BPSK,FM,AM-SSB-WC",
+                           "--snr-min=28",
+                           "--frames-per-block=20",
+                           "--bits=4",
+                           "--validation-fraction=0.3",
+                           "--filters=4,4,4,4",
+                           "--dense=0",
+                           "--epochs=2",
+                           "--batch=16",
+                           "--sparse-threshold=0.5",
+                           "--accuracy=0.9x",
+                           "--p=0.97",
+                           "--p-threshold=0.96",
+                           "--lr=0.01"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return rounds_after(arguments, name);
+  }
+  nlohmann::json rounds_after(const Arguments& arguments, const std::string& name) {
+    Process process(kProgram, arguments, root_ / (name + ".log"));
+    EXPECT_EQ(process.wait(), 0) << log(name);
+    return reproducible(rounds_of(root_ / name));
+  }
+  std::string log(const std::string& name) const { return read(root_ / (name + ".log")); }
+
+  fs::path root_;
+};
+
+TEST_F(SynthRunTest, MemoryAndThreadsChangeNoBit) {
+  const Arguments fixed = {"--synth-frames=fixed"};
+  const auto with = [](Arguments flags, const Arguments& more) {
+    flags.insert(flags.end(), more.begin(), more.end());
+    return flags;
+  };
+  const Arguments little = {"--threads=3", "--memory-limit=1000"};
+  const nlohmann::json fresh_rounds = run("fresh", {"--threads=1"});
+  const nlohmann::json fixed_rounds = run("fixed", with(fixed, {"--threads=1"}));
+  EXPECT_NE(fresh_rounds, fixed_rounds);
+  EXPECT_NE(log("fresh").find("36 in memory"), std::string::npos) << log("fresh");
+  EXPECT_NE(log("fixed").find("108 in memory"), std::string::npos) << log("fixed");
+
+  EXPECT_EQ(fresh_rounds, run("fresh2", with({"--synth-frames=fresh"}, little)));
+  EXPECT_EQ(log("fresh2").find("in memory"), std::string::npos);
+  EXPECT_EQ(fixed_rounds, run("fixed2", with(fixed, little)));
+  EXPECT_NE(log("fixed2").find("108 in a temporary file"), std::string::npos) << log("fixed2");
+
+  run("stopped", with(fixed, {"--time-limit=0.001"}));
+  EXPECT_EQ(
+      fixed_rounds,
+      rounds_after({"--resume=" + (root_ / "stopped").string(), "--time-limit=0"}, "stopped"));
+}
+
+}  // namespace
+}  // namespace fmp
