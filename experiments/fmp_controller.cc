@@ -132,9 +132,15 @@ bool FmpController::begin_round(ControllerState& state) {
   return true;
 }
 
+double FmpController::learning_rate(const ControllerState& state) const {
+  if (options_.lr_schedule == LrSchedule::kPlateau) return state.schedule.learning_rate();
+  return cosine_rate(options_.learning_rate, static_cast<int>(state.open->history.size()),
+                     options_.epochs);
+}
+
 void FmpController::train_one_epoch(ControllerState& state) {
   RoundRecord& round = *state.open;
-  const double learning_rate = state.schedule.learning_rate();
+  const double learning_rate = this->learning_rate(state);
   ++state.epochs_trained;
   const std::string label =
       fmt::format("round {} epoch {}/{}", round.round, round.history.size() + 1, options_.epochs);

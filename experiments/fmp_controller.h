@@ -26,6 +26,9 @@
 // Every round starts with a fresh Adam and the initial learning rate: the moments describe the
 // gradient at another point, of weights that may be gone, and the rate has decayed for a network
 // that had settled.
+// Every round so runs through the learning rates of the baseline again, which is known as learning
+// rate rewinding (Renda, Frankle, Carbin: "Comparing rewinding and fine-tuning in neural network
+// pruning", 2020).
 namespace fmp {
 
 // What a pruning step did.
@@ -113,6 +116,7 @@ class FmpController {
 
  private:
   bool begin_round(ControllerState& state);
+  double learning_rate(const ControllerState& state) const;  // of the next epoch
   void train_one_epoch(ControllerState& state);
   void judge_epoch(ControllerState& state);
   void finish_round(ControllerState& state, Outcome outcome, std::string message);

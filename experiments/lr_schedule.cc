@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "experiments/lr_schedule.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
+#include <numbers>
 
 #include "experiments/json_optional.h"
 
@@ -35,6 +37,10 @@ ReduceOnPlateau ReduceOnPlateau::from_json(const nlohmann::json& json) {
   schedule.bad_epochs_ = json.at("bad_epochs");
   schedule.best_ = optional_from<double>(json.at("best"));
   return schedule;
+}
+
+double cosine_rate(double learning_rate, int epoch, int epochs) {
+  return learning_rate * (1 + std::cos(std::numbers::pi * epoch / epochs)) / 2;
 }
 
 bool EarlyStop::step(double accuracy) {

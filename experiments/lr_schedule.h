@@ -35,6 +35,11 @@ class ReduceOnPlateau {
   std::optional<double> best_;
 };
 
+// The rate of epoch `epoch` (from 0) of a round of `epochs`: half a cosine, from `learning_rate` in
+// the first epoch to 0 after the last one. torch.optim.lr_scheduler.CosineAnnealingLR with
+// T_max = epochs, stepped after each epoch (Loshchilov, Hutter: "SGDR", 2017, without restarts).
+double cosine_rate(double learning_rate, int epoch, int epochs);
+
 // Says when to give up: `patience` epochs in a row that do not exceed the best accuracy so far by
 // more than kMinimumGain. Slow progress counts, because the best moves only with a counted gain.
 class EarlyStop {

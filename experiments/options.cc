@@ -211,8 +211,17 @@ void add_training_flags(CLI::App& app, Options& o) {
   group.value("--epochs", o.epochs, "N", "Most epochs of a round");
   group.value("--patience", o.patience, "N", "Epochs without a better accuracy that end a round");
   group.value("--lr", o.learning_rate, "R", "Learning rate (Adam) at the start of each round");
+  group.text(
+      "--lr-schedule", "NAME",
+      "plateau = a tenth of the rate where accuracy stops rising, cosine = to 0 over --epochs "
+      "[plateau]",
+      [&o](const std::string& text) {
+        o.lr_schedule = parse_choice<LrSchedule>(
+            text, "lr-schedule",
+            {{"plateau", LrSchedule::kPlateau}, {"cosine", LrSchedule::kCosine}});
+      });
   group.value("--lr-patience", o.lr_patience, "N",
-              "More epochs than this without a better accuracy cut the rate to a tenth");
+              "More epochs than this without a better accuracy cut the rate (plateau)");
   group.value("--batch", o.batch, "N", "Frames per optimizer step");
   group.text("--seed", "S",
              fmt::format("Seed of weights, shuffling and random methods [{}]", o.seed),
@@ -274,6 +283,12 @@ void declare(CLI::App& app, Options& options) {
 // False after --help, --version.
 bool run_parser(CLI::App& app, std::span<const std::string> arguments) {
   return parse_command_line(app, {arguments.begin(), arguments.end()});
+}
+
+// Flags that were given though another flag leaves them without a meaning.
+void refuse_idle_flags(const CLI::App& app, const Options& o) {
+  if (o.lr_schedule == LrSchedule::kCosine && app.count("--lr-patience") != 0)
+    usage("--lr-patience has no meaning with --lr-schedule cosine");
 }
 
 // "--name=value" or "--name" -> "name".
@@ -400,6 +415,10 @@ const char* to_string(CriterionSplit split) {
   return split == CriterionSplit::kTest ? "test" : "validation";
 }
 
+const char* to_string(LrSchedule schedule) {
+  return schedule == LrSchedule::kCosine ? "cosine" : "plateau";
+}
+
 const char* to_string(SynthFrames frames) {
   return frames == SynthFrames::kFixed ? "fixed" : "fresh";
 }
@@ -427,6 +446,7 @@ std::optional<Options> parse_options(std::span<const std::string> arguments) {
   declare(app, options);
   if (!run_parser(app, arguments)) return std::nullopt;
   if (options.resume.empty()) {
+    refuse_idle_flags(app, options);
     adopt_initial_network(app, options);
   } else {
     const std::string resume = options.resume;
@@ -486,7 +506,8 @@ std::vector<std::string> to_arguments(const Options& o) {
   add("epochs", o.epochs);
   add("patience", o.patience);
   add("lr", o.learning_rate);
-  add("lr-patience", o.lr_patience);
+  add("lr-schedule", to_string(o.lr_schedule));
+  if (o.lr_schedule == LrSchedule::kPlateau) add("lr-patience", o.lr_patience);
   add("batch", o.batch);
   add("seed", o.seed);
   add("threads", o.threads);
@@ -529,7 +550,9 @@ nlohmann::json to_json(const Options& o) {
           {"epochs", o.epochs},
           {"patience", o.patience},
           {"lr", o.learning_rate},
-          {"lr-patience", o.lr_patience},
+          {"lr-schedule", to_string(o.lr_schedule)},
+          {"lr-patience", o.lr_schedule == LrSchedule::kPlateau ? nlohmann::json(o.lr_patience)
+                                                                : nlohmann::json(nullptr)},
           {"batch", o.batch},
           {"seed", o.seed},
           {"threads", o.threads},

@@ -29,7 +29,11 @@ enum class CriterionSplit : uint8_t { kValidation, kTest };
 // What synthesized training frames are in an epoch: new ones, or those of the epoch before.
 enum class SynthFrames : uint8_t { kFresh, kFixed };
 
+// How the learning rate falls within a round (lr_schedule.h).
+enum class LrSchedule : uint8_t { kPlateau, kCosine };
+
 const char* to_string(CriterionSplit split);
+const char* to_string(LrSchedule schedule);
 const char* to_string(SynthFrames frames);
 const char* to_string(DeviceChoice device);
 std::string to_string(const AccuracyGoal& goal);
@@ -71,7 +75,8 @@ struct Options {
   int epochs = 50;  // at most, per round
   int patience = 15;
   double learning_rate = 1e-3;
-  int lr_patience = 5;
+  LrSchedule lr_schedule = LrSchedule::kPlateau;
+  int lr_patience = 5;  // of the plateau's schedule
   int batch = 1024;
   uint64_t seed = 1;
 

@@ -261,6 +261,30 @@ TEST(Controller, EveryRoundBeginsWithTheInitialLearningRate) {
             (std::vector<double>{0.5, 0.5, 0.5, 0.5, 0.05, 0.5, 0.5, 0.5, 0.05}));
 }
 
+TEST(Controller, ACosineBeginsAnewInEveryRoundAndEndsWithIt) {
+  Options options = options_with(0.7);
+  options.learning_rate = 0.01;
+  options.lr_schedule = LrSchedule::kCosine;
+  FakeTask task;
+  task.accuracy = needs_600;  // rounds of 2 epochs where they are accepted, else of all 4
+  run(options, task);
+  // (1 + cos(k pi / 4)) / 2 by hand.
+  const std::vector<double> whole = {0.01, 0.01 * (2 + std::sqrt(2)) / 4, 0.005,
+                                     0.01 * (2 - std::sqrt(2)) / 4};
+  size_t epoch = 0;
+  for (const size_t epochs : {2, 2, 2, 4, 4, 2, 4}) {
+    for (size_t i = 0; i < epochs; ++i, ++epoch)
+      EXPECT_NEAR(task.learning_rates.at(epoch), whole[i], 1e-15) << epoch;
+  }
+  EXPECT_EQ(epoch, task.learning_rates.size());
+
+  options.patience = 2;  // ends rounds as with the other schedule
+  FakeTask impatient;
+  impatient.accuracy = [](int64_t, int) { return 0.5; };
+  const ControllerState state = run(options, impatient);
+  EXPECT_EQ(state.rounds.at(0).history.size(), 3U);
+}
+
 TEST(Controller, EndsWhenNothingIsLeftToPrune) {
   FakeTask task;
   task.current = 12;

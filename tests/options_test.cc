@@ -125,6 +125,7 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
   const std::vector<Arguments> cases = {
       {},
       {"--data=synth:1", "--synth-frames=fixed"},
+      {"--lr-schedule=cosine"},
       {"--bits=32", "--accuracy=0.97x", "--dense=0", "--filters=8", "--lr=0.0003"},
       {"--weight-bits=4,8,8", "--filters=8", "--dense=5", "--snr-min=-20", "--classes=A,B",
        "--p=0.1234567890123", "--sparse-threshold=0.1", "--time-limit=90s", "--memory-limit=8G"}};
@@ -170,6 +171,8 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--patience=0"}, {"--patience", "at least 1"}},
       {{"--lr=0"}, {"--lr", "above 0"}},
       {{"--lr=inf"}, {"--lr", "inf"}},
+      {{"--lr-schedule=step"}, {"--lr-schedule", "plateau or cosine", "step"}},
+      {{"--lr-schedule=cosine", "--lr-patience=2"}, {"--lr-patience", "cosine"}},
       {{"--batch=1"}, {"--batch", "2..1048576"}},
       {{"--seed=-1"}, {"--seed", "-1"}},
       {{"--threads=-1"}, {"--threads", "-1"}},
