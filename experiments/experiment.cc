@@ -83,10 +83,9 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weight.size());
 }
 
-std::vector<bool> FmpExperiment::structured() const {
-  std::vector<bool> result;
-  for (const auto& method : methods_)
-    result.push_back(method->granularity() == Granularity::kChannels);
+std::vector<Granularity> FmpExperiment::granularity() const {
+  std::vector<Granularity> result;
+  for (const auto& method : methods_) result.push_back(method->granularity());
   return result;
 }
 

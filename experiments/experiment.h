@@ -44,8 +44,8 @@ class FmpExperiment final : public FmpTask {
   NetworkDescription describe_best() const override;
   std::vector<int> channels() const override;
 
-  // Which of options.p_methods remove channels.
-  std::vector<bool> structured() const;
+  // What each of options.p_methods removes.
+  std::vector<Granularity> granularity() const;
 
   std::map<std::string, Network> networks() const;
   // Puts back what networks() gave, with the round that is open (null: none is).

@@ -37,7 +37,7 @@ nlohmann::json to_json(const ControllerState& state) {
   return {{"phase", static_cast<int>(state.phase)},
           {"criterion", json_or_null(state.criterion)},
           {"method", state.method},
-          {"p", state.p},
+          {"fractions", state.fractions},
           {"eq5_compression", state.eq5_compression},
           {"epochs_trained", state.epochs_trained},
           {"rounds", std::move(rounds)},
@@ -51,7 +51,7 @@ ControllerState controller_state_from_json(const nlohmann::json& json) {
   state.phase = static_cast<ControllerState::Phase>(json.at("phase").get<int>());
   state.criterion = optional_from<double>(json.at("criterion"));
   state.method = json.at("method");
-  state.p = json.at("p");
+  state.fractions = json.at("fractions").get<std::vector<double>>();
   state.eq5_compression = json.at("eq5_compression");
   state.epochs_trained = json.at("epochs_trained");
   for (const nlohmann::json& round : json.at("rounds"))
@@ -62,10 +62,10 @@ ControllerState controller_state_from_json(const nlohmann::json& json) {
   return state;
 }
 
-FmpController::FmpController(const Options& options, std::vector<bool> structured, FmpTask& task,
-                             ControllerEvents events)
+FmpController::FmpController(const Options& options, std::vector<Granularity> granularity,
+                             FmpTask& task, ControllerEvents events)
     : options_(options),
-      structured_(std::move(structured)),
+      granularity_(std::move(granularity)),
       task_(task),
       events_(std::move(events)) {
   for (size_t method = 0; method < options.p_methods.size() && options.feedback; ++method) {
@@ -77,12 +77,16 @@ FmpController::FmpController(const Options& options, std::vector<bool> structure
 }
 
 double FmpController::first_fraction(size_t method) const {
-  return structured_.at(method) && options_.feedback ? options_.p / options_.n : options_.p;
+  const bool small = granularity_.at(method) != Granularity::kWeights && options_.feedback;
+  return small ? options_.p / options_.n : options_.p;
 }
 
 double FmpController::floor(size_t method) const {
   const std::vector<double>& given = options_.p_threshold;
-  if (given.empty()) return structured_.at(method) ? kDefaultStructuredFloor : kDefaultFloor;
+  if (given.empty()) {
+    return granularity_.at(method) == Granularity::kWeights ? kDefaultFloor
+                                                            : kDefaultStructuredFloor;
+  }
   return given.size() == 1 ? given[0] : given.at(method);
 }
 
@@ -104,15 +108,18 @@ bool FmpController::begin_round(ControllerState& state) {
   RoundRecord round;
   round.round = static_cast<int>(state.rounds.size());
   if (state.phase == ControllerState::Phase::kBaseline) {
-    if (!options_.accuracy.relative) state.criterion = options_.accuracy.value;
+    if (options_.accuracy && !options_.accuracy->relative) {
+      state.criterion = options_.accuracy->value;
+    }
     round.plan = task_.plan_baseline();
     round.channels = task_.channels();
   } else {
     round.method = options_.p_methods.at(state.method);
-    round.p = state.p;
+    round.p = state.fractions.at(state.method);
     PruneOutcome pruned = task_.prune(round.method, round.p, round.round);
     if (pruned.weights_removed == 0) {  // so few are left that p rounds to none of them
-      begin_method(state, state.method + 1);
+      state.fractions[state.method] = 0;
+      next_method(state);
       return false;
     }
     state.eq5_compression /= 1 - round.p;
@@ -165,12 +172,12 @@ void FmpController::judge_epoch(ControllerState& state) {
   const EpochRecord* best = round.best();
   if (best == nullptr || accuracy > best->criterion_accuracy) {
     round.best_epoch = epoch.epoch;
-    if (round.is_baseline()) task_.keep();  // what a run that fails, or a relative goal, refers to
+    if (round.keeps_best()) task_.keep();
   }
   state.schedule.step(accuracy);
   const bool exhausted = state.early_stop.step(accuracy);
   if (state.criterion && accuracy >= *state.criterion) {
-    if (!round.is_baseline()) task_.keep();
+    if (!round.keeps_best()) task_.keep();
     finish_round(state, Outcome::kAccepted, "");
   } else if (exhausted) {
     finish_round(state, Outcome::kRejected,
@@ -184,12 +191,19 @@ void FmpController::finish_round(ControllerState& state, Outcome outcome, std::s
   RoundRecord& round = *state.open;
   round.outcome = outcome;
   round.message = std::move(message);
+  if (!options_.accuracy && round.best() != nullptr) {  // there is no more to ask of it
+    round.outcome = Outcome::kAccepted;
+    round.message.clear();
+  }
   if (round.is_baseline()) {
     settle_baseline(state);
   } else {
     settle_pruning(state);
   }
   if (outcome != Outcome::kDiverged || round.accepted()) round.network = describe(round);
+  if (options_.until_cost && round.accepted() && round.network.cost <= *options_.until_cost) {
+    state.phase = ControllerState::Phase::kDone;
+  }
   if (round.is_baseline()) task_.remember_baseline();
   state.rounds.push_back(std::move(round));
   state.open.reset();
@@ -198,37 +212,47 @@ void FmpController::finish_round(ControllerState& state, Outcome outcome, std::s
 
 // The network that the round ends with, for now: the one that was kept, else the present one.
 NetworkDescription FmpController::describe(const RoundRecord& round) const {
-  const bool kept = round.accepted() || (round.is_baseline() && round.best() != nullptr);
+  const bool kept = round.accepted() || (round.keeps_best() && round.best() != nullptr);
   return kept ? task_.describe_best() : task_.describe_current();
 }
 
 // A relative goal is known now, and the best epoch meets it by definition.
 void FmpController::settle_baseline(ControllerState& state) {
   RoundRecord& round = *state.open;
-  if (options_.accuracy.relative && round.best() != nullptr) {
-    state.criterion = options_.accuracy.value * round.best()->criterion_accuracy;
+  if (options_.accuracy && options_.accuracy->relative && round.best() != nullptr) {
+    state.criterion = options_.accuracy->value * round.best()->criterion_accuracy;
     round.outcome = Outcome::kAccepted;
     round.message.clear();
   }
-  if (round.accepted()) {
-    begin_method(state, 0);
-  } else {
+  if (!round.accepted()) {
     state.phase = ControllerState::Phase::kBaselineFailed;
+    return;
+  }
+  state.phase = ControllerState::Phase::kPruning;
+  for (size_t method = 0; method < options_.p_methods.size(); ++method) {
+    state.fractions.push_back(first_fraction(method));
   }
 }
 
 void FmpController::settle_pruning(ControllerState& state) {
-  if (state.open->accepted()) return;  // the same fraction again
-  state.p /= options_.n;
-  if (!options_.feedback || below_floor(state.p, state.method))
-    begin_method(state, state.method + 1);
+  double& p = state.fractions.at(state.method);
+  if (!state.open->accepted()) {  // else the same fraction again
+    p /= options_.n;
+    if (!options_.feedback || below_floor(p, state.method)) p = 0;
+  }
+  if (p == 0 || options_.p_methods_order == MethodsOrder::kAlternate) next_method(state);
 }
 
-void FmpController::begin_method(ControllerState& state, size_t method) {
-  state.method = method;
-  const bool done = method == options_.p_methods.size();
-  state.phase = done ? ControllerState::Phase::kDone : ControllerState::Phase::kPruning;
-  state.p = done ? 0 : first_fraction(method);
+// The next one that is not done, from the one after the present one around to that one itself.
+void FmpController::next_method(ControllerState& state) const {
+  const size_t count = options_.p_methods.size();
+  for (size_t step = 1; step <= count; ++step) {
+    const size_t method = (state.method + step) % count;
+    if (state.fractions[method] == 0) continue;
+    state.method = method;
+    return;
+  }
+  state.phase = ControllerState::Phase::kDone;
 }
 
 }  // namespace fmp

@@ -12,6 +12,7 @@
 #include "experiments/options.h"
 #include "experiments/round_record.h"
 #include "framework/error.h"
+#include "framework/network/pruning.h"
 
 // Feedback Magnitude Pruning, without any network in it.
 //
@@ -21,6 +22,12 @@
 //       the criterion holds after an epoch: this network is the best one now, prune it again
 //       it does not within the epochs and the patience: back to the best network, p = p / n
 //     until p is below the method's floor
+//
+// With the order "alternate" the methods take turns, a step each, as long as they are not below
+// their floors; each keeps a p of its own.
+//
+// With --until-cost the run ends as soon as the best network costs at most that. If it is the only
+// goal, there is no criterion: every round trains to its end and the best epoch's network is taken.
 //
 // "Back to the best network" means all of it: weights, masks, batch-norm statistics and quantizers.
 // Every round starts with a fresh Adam and the initial learning rate: the moments describe the
@@ -73,8 +80,8 @@ struct ControllerState {
 
   Phase phase = Phase::kBaseline;
   std::optional<double> criterion;
-  size_t method = 0;  // index of the method that is tried
-  double p = 0;       // its present fraction
+  size_t method = 0;              // index of the method that is tried
+  std::vector<double> fractions;  // the present p of each method; 0: it is done
   double eq5_compression = 1;
   int64_t epochs_trained = 0;       // in all rounds
   std::vector<RoundRecord> rounds;  // finished
@@ -102,10 +109,10 @@ struct ControllerEvents {
 
 class FmpController {
  public:
-  // `structured[i]`: whether options.p_methods[i] removes channels. Such a method starts at p / n
-  // (without feedback at p) and has the lower default floor.
+  // `granularity[i]`: what options.p_methods[i] removes. A method that removes more than single
+  // weights starts at p / n (without feedback at p) and has the lower default floor.
   // Throws UsageError when a method would start below its floor.
-  FmpController(const Options& options, std::vector<bool> structured, FmpTask& task,
+  FmpController(const Options& options, std::vector<Granularity> granularity, FmpTask& task,
                 ControllerEvents events = {});
 
   // Goes on from `state` until it is finished or events.stop() says so.
@@ -122,12 +129,12 @@ class FmpController {
   void finish_round(ControllerState& state, Outcome outcome, std::string message);
   void settle_baseline(ControllerState& state);
   void settle_pruning(ControllerState& state);
-  void begin_method(ControllerState& state, size_t method);
+  void next_method(ControllerState& state) const;
   bool below_floor(double fraction, size_t method) const;
   NetworkDescription describe(const RoundRecord& round) const;
 
   const Options& options_;
-  std::vector<bool> structured_;
+  std::vector<Granularity> granularity_;
   FmpTask& task_;
   ControllerEvents events_;
 };

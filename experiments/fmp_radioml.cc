@@ -70,7 +70,7 @@ int Run::execute() {
   const std::string storage = data.storage;
   fingerprint_ = fingerprint(*data.dataset);
   FmpExperiment experiment(options_, std::move(data), console_, std::move(engine_));
-  FmpController controller(options_, experiment.structured(), experiment, events(experiment));
+  FmpController controller(options_, experiment.granularity(), experiment, events(experiment));
   show_options(experiment, storage);
   restore(experiment);
   note_interrupts();
@@ -100,6 +100,17 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
   const Split& split = experiment.split();
   const NetworkConfig& config = experiment.current().config();
   const auto size = [](const auto& list) { return format_count(std::ssize(list)); };
+  const bool alternate = options_.p_methods_order == MethodsOrder::kAlternate;
+  const std::string methods =
+      fmt::format("{}", fmt::join(options_.p_methods, alternate ? " in turn with " : " then "));
+  std::vector<std::string> goals;
+  if (options_.accuracy) {
+    goals.push_back(fmt::format("to hold: accuracy {} on the {} split",
+                                to_string(*options_.accuracy),
+                                to_string(options_.criterion_split)));
+  }
+  if (options_.until_cost)
+    goals.push_back(fmt::format("until the cost is {}", *options_.until_cost));
   console_.line(fmt::format("data      {}: {} frames of {} samples, {} classes; {}", options_.data,
                             format_count(dataset.size()), dataset.length(),
                             dataset.class_names().size(), storage));
@@ -110,12 +121,8 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
       fmt::join(config.filters, " "), fmt::join(config.dense, " "),
       format_count(experiment.current().weights_total()), config.input_bits,
       fmt::join(config.weight_bits, " "), fmt::join(config.act_bits, " ")));
-  console_.line(
-      fmt::format("pruning   {}, p {}, n {}, feedback {}; to hold: accuracy {} on the {} "
-                  "split",
-                  fmt::join(options_.p_methods, " then "), options_.p, options_.n,
-                  options_.feedback ? "on" : "off", to_string(options_.accuracy),
-                  to_string(options_.criterion_split)));
+  console_.line(fmt::format("pruning   {}, p {}, n {}, feedback {}; {}", methods, options_.p,
+                            options_.n, options_.feedback ? "on" : "off", fmt::join(goals, "; ")));
   console_.line(fmt::format(
       "training  up to {} epochs a round, patience {}, batch {}, learning rate {}, seed {}",
       options_.epochs, options_.patience, options_.batch, options_.learning_rate, options_.seed));

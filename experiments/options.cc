@@ -187,6 +187,8 @@ void add_pruning_flags(CLI::App& app, Options& o) {
   group.text("--accuracy", "A",
              "Accuracy to hold: a fraction, or 0.97x = that share of the baseline's [0.56]",
              [&o](const std::string& text) { o.accuracy = parse_goal(text); });
+  group.value("--until-cost", o.until_cost, "C",
+              "End when a network costs at most C; without --accuracy, whatever it reaches then");
   group.text("--criterion-split", "SPLIT",
              "Frames that decide: validation, or test as published [validation]",
              [&o](const std::string& text) {
@@ -199,7 +201,14 @@ void add_pruning_flags(CLI::App& app, Options& o) {
              [&o](const std::string& text) {
                o.feedback = parse_choice<bool>(text, "feedback", {{"on", true}, {"off", false}});
              });
-  group.list("--p-methods", o.p_methods, "NAME,..", "Pruning methods, one after the other");
+  group.list("--p-methods", o.p_methods, "NAME,..", "Pruning methods");
+  group.text("--p-methods-order", "ORDER",
+             "serial = one after the other, alternate = in turn, a step each [serial]",
+             [&o](const std::string& text) {
+               o.p_methods_order = parse_choice<MethodsOrder>(
+                   text, "p-methods-order",
+                   {{"serial", MethodsOrder::kSerial}, {"alternate", MethodsOrder::kAlternate}});
+             });
   group.value("--p", o.p, "F", "First share of the remaining weights to prune; structured: p/n");
   group.value("--n", o.n, "X", "What a failure divides the share by");
   group.list("--p-threshold", o.p_threshold, "F,..",
@@ -333,9 +342,11 @@ void adopt_initial_network(const CLI::App& app, Options& options) {
   options.dense = config.dense;
 }
 
-// --dense 0 stands for no hidden dense layer.
-void normalise(Options& options) {
+// --dense 0 stands for no hidden dense layer. The default accuracy holds unless --until-cost is the
+// only goal that was given.
+void normalise(const CLI::App& app, Options& options) {
   if (options.dense == std::vector<int>{0}) options.dense.clear();
+  if (options.until_cost && app.count("--accuracy") == 0) options.accuracy.reset();
 }
 
 // --- Checks ---
@@ -381,8 +392,14 @@ void validate_network(const Options& o) {
 }
 
 void validate_pruning(const Options& o) {
-  require(o.accuracy.value > 0 && o.accuracy.value <= 1, "accuracy", "a fraction in (0, 1]",
-          o.accuracy.value);
+  if (o.accuracy) {
+    require(o.accuracy->value > 0 && o.accuracy->value <= 1, "accuracy", "a fraction in (0, 1]",
+            o.accuracy->value);
+  }
+  if (o.until_cost) {
+    require(*o.until_cost > 0 && std::isfinite(*o.until_cost), "until-cost", "a cost above 0",
+            *o.until_cost);
+  }
   require(!o.p_methods.empty(), "p-methods", "at least one method", "none");
   require(o.p > 0 && o.p < 1, "p", "a fraction in (0, 1)", o.p);
   require(o.n > 1 && std::isfinite(o.n), "n", "a number above 1", o.n);
@@ -434,6 +451,10 @@ const char* to_string(DeviceChoice device) {
   }
 }
 
+const char* to_string(MethodsOrder order) {
+  return order == MethodsOrder::kAlternate ? "alternate" : "serial";
+}
+
 std::string to_string(const AccuracyGoal& goal) {
   return fmt::format("{}{}", goal.value, goal.relative ? "x" : "");
 }
@@ -448,6 +469,7 @@ std::optional<Options> parse_options(std::span<const std::string> arguments) {
   if (options.resume.empty()) {
     refuse_idle_flags(app, options);
     adopt_initial_network(app, options);
+    normalise(app, options);
   } else {
     const std::string resume = options.resume;
     const std::vector<std::string> resumed = resumed_arguments(app, options);
@@ -456,9 +478,9 @@ std::optional<Options> parse_options(std::span<const std::string> arguments) {
     declare(again, options);
     run_parser(again, resumed);
     adopt_initial_network(again, options);
+    normalise(again, options);
     options.resume = options.out = resume;
   }
-  normalise(options);
   validate(options);
   return options;
 }
@@ -496,10 +518,12 @@ std::vector<std::string> to_arguments(const Options& o) {
   } else {
     add("init", o.init);
   }
-  add("accuracy", to_string(o.accuracy));
+  if (o.accuracy) add("accuracy", to_string(*o.accuracy));
+  if (o.until_cost) add("until-cost", *o.until_cost);
   add("criterion-split", to_string(o.criterion_split));
   add("feedback", o.feedback ? "on" : "off");
   add_list("p-methods", o.p_methods);
+  add("p-methods-order", to_string(o.p_methods_order));
   add("p", o.p);
   add("n", o.n);
   add_list("p-threshold", o.p_threshold);
@@ -526,6 +550,7 @@ nlohmann::json to_json(const Options& o) {
   const auto list_or = [](const std::vector<int>& values, int otherwise) {
     return values.empty() ? std::vector<int>{otherwise} : values;
   };
+  const nlohmann::json goal = o.accuracy ? nlohmann::json(to_string(*o.accuracy)) : nullptr;
   return {{"data", o.data},
           {"synth-frames", o.synth_frames ? nlohmann::json(to_string(*o.synth_frames)) : nullptr},
           {"snr-min", optional(o.snr_min)},
@@ -540,10 +565,12 @@ nlohmann::json to_json(const Options& o) {
           {"filters", o.filters},
           {"dense", o.dense},
           {"init", o.init.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.init)},
-          {"accuracy", to_string(o.accuracy)},
+          {"accuracy", goal},
+          {"until-cost", optional(o.until_cost)},
           {"criterion-split", to_string(o.criterion_split)},
           {"feedback", o.feedback ? "on" : "off"},
           {"p-methods", o.p_methods},
+          {"p-methods-order", to_string(o.p_methods_order)},
           {"p", o.p},
           {"n", o.n},
           {"p-threshold", o.p_threshold},

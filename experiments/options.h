@@ -38,6 +38,11 @@ const char* to_string(SynthFrames frames);
 const char* to_string(DeviceChoice device);
 std::string to_string(const AccuracyGoal& goal);
 
+// Which pruning method comes next: the same one until it is done, or each in turn.
+enum class MethodsOrder : uint8_t { kSerial, kAlternate };
+
+const char* to_string(MethodsOrder order);
+
 // Everything that a run of fmp_radioml depends on: filled by the command line, checked by
 // validate(), printed and stored with the results.
 struct Options {
@@ -62,10 +67,14 @@ struct Options {
   std::string init;
 
   // Pruning.
-  AccuracyGoal accuracy;
+  // What a network must hold. Unset (--until-cost alone): every round trains to its end, and the
+  // best epoch is taken.
+  std::optional<AccuracyGoal> accuracy = AccuracyGoal{};
+  std::optional<double> until_cost;  // the run ends when a network costs at most that, > 0
   CriterionSplit criterion_split = CriterionSplit::kValidation;
   bool feedback = true;
   std::vector<std::string> p_methods = {"unstructured-l1"};
+  MethodsOrder p_methods_order = MethodsOrder::kSerial;
   double p = 0.2;                   // first fraction, in (0, 1)
   double n = 2;                     // what a failure divides it by, > 1
   std::vector<double> p_threshold;  // floors; empty = 0.05, structured methods 0.01; one, or one

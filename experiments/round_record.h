@@ -56,7 +56,7 @@ struct RoundRecord {
   double p = 0;
   Outcome outcome = Outcome::kRejected;
   std::string message;              // why it was not accepted
-  std::optional<double> criterion;  // unset while a relative one is not known
+  std::optional<double> criterion;  // unset while a relative one is not known, or there is none
   CriterionSplit criterion_split = CriterionSplit::kValidation;
   int best_epoch = 0;          // the epoch with the best criterion accuracy; 0: none
   double eq5_compression = 1;  // product of 1 / (1 - p) over all pruning steps tried so far
@@ -68,6 +68,10 @@ struct RoundRecord {
 
   bool is_baseline() const { return round == 0; }
   bool accepted() const { return outcome == Outcome::kAccepted; }
+  // Whether every epoch that is better than those before is kept as the best network, not only one
+  // that meets the criterion: what a baseline that fails, or a relative goal, refers to, and what a
+  // round without a criterion ends with.
+  bool keeps_best() const { return is_baseline() || !criterion; }
   const EpochRecord* best() const;  // null: no epoch completed
   double seconds() const;
   // Medians over the epochs; unset: none completed.

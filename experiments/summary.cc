@@ -94,7 +94,8 @@ const char* status(const ControllerState& state) {
   }
 }
 
-std::string message(const ControllerState& state, const std::optional<RoundRecord>& result) {
+std::string message(const Options& options, const ControllerState& state,
+                    const std::optional<RoundRecord>& result) {
   const auto accepted = std::ranges::count_if(state.rounds, &RoundRecord::accepted);
   if (state.phase == ControllerState::Phase::kBaselineFailed)
     return "The baseline did not meet the criterion: " + state.rounds.front().message + ".";
@@ -102,6 +103,14 @@ std::string message(const ControllerState& state, const std::optional<RoundRecor
       state.finished() ? "Finished" : "Stopped by the time limit (--resume goes on)";
   if (!result) return begin + " before an epoch was completed.";
   if (accepted == 0) return begin + " before the baseline met the criterion.";
+  if (options.until_cost) {
+    const double cost = result->network.cost;
+    return cost <= *options.until_cost
+               ? fmt::format("{}: round {} costs {:.4f}, at most the {} that was asked for.", begin,
+                             result->round, cost, *options.until_cost)
+               : fmt::format("{}: round {} costs {:.4f}, still above the {} that was asked for.",
+                             begin, result->round, cost, *options.until_cost);
+  }
   if (accepted == 1) return begin + ": no pruning step met the criterion; the baseline stays.";
   return fmt::format("{}: round {} is the smallest network that met the criterion.", begin,
                      result->round);
@@ -158,12 +167,14 @@ std::string utc_now() {
 
 std::optional<RoundRecord> result_round(const ControllerState& state,
                                         const FmpExperiment& experiment) {
+  if (state.open && state.open->keeps_best() && state.open->best() != nullptr) {
+    RoundRecord round = *state.open;
+    round.network = experiment.describe_best();
+    return round;
+  }
   if (const RoundRecord* accepted = state.last_accepted()) return *accepted;
   if (experiment.best() == nullptr) return std::nullopt;
-  if (!state.rounds.empty()) return state.rounds.front();
-  RoundRecord round = state.open.value();
-  round.network = experiment.describe_best();
-  return round;
+  return state.rounds.front();
 }
 
 nlohmann::json summarize(const Options& options, const ControllerState& state,
@@ -177,13 +188,15 @@ nlohmann::json summarize(const Options& options, const ControllerState& state,
           {"version", kProgramVersion},
           {"schema", 1},
           {"status", status(state)},
-          {"message", message(state, result)},
+          {"message", message(options, state, result)},
           {"options", to_json(options)},
           {"command", command_line(options)},
           {"data", describe_data(options, experiment)},
           {"criterion",
-           {{"requested", to_string(options.accuracy)},
+           {{"requested", options.accuracy ? nlohmann::json(to_string(*options.accuracy))
+                                           : nlohmann::json(nullptr)},
             {"accuracy", json_or_null(state.criterion)},
+            {"cost", json_or_null(options.until_cost)},
             {"split", to_string(options.criterion_split)}}},
           {"baseline", nullptr},
           {"result", nullptr},

@@ -28,8 +28,9 @@ nlohmann::json summarize(const Options& options, const ControllerState& state,
 nlohmann::json summarize_network(const RoundRecord& round, const FinalEvaluation& evaluation,
                                  size_t classes);
 
-// The round that the result of a run comes from: the last accepted one, else the baseline's, be it
-// finished or not. Empty when no epoch of it completed.
+// The round that the best network of a run comes from: the open one, if it keeps its best epochs
+// (RoundRecord::keeps_best) and completed one, else the last accepted one, else the baseline's.
+// Empty when no epoch of that one completed.
 std::optional<RoundRecord> result_round(const ControllerState& state,
                                         const FmpExperiment& experiment);
 

@@ -14,6 +14,8 @@
 namespace fmp {
 namespace {
 
+constexpr Granularity kWeights = Granularity::kWeights, kChannels = Granularity::kChannels;
+
 // A "network" is the number of weights that are alive. What an epoch reaches is the test's to say.
 class FakeTask final : public FmpTask {
  public:
@@ -61,6 +63,7 @@ class FakeTask final : public FmpTask {
   static NetworkDescription describe(int64_t alive) {
     NetworkDescription description;
     description.weights_alive = alive;
+    description.cost = static_cast<double>(alive) / 1000;
     return description;
   }
 };
@@ -75,9 +78,9 @@ Options options_with(double accuracy, bool relative = false) {
 }
 
 ControllerState run(const Options& options, FakeTask& task,
-                    std::vector<bool> structured = {false}) {
+                    std::vector<Granularity> granularity = {kWeights}) {
   ControllerState state;
-  FmpController(options, std::move(structured), task).run(state);
+  FmpController(options, std::move(granularity), task).run(state);
   return state;
 }
 
@@ -154,7 +157,7 @@ TEST(Controller, StructuredMethodsBeginSmallerAndGoFurther) {
   task.accuracy = [](int64_t alive, int) { return alive >= 1000 ? 0.8 : 0.5; };
   Options options = options_with(0.7);
   options.p_methods = {"structured", "unstructured"};
-  run(options, task, {true, false});
+  run(options, task, {kChannels, kWeights});
   EXPECT_EQ(fractions(task), (std::vector<double>{0.1, 0.05, 0.025, 0.0125, 0.2, 0.1, 0.05}));
   EXPECT_EQ(task.prunes[3].method, "structured");
   EXPECT_EQ(task.prunes[4].method, "unstructured");
@@ -166,10 +169,10 @@ TEST(Controller, FloorsCanBeGivenForAllOrEach) {
   Options options = options_with(0.7);
   options.p_methods = {"a", "b"};
   options.p_threshold = {0.1, 0.2};
-  run(options, task, {false, false});
+  run(options, task, {kWeights, kWeights});
   EXPECT_EQ(fractions(task), (std::vector<double>{0.2, 0.1, 0.2}));
   options.p_threshold = {0.3};
-  EXPECT_THROW(run(options, task, {false, false}), UsageError);
+  EXPECT_THROW(run(options, task, {kWeights, kWeights}), UsageError);
 }
 
 TEST(Controller, RepeatedDivisionDoesNotMissTheFloor) {
@@ -294,11 +297,109 @@ TEST(Controller, EndsWhenNothingIsLeftToPrune) {
   EXPECT_EQ(task.best, 2) << "12 10 8 6 5 4 3 2, of which 0.2 rounds to 0";
 }
 
+TEST(Controller, MethodsTakeTurnsUntilEachIsBelowItsFloor) {
+  FakeTask task;
+  task.accuracy = needs_600;
+  Options options = options_with(0.7);
+  options.p_methods = {"a", "b"};
+  options.p_threshold = {0.1, 0.05};
+  options.p_methods_order = MethodsOrder::kAlternate;
+  const ControllerState state = run(options, task, {kWeights, kWeights});
+  // 1000 -a-> 800 -b-> 640 -a .2-> 512: too few; b .2: likewise; a .1-> 576: too few, and a is
+  // done; b .1: likewise; b .05-> 608; b .05-> 578: too few.
+  std::string order;
+  for (const FakeTask::Call& call : task.prunes) order += call.method;
+  EXPECT_EQ(order, "abababbb");
+  EXPECT_EQ(fractions(task), (std::vector<double>{0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05}));
+  EXPECT_EQ(task.best, 608);
+  EXPECT_EQ(state.phase, ControllerState::Phase::kDone);
+  EXPECT_EQ(state.fractions, (std::vector<double>{0, 0}));
+}
+
+TEST(Controller, WithoutFeedbackAMethodLeavesTheTurnsAtItsFirstFailure) {
+  FakeTask task;
+  task.accuracy = [&](int64_t alive, int) {
+    return alive >= 1000 || task.prunes.back().method == "b" ? 0.8 : 0.5;
+  };
+  Options options = options_with(0.7);
+  options.p_methods = {"a", "b"};
+  options.p_methods_order = MethodsOrder::kAlternate;
+  options.feedback = false;
+  options.until_cost = 0.5;
+  run(options, task, {kWeights, kWeights});
+  std::string order;
+  for (const FakeTask::Call& call : task.prunes) order += call.method;
+  EXPECT_EQ(order, "abbbb");
+  EXPECT_EQ(task.best, 410) << "1000 800 640 512 410";
+}
+
+TEST(Controller, EndsAtTheCostAndHoldsTheAccuracyToo) {
+  FakeTask task;
+  task.accuracy = needs_600;
+  Options options = options_with(0.7);
+  options.until_cost = 0.64;
+  const ControllerState state = run(options, task);
+  EXPECT_EQ(fractions(task), (std::vector<double>{0.2, 0.2}));
+  EXPECT_EQ(state.phase, ControllerState::Phase::kDone);
+  EXPECT_EQ(state.last_accepted()->network.cost, 0.64);
+
+  FakeTask other;
+  other.accuracy = needs_600;
+  options.until_cost = 0.5;  // out of reach: the feedback decides, as without
+  run(options, other);
+  EXPECT_EQ(fractions(other), (std::vector<double>{0.2, 0.2, 0.2, 0.1, 0.05, 0.05}));
+}
+
+TEST(Controller, ABaselineThatIsCheapEnoughIsTheEnd) {
+  FakeTask task;
+  task.accuracy = needs_600;
+  Options options = options_with(0.7);
+  options.until_cost = 1;
+  const ControllerState state = run(options, task);
+  EXPECT_EQ(state.phase, ControllerState::Phase::kDone);
+  EXPECT_TRUE(task.prunes.empty());
+}
+
+TEST(Controller, WithTheCostAloneEveryRoundTrainsToItsEndAndKeepsItsBestEpoch) {
+  FakeTask task;
+  task.accuracy = [](int64_t alive, int epoch) { return epoch == 3 ? 0.2 : 1e-5 * alive; };
+  Options options = options_with(0.7);
+  options.accuracy.reset();
+  options.until_cost = 0.6;
+  const ControllerState state = run(options, task);
+  EXPECT_EQ(fractions(task), (std::vector<double>{0.2, 0.2, 0.2}));
+  ASSERT_EQ(state.rounds.size(), 4U);
+  for (const RoundRecord& round : state.rounds) {
+    EXPECT_TRUE(round.accepted());
+    EXPECT_FALSE(round.criterion);
+    EXPECT_EQ(round.history.size(), 4U);
+    EXPECT_EQ(round.best_epoch, 3);
+  }
+  EXPECT_EQ(state.last_accepted()->network.cost, 0.512);
+  EXPECT_EQ(state.phase, ControllerState::Phase::kDone);
+}
+
+TEST(Controller, WithTheCostAloneARoundThatDivergesEndsWithWhatItHad) {
+  FakeTask task;
+  task.accuracy = [](int64_t alive, int epoch) {
+    const bool diverges = (alive == 800 && epoch == 2) || alive == 640;
+    return diverges ? std::numeric_limits<double>::quiet_NaN() : 0.5;
+  };
+  Options options = options_with(0.7);
+  options.accuracy.reset();
+  options.until_cost = 0.7;
+  const ControllerState state = run(options, task);
+  // 800 is kept after its first epoch; 640 has no epoch to keep: back to 800, half of the fraction.
+  EXPECT_EQ(fractions(task), (std::vector<double>{0.2, 0.2, 0.1, 0.1}));
+  EXPECT_TRUE(state.rounds[1].accepted());
+  EXPECT_EQ(state.rounds[2].outcome, Outcome::kDiverged);
+  EXPECT_EQ(task.best, 648);
+}
+
 // Stops after every epoch, sends the state through its JSON form and goes on: nothing may differ.
-TEST(Controller, GoesOnFromAnyEpochAsIfItHadNeverStopped) {
+void expect_same_in_pieces(Options options) {
   const auto seed = std::random_device()();
   SCOPED_TRACE("seed " + std::to_string(seed));
-  Options options = options_with(0.9, true);
   options.p_methods = {"structured", "unstructured"};
   options.epochs = 9;
   options.patience = 6;
@@ -310,7 +411,7 @@ TEST(Controller, GoesOnFromAnyEpochAsIfItHadNeverStopped) {
   };
   FakeTask whole;
   whole.accuracy = noisy;
-  const ControllerState expected = run(options, whole, {true, false});
+  const ControllerState expected = run(options, whole, {kChannels, kWeights});
 
   FakeTask pieces;
   pieces.accuracy = noisy;
@@ -318,13 +419,24 @@ TEST(Controller, GoesOnFromAnyEpochAsIfItHadNeverStopped) {
   ControllerEvents events;
   events.stop = [] { return true; };
   while (!state.finished()) {
-    FmpController(options, {true, false}, pieces, events).run(state);
+    FmpController(options, {kChannels, kWeights}, pieces, events).run(state);
     state = controller_state_from_json(nlohmann::json::parse(to_json(state).dump()));
   }
   EXPECT_EQ(to_json(state), to_json(expected));
   EXPECT_EQ(pieces.learning_rates, whole.learning_rates);
   EXPECT_EQ(pieces.epoch_numbers, whole.epoch_numbers);
   EXPECT_EQ(pieces.best, whole.best);
+}
+
+TEST(Controller, GoesOnFromAnyEpochAsIfItHadNeverStopped) {
+  Options options = options_with(0.9, true);
+  expect_same_in_pieces(options);
+  options.p_methods_order = MethodsOrder::kAlternate;
+  expect_same_in_pieces(options);
+  options.until_cost = 0.8;
+  expect_same_in_pieces(options);
+  options.accuracy.reset();
+  expect_same_in_pieces(options);
 }
 
 // What torch.optim.lr_scheduler.ReduceLROnPlateau (2.13, mode="max", factor 0.1, patience 2) makes

@@ -413,7 +413,7 @@ RunResult run(const std::function<std::unique_ptr<Engine>()>& make_engine, bool 
     };
     events.stop = [&] { return interrupted; };
     while (!result.state.finished()) {
-      FmpController(options, experiment->structured(), *experiment, events).run(result.state);
+      FmpController(options, experiment->granularity(), *experiment, events).run(result.state);
       if (!interrupted || result.state.finished()) continue;
       save_checkpoint(file, {experiment->networks(), to_json(result.state)});
       Checkpoint checkpoint = load_checkpoint(file);

@@ -52,6 +52,8 @@ class ResumedOptions : public testing::Test {
 TEST(Options, DefaultsAreThePublishedExperiment) {
   const Options o = parse({});
   EXPECT_EQ(o.accuracy, (AccuracyGoal{0.56, false}));
+  EXPECT_EQ(o.until_cost, std::nullopt);
+  EXPECT_EQ(o.p_methods_order, MethodsOrder::kSerial);
   EXPECT_EQ(o.p, 0.2);
   EXPECT_EQ(o.n, 2);
   EXPECT_EQ(o.epochs, 50);
@@ -75,6 +77,8 @@ TEST(Options, ReadsEveryFlag) {
                            "--filters=8,16",
                            "--dense=32",
                            "--accuracy=0.97x",
+                           "--until-cost=0.008",
+                           "--p-methods-order=alternate",
                            "--criterion-split=test",
                            "--feedback=off",
                            "--p-methods=structured-l1,unstructured-l1",
@@ -97,6 +101,8 @@ TEST(Options, ReadsEveryFlag) {
   EXPECT_EQ(o.validation_fraction, 0.25);
   EXPECT_EQ(o.memory_limit, 1536 * (int64_t{1} << 20));
   EXPECT_EQ(o.accuracy, (AccuracyGoal{0.97, true}));
+  EXPECT_EQ(o.until_cost, 0.008);
+  EXPECT_EQ(o.p_methods_order, MethodsOrder::kAlternate);
   EXPECT_EQ(o.criterion_split, CriterionSplit::kTest);
   EXPECT_FALSE(o.feedback);
   EXPECT_EQ(o.p_methods, (Arguments{"structured-l1", "unstructured-l1"}));
@@ -126,6 +132,8 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
       {},
       {"--data=synth:1", "--synth-frames=fixed"},
       {"--lr-schedule=cosine"},
+      {"--until-cost=0.0123", "--p-methods=taylor,lamp", "--p-methods-order=alternate"},
+      {"--until-cost=0.0123", "--accuracy=0.56"},
       {"--bits=32", "--accuracy=0.97x", "--dense=0", "--filters=8", "--lr=0.0003"},
       {"--weight-bits=4,8,8", "--filters=8", "--dense=5", "--snr-min=-20", "--classes=A,B",
        "--p=0.1234567890123", "--sparse-threshold=0.1", "--time-limit=90s", "--memory-limit=8G"}};
@@ -133,6 +141,11 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
     const Options options = parse(given);
     EXPECT_EQ(parse_options(to_arguments(options)).value(), options);
   }
+}
+
+TEST(Options, TheCostAloneLeavesTheAccuracyFree) {
+  EXPECT_EQ(parse({"--until-cost=0.01"}).accuracy, std::nullopt);
+  EXPECT_EQ(parse({"--until-cost=0.01", "--accuracy=0.56"}).accuracy, (AccuracyGoal{0.56, false}));
 }
 
 TEST(Options, NoDenseLayersAreZero) { EXPECT_TRUE(parse({"--dense", "0"}).dense.empty()); }
@@ -162,6 +175,9 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--accuracy=56"}, {"--accuracy", "(0, 1]", "56"}},
       {{"--accuracy=0.56%"}, {"--accuracy", "0.56%"}},
       {{"--accuracy=nan"}, {"--accuracy", "nan"}},
+      {{"--until-cost=0"}, {"--until-cost", "above 0", "0"}},
+      {{"--until-cost=cheap"}, {"--until-cost", "cheap"}},
+      {{"--p-methods-order=random"}, {"--p-methods-order", "serial or alternate", "random"}},
       {{"--criterion-split=train"}, {"--criterion-split", "validation or test", "train"}},
       {{"--feedback=yes"}, {"--feedback", "on or off", "yes"}},
       {{"--p=1"}, {"--p", "(0, 1)", "1"}},
@@ -236,7 +252,8 @@ TEST_F(ResumedOptions, MayChangeWhatDoesNotChangeResults) {
 
 TEST_F(ResumedOptions, RefusesWhatWould) {
   { const RunDirectory directory = RunDirectory::create(path_, to_arguments(parse({}))); }
-  for (const char* flag : {"--bits=4", "--seed=2", "--out=elsewhere", "--p-methods=random"})
+  for (const char* flag : {"--bits=4", "--seed=2", "--out=elsewhere", "--p-methods=random",
+                           "--until-cost=0.1", "--p-methods-order=alternate"})
     EXPECT_THROW(parse_options(Arguments{"--resume", path_.string(), flag}), UsageError) << flag;
 }
 

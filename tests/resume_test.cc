@@ -162,6 +162,48 @@ TEST_F(ResumeTest, StopsAtTheTimeLimitAndGoesOn) {
   expect_same_results(root_ / "reference", root_ / "limited");
 }
 
+// The gradients that the methods choose by are in the checkpoint, and so is whose turn it is.
+TEST_F(ResumeTest, MethodsInTurnEndAtTheCost) {
+  const auto with_cost = [](const std::string& out) {
+    Arguments arguments = flags(out, 2);
+    std::erase_if(arguments, [](const std::string& flag) {
+      return flag.starts_with("--accuracy") || flag.starts_with("--epochs") ||
+             flag.starts_with("--p-methods");
+    });
+    for (const char* flag : {"--until-cost=0.0012", "--epochs=2", "--p-methods-order=alternate",
+                             "--p-methods=cost-taylor,cost-structured-taylor"})
+      arguments.emplace_back(flag);
+    return arguments;
+  };
+  ASSERT_EQ(run(with_cost("cost"), "cost"), 0) << log("cost");
+  const nlohmann::json summary = nlohmann::json::parse(read(root_ / "cost" / "summary.json"));
+  EXPECT_EQ(summary.at("status"), "finished");
+  EXPECT_TRUE(summary.at("criterion").at("accuracy").is_null());
+  EXPECT_EQ(summary.at("criterion").at("cost"), 0.0012);
+  EXPECT_LE(summary.at("result").at("network").at("cost"), 0.0012);
+  EXPECT_NE(summary.at("message").get<std::string>().find("at most the 0.0012"), std::string::npos)
+      << summary.at("message");
+  std::vector<std::string> methods;
+  for (const nlohmann::json& round : rounds_of(root_ / "cost")) {
+    EXPECT_TRUE(round.at("accepted")) << round;
+    EXPECT_EQ(round.at("epochs"), 2);
+    if (round.at("round") != 0) methods.push_back(round.at("method"));
+  }
+  ASSERT_GE(methods.size(), 3U);
+  for (size_t i = 0; i < methods.size(); ++i)
+    EXPECT_EQ(methods[i], i % 2 == 0 ? "cost-taylor" : "cost-structured-taylor");
+
+  Arguments arguments = with_cost("pieces");
+  for (std::string status = "time_limit"; status == "time_limit";) {
+    arguments.emplace_back("--time-limit=0.001");  // ends after every epoch
+    ASSERT_EQ(run(arguments, "pieces"), 0) << log("pieces");
+    const nlohmann::json piece = nlohmann::json::parse(read(root_ / "pieces" / "summary.json"));
+    status = piece.at("status");
+    arguments = resume("pieces");
+  }
+  expect_same_results(root_ / "cost", root_ / "pieces");
+}
+
 // Layers with eight channels or more have dense kernels that sum in an order of their own: neither
 // a threshold nor one that is changed on the way may choose between them and others.
 TEST_F(ResumeTest, AnotherSparseThresholdGivesTheSameBits) {
