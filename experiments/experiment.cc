@@ -97,7 +97,8 @@ PruneOutcome FmpExperiment::prune(const std::string& method, double p, int round
       fmp::prune(current_, chosen, p, options_.seed, static_cast<uint64_t>(round));
   PruneOutcome outcome;
   outcome.weights_removed = pruned.weights_before - pruned.weights_after;
-  if (outcome.weights_removed == 0) return outcome;
+  outcome.bits_removed = pruned.bits_removed;
+  if (outcome.weights_removed == 0 && outcome.bits_removed == 0) return outcome;
   outcome.weights_compacted = compact(current_).weights_removed;
   current_.reset_optimizer();
   outcome.channels = hidden_channels(current_);

@@ -117,14 +117,16 @@ bool FmpController::begin_round(ControllerState& state) {
     round.method = options_.p_methods.at(state.method);
     round.p = state.fractions.at(state.method);
     PruneOutcome pruned = task_.prune(round.method, round.p, round.round);
-    if (pruned.weights_removed == 0) {  // so few are left that p rounds to none of them
+    // So few are left that p rounds to none of them.
+    if (pruned.weights_removed == 0 && pruned.bits_removed == 0) {
       state.fractions[state.method] = 0;
       next_method(state);
       return false;
     }
-    state.eq5_compression /= 1 - round.p;
+    if (pruned.weights_removed > 0) state.eq5_compression /= 1 - round.p;
     round.weights_removed = pruned.weights_removed;
     round.weights_compacted = pruned.weights_compacted;
+    round.bits_removed = pruned.bits_removed;
     round.channels = std::move(pruned.channels);
     round.plan = std::move(pruned.plan);
   }
@@ -238,7 +240,9 @@ void FmpController::settle_pruning(ControllerState& state) {
   double& p = state.fractions.at(state.method);
   if (!state.open->accepted()) {  // else the same fraction again
     p /= options_.n;
-    if (!options_.feedback || below_floor(p, state.method)) p = 0;
+    // A method of bits takes one at least: when that is too many, no p is small enough.
+    const bool smallest = state.open->bits_removed == 1;
+    if (!options_.feedback || smallest || below_floor(p, state.method)) p = 0;
   }
   if (p == 0 || options_.p_methods_order == MethodsOrder::kAlternate) next_method(state);
 }

@@ -42,6 +42,7 @@ namespace fmp {
 struct PruneOutcome {
   int64_t weights_removed = 0;    // by the method
   int64_t weights_compacted = 0;  // more, that became useless with removed channels
+  int bits_removed = 0;           // of weights and activations, over all layers
   std::vector<int> channels;
   std::vector<LayerPlan> plan;
 };

@@ -209,10 +209,12 @@ void add_pruning_flags(CLI::App& app, Options& o) {
                    text, "p-methods-order",
                    {{"serial", MethodsOrder::kSerial}, {"alternate", MethodsOrder::kAlternate}});
              });
-  group.value("--p", o.p, "F", "First share of the remaining weights to prune; structured: p/n");
+  group.value("--p", o.p, "F",
+              "First share of the remaining weights to prune; structured, bits: p/n");
   group.value("--n", o.n, "X", "What a failure divides the share by");
-  group.list("--p-threshold", o.p_threshold, "F,..",
-             "Smallest share to try, one for all or one per method [0.05, structured 0.01]");
+  group.list(
+      "--p-threshold", o.p_threshold, "F,..",
+      "Smallest share to try, one for all or one per method [0.05, structured and bits 0.01]");
 }
 
 void add_training_flags(CLI::App& app, Options& o) {

@@ -77,8 +77,8 @@ struct Options {
   MethodsOrder p_methods_order = MethodsOrder::kSerial;
   double p = 0.2;                   // first fraction, in (0, 1)
   double n = 2;                     // what a failure divides it by, > 1
-  std::vector<double> p_threshold;  // floors; empty = 0.05, structured methods 0.01; one, or one
-                                    // per method
+  std::vector<double> p_threshold;  // floors; empty = 0.05, of channels and bits 0.01; one, or
+                                    // one per method
 
   // Training.
   int epochs = 50;  // at most, per round

@@ -251,11 +251,27 @@ std::string render_round_charts(const json& summary, const std::vector<json>& ro
   nonzeros.series = {round_series(rounds, "nonzeros", 1, {"network", "nonzeros"}, whole)};
   Chart costs{"Inference cost (1 = published 8-bit network)", "round", {}, {}, "", Scale::kLog};
   costs.series = {round_series(rounds, "cost", 1, {"network", "cost"}, cost)};
+  const double goal = number(summary, {"criterion", "cost"});
+  if (std::isfinite(goal)) {
+    costs.reference = goal;
+    costs.reference_label = "goal " + cost(goal);
+  }
   Chart speed{"Training speed in frames per second", "round", {}, {}, "", Scale::kZero};
   speed.series = {
       round_series(rounds, "frames per second", 1, {"timing", "frames_per_second"}, whole)};
   return "<div class=\"charts\">\n" + render_chart(accuracy) + render_chart(nonzeros) +
          render_chart(costs) + render_chart(speed) + "</div>\n";
+}
+
+// The bits of a network's weights or of what its layers read: "4", or "4–8" where they differ.
+std::string bits_of(const json& network, const char* key = "weight_bits") {
+  double low = std::nan(""), high = std::nan("");
+  for (const json& layer : at(network, {"layers"})) {
+    const double bits = number(layer, {key});
+    low = std::isnan(low) ? bits : std::min(low, bits);
+    high = std::isnan(high) ? bits : std::max(high, bits);
+  }
+  return low == high ? whole(low) : fmt::format("{}–{}", whole(low), whole(high));
 }
 
 std::string render_rounds(const json& summary, const std::vector<json>& rounds) {
@@ -280,6 +296,9 @@ std::string render_rounds(const json& summary, const std::vector<json>& rounds) 
        [](const json& r) {
          return whole(number(r, {"network", "nonzeros"}));
        }},
+      {"Weight bits", kNumber, [](const json& r) { return bits_of(at(r, {"network"})); }},
+      {"Input bits", kNumber,
+       [](const json& r) { return bits_of(at(r, {"network"}), "input_bits"); }},
       {"True compression", kNumber,
        [](const json& r) {
          return times(number(r, {"network", "true_compression"}));
@@ -370,17 +389,6 @@ std::string render_layers(const json& summary, const std::vector<json>& rounds) 
 template <typename T>
 json or_null(const std::optional<T>& value) {
   return value ? json(*value) : json(nullptr);
-}
-
-// The bits of a network's hidden weights: "4", or "4–8" where they differ.
-std::string bits_of(const json& network) {
-  double low = std::nan(""), high = std::nan("");
-  for (const json& layer : at(network, {"layers"})) {
-    const double bits = number(layer, {"weight_bits"});
-    low = std::isnan(low) ? bits : std::min(low, bits);
-    high = std::isnan(high) ? bits : std::max(high, bits);
-  }
-  return low == high ? whole(low) : fmt::format("{}–{}", whole(low), whole(high));
 }
 
 json own_row(const json& result, const char* name) {

@@ -239,6 +239,7 @@ json to_json(const RoundRecord& r) {
       {"learning_rate", r.history.empty() ? json(nullptr) : json(r.history.back().learning_rate)},
       {"weights_removed", r.weights_removed},
       {"weights_compacted", r.weights_compacted},
+      {"bits_removed", r.bits_removed},
       {"channels", r.channels},
       {"network", network_to_json(r)},
       {"history", list_of(r.history)},
@@ -266,6 +267,7 @@ RoundRecord round_from_json(const json& from) {
   r.best_epoch = from.at("best_epoch");
   r.weights_removed = from.at("weights_removed");
   r.weights_compacted = from.at("weights_compacted");
+  r.bits_removed = from.at("bits_removed");
   r.channels = from.at("channels").get<std::vector<int>>();
   r.network = network_from_json(from.at("network"));
   r.eq5_compression = from.at("network").at("eq5_compression");

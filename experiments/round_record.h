@@ -61,6 +61,7 @@ struct RoundRecord {
   int best_epoch = 0;          // the epoch with the best criterion accuracy; 0: none
   double eq5_compression = 1;  // product of 1 / (1 - p) over all pruning steps tried so far
   int64_t weights_removed = 0, weights_compacted = 0;
+  int bits_removed = 0;  // of weights and activations, over all layers; the network tells which
   std::vector<int> channels;    // of every hidden layer after compaction
   NetworkDescription network;   // at the end of the round; of a diverged one at its beginning
   std::vector<LayerPlan> plan;  // how its layers ran: chosen by timing, so not reproducible

@@ -14,7 +14,8 @@
 namespace fmp {
 namespace {
 
-constexpr Granularity kWeights = Granularity::kWeights, kChannels = Granularity::kChannels;
+constexpr Granularity kWeights = Granularity::kWeights, kChannels = Granularity::kChannels,
+                      kBits = Granularity::kBits;
 
 // A "network" is the number of weights that are alive. What an epoch reaches is the test's to say.
 class FakeTask final : public FmpTask {
@@ -30,6 +31,7 @@ class FakeTask final : public FmpTask {
   int64_t current = 1000, best = -1, baseline = -1;
   int epochs = 0;  // of the present round
   std::vector<Call> prunes;
+  bool of_bits = false;  // what is pruned are bits
   std::vector<double> learning_rates;
   std::vector<int64_t> epoch_numbers;
 
@@ -39,7 +41,11 @@ class FakeTask final : public FmpTask {
     current = best - removed;
     epochs = 0;
     PruneOutcome outcome;
-    outcome.weights_removed = removed;
+    if (of_bits) {
+      outcome.bits_removed = static_cast<int>(removed);
+    } else {
+      outcome.weights_removed = removed;
+    }
     return outcome;
   }
   std::vector<LayerPlan> plan_baseline() override { return {}; }
@@ -331,6 +337,25 @@ TEST(Controller, WithoutFeedbackAMethodLeavesTheTurnsAtItsFirstFailure) {
   for (const FakeTask::Call& call : task.prunes) order += call.method;
   EXPECT_EQ(order, "abbbb");
   EXPECT_EQ(task.best, 410) << "1000 800 640 512 410";
+}
+
+// A method of bits: 20 are left, of which at least 17 are needed.
+TEST(Controller, ASingleBitThatIsTooMuchEndsAMethodOfBits) {
+  FakeTask task;
+  task.of_bits = true;
+  task.current = 20;
+  task.accuracy = [](int64_t alive, int) { return alive >= 17 ? 0.8 : 0.5; };
+  Options options = options_with(0.7);
+  options.p = 0.4;
+  options.p_threshold = {0.0001};
+  const ControllerState state = run(options, task, {kBits});
+  // 20 -.2-> 16: too few; -.1-> 18 -.1-> 16: too few; -.05-> 17 -.05-> 16: one bit is too much, and
+  // no smaller fraction is tried.
+  EXPECT_EQ(fractions(task), (std::vector<double>{0.2, 0.1, 0.1, 0.05, 0.05}));
+  EXPECT_EQ(task.best, 17);
+  EXPECT_EQ(state.rounds.back().bits_removed, 1);
+  EXPECT_EQ(state.eq5_compression, 1) << "no weights were removed";
+  EXPECT_EQ(round_from_json(to_json(state.rounds.back())).bits_removed, 1);
 }
 
 TEST(Controller, EndsAtTheCostAndHoldsTheAccuracyToo) {

@@ -46,6 +46,7 @@ Network trained_network(const FixtureFile& file) {
     if (layer.kind == Layer::Kind::kOutput) continue;
     read_into(file, layer.name + "/gamma", layer.gamma);
     read_into(file, layer.name + "/beta", layer.beta);
+    layer.threshold.value.floats()[0] = file.scalar<float>(layer.name + "/threshold");
   }
   return network;
 }
@@ -65,6 +66,41 @@ TEST_P(PMethodFixtures, ChoosesAsThePapersFormula) {
     }
     ASSERT_EQ(masks, file.read<uint8_t>(std::string(GetParam()) + "/round" + std::to_string(round)))
         << "round " << round;
+  }
+}
+
+TEST(BitFixtures, FewerBitsTakesThoseThatTheFormulaTakes) {
+  const FixtureFile file("p_methods");
+  Network network = trained_network(file);
+  const Network before = network;
+  const auto fractions = file.read<double>("bit_fractions");
+  ASSERT_EQ(fractions.size(), 5U);
+  for (size_t round = 0; round < fractions.size(); ++round) {
+    const NetworkConfig old = network.config();
+    const PruneResult result =
+        prune(network, *make_pruning_method("fewer-bits"), fractions[round], 1, round);
+    EXPECT_EQ(result.weights_after, result.weights_before);
+    std::vector<int> bits;
+    int removed = 0;
+    for (int i = 0; i < 4; ++i) {
+      bits.push_back(network.config().weight_bits_of(i));
+      removed += old.weight_bits_of(i) - bits.back();
+    }
+    for (int i = 0; i < 3; ++i) {
+      bits.push_back(network.config().act_bits_of(i));
+      removed += old.act_bits_of(i) - bits.back();
+    }
+    ASSERT_EQ(bits, file.read<int>("fewer-bits/round" + std::to_string(round)))
+        << "round " << round;
+    EXPECT_EQ(result.bits_removed, removed);
+    for (size_t i = 0; i < 4; ++i) {
+      const Layer& layer = network.layers()[i];
+      EXPECT_EQ(layer.weight_bits, bits[i]);
+      EXPECT_EQ(layer.act_bits, i < 3 ? bits[4 + i] : kFloatBits);
+      EXPECT_EQ(layer.input_bits, i == 0 ? 4 : bits[3 + i]);
+      EXPECT_TRUE(std::ranges::equal(layer.weight.value.floats(),
+                                     before.layers()[i].weight.value.floats()));
+    }
   }
 }
 

@@ -98,10 +98,10 @@ TEST(Registry, ListsTheMethodsThatShip) {
     EXPECT_FALSE(info.description.empty()) << info.name;
     EXPECT_NE(info.create(), nullptr) << info.name;
   }
-  EXPECT_THAT(
-      names, ElementsAre("batch-norm-scale", "cost-l1", "cost-structured-taylor", "cost-taylor",
-                         "cost-weighted-l1", "lamp", "random", "structured-l1", "structured-taylor",
-                         "taylor", "unstructured-l1", "unstructured-l1-layerwise"));
+  EXPECT_THAT(names, ElementsAre("batch-norm-scale", "cost-l1", "cost-structured-taylor",
+                                 "cost-taylor", "cost-weighted-l1", "fewer-bits", "lamp", "random",
+                                 "structured-l1", "structured-taylor", "taylor", "unstructured-l1",
+                                 "unstructured-l1-layerwise"));
 }
 
 TEST(Registry, AnswersAWrongNameWithTheRightOnes) {
@@ -309,6 +309,49 @@ TEST(RandomPruning, IsUniformOverTheNetwork) {
   }
 }
 
+TEST(Prune, RefusesAMethodThatChangesBitsAsItMustNot) {
+  struct Changer final : PruningMethod {
+    Granularity what;
+    std::function<void(PruneRequest&)> change;
+    Changer(Granularity granularity, std::function<void(PruneRequest&)> act)
+        : what(granularity), change(std::move(act)) {}
+    Granularity granularity() const override { return what; }
+    void prune(PruneRequest& request) const override { change(request); }
+  };
+  const auto refuses = [](Granularity granularity, std::function<void(PruneRequest&)> change) {
+    NetworkConfig config = small_config();
+    config.act_bits = {4, 32, 4};
+    Network network(config, 1);
+    EXPECT_THROW(prune(network, Changer(granularity, std::move(change)), 0.2, 1, 0), Error);
+  };
+  constexpr Granularity kBits = Granularity::kBits;
+  refuses(Granularity::kWeights, [](PruneRequest& r) { r.layers[1].weight_bits = 4; });
+  refuses(kBits, [](PruneRequest& r) { r.layers[1].weight_bits = 9; });
+  refuses(kBits, [](PruneRequest& r) { r.layers[1].weight_bits = 1; });
+  refuses(kBits, [](PruneRequest& r) { r.layers[0].output_bits = 1; });
+  refuses(kBits, [](PruneRequest& r) { r.layers[1].output_bits = 8; });  // it is float
+  refuses(kBits, [](PruneRequest& r) { r.layers[3].output_bits = 8; });  // these are the logits
+  refuses(kBits, [](PruneRequest& r) { r.layers[0].mask[0] = 0; });
+}
+
+TEST(FewerBits, LeavesFloatsAndTwoBits) {
+  NetworkConfig config = small_config();
+  config.input_bits = 4;
+  config.weight_bits = {32, 2, 3, 2};
+  config.act_bits = {2, 32, 3};
+  Network network(config, 1);
+  network.optimizer_steps = 1;
+  for (Layer& layer : network.layers()) {
+    std::ranges::fill(layer.weight.moment2.floats(), 1.0F);
+    if (layer.kind != Layer::Kind::kOutput) std::ranges::fill(layer.beta.moment2.floats(), 1.0F);
+  }
+  EXPECT_EQ(prune_by_name(network, "fewer-bits", 0.9).bits_removed, 2);
+  EXPECT_EQ(network.config().weight_bits, (std::vector<int>{32, 2, 2, 2}));
+  EXPECT_EQ(network.config().act_bits, (std::vector<int>{2, 32, 2}));
+  EXPECT_EQ(network.config().input_bits, 4);
+  EXPECT_EQ(prune_by_name(network, "fewer-bits", 0.9).bits_removed, 0);
+}
+
 // 4-bit weights times 6-bit activations at 512 positions, by the rules of the challenge.
 TEST(Cost, OfAWeightAndOfAChannel) {
   struct Spy final : PruningMethod {
@@ -367,7 +410,7 @@ TEST(Cost, OfRemovedWeightsIsWhatTheNetworkSaves) {
 }
 
 TEST(Taylor, NeedsATrainedNetwork) {
-  for (const char* method : {"taylor", "cost-taylor", "structured-taylor"}) {
+  for (const char* method : {"taylor", "cost-taylor", "structured-taylor", "fewer-bits"}) {
     Network network(small_config(), 1);
     EXPECT_THROW(prune_by_name(network, method, 0.2), Error) << method;
     network.optimizer_steps = 1;

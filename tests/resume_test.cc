@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Runs the program itself on a small file: the same flags must give the same results, bit for bit,
 // for any number of threads and however often a run is killed and resumed.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -162,7 +164,8 @@ TEST_F(ResumeTest, StopsAtTheTimeLimitAndGoesOn) {
   expect_same_results(root_ / "reference", root_ / "limited");
 }
 
-// The gradients that the methods choose by are in the checkpoint, and so is whose turn it is.
+// The gradients that the methods choose by are in the checkpoint, and so are whose turn it is and
+// the bits of each layer.
 TEST_F(ResumeTest, MethodsInTurnEndAtTheCost) {
   const auto with_cost = [](const std::string& out) {
     Arguments arguments = flags(out, 2);
@@ -171,7 +174,7 @@ TEST_F(ResumeTest, MethodsInTurnEndAtTheCost) {
              flag.starts_with("--p-methods");
     });
     for (const char* flag : {"--until-cost=0.0012", "--epochs=2", "--p-methods-order=alternate",
-                             "--p-methods=cost-taylor,cost-structured-taylor"})
+                             "--p-methods=cost-taylor,fewer-bits,cost-structured-taylor"})
       arguments.emplace_back(flag);
     return arguments;
   };
@@ -190,8 +193,11 @@ TEST_F(ResumeTest, MethodsInTurnEndAtTheCost) {
     if (round.at("round") != 0) methods.push_back(round.at("method"));
   }
   ASSERT_GE(methods.size(), 3U);
-  for (size_t i = 0; i < methods.size(); ++i)
-    EXPECT_EQ(methods[i], i % 2 == 0 ? "cost-taylor" : "cost-structured-taylor");
+  const std::array<std::string, 3> turns = {"cost-taylor", "fewer-bits", "cost-structured-taylor"};
+  for (size_t i = 0; i < methods.size(); ++i) EXPECT_EQ(methods[i], turns[i % 3]);
+  const Network network = onnx::import_network(root_ / "cost" / "model.onnx");
+  EXPECT_THAT(network.config().weight_bits, testing::Contains(testing::Lt(4)));
+  EXPECT_EQ(inference_cost(network).normalized(), summary.at("result").at("network").at("cost"));
 
   Arguments arguments = with_cost("pieces");
   for (std::string status = "time_limit"; status == "time_limit";) {

@@ -54,6 +54,7 @@ PrunableLayer prunable(Layer& layer, size_t index, double correction) {
   view.trained_weights = trained(layer.weight, correction);
   view.gamma = trained(layer.gamma, correction);
   view.beta = trained(layer.beta, correction);
+  if (layer.threshold.value.defined()) view.output_range = layer.threshold.value.floats()[0];
   return view;
 }
 
@@ -78,6 +79,34 @@ void check_masks(const Network& network, const Network& before) {
       }
     }
   }
+}
+
+// Gives the layers of `network` the bits of `views`. Returns by how many they fell.
+int apply_bits(Network& network, const std::vector<PrunableLayer>& views,
+               const PruningMethod& method) {
+  std::vector<Layer> layers = network.layers();
+  NetworkConfig config = network.config();
+  config.weight_bits.clear();
+  config.act_bits.clear();
+  int removed = 0;
+  const auto lower = [&](const std::string& name, int before, int after) {
+    if (before == after) return;
+    const bool allowed = method.granularity() == Granularity::kBits && before != kFloatBits &&
+                         after < before && after >= kFewestBits;
+    if (!allowed) fail("{}: the pruning method changed {} bits to {}", name, before, after);
+    removed += before - after;
+  };
+  for (size_t i = 0; i < layers.size(); ++i) {
+    lower(layers[i].name, layers[i].weight_bits, views[i].weight_bits);
+    lower(layers[i].name, layers[i].act_bits, views[i].output_bits);
+    layers[i].weight_bits = views[i].weight_bits;
+    layers[i].act_bits = views[i].output_bits;
+    if (i > 0) layers[i].input_bits = views[i - 1].output_bits;
+    config.weight_bits.push_back(views[i].weight_bits);
+    if (i + 1 < layers.size()) config.act_bits.push_back(views[i].output_bits);
+  }
+  if (removed > 0) network.replace(std::move(config), std::move(layers));
+  return removed;
 }
 
 struct Candidate {
@@ -225,7 +254,13 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
   method.prune(request);
   check_masks(network, before);
   network.apply_masks();
-  return {.weights_before = before.weights_alive(), .weights_after = network.weights_alive()};
+  PruneResult result{.weights_before = before.weights_alive(),
+                     .weights_after = network.weights_alive()};
+  if (method.granularity() == Granularity::kBits && result.weights_after < result.weights_before) {
+    fail("the pruning method lowers bits, but removed weights");
+  }
+  result.bits_removed = apply_bits(network, request.layers, method);
+  return result;
 }
 
 std::vector<PruningMethodInfo> pruning_methods() {

@@ -32,8 +32,8 @@ struct TrainedValues {
   double squared_taylor(size_t index) const;
 };
 
-// What a pruning method sees of a layer, and the mask that it changes. Values and gradients are of
-// the same epoch, the one whose network is pruned.
+// What a pruning method sees of a layer, and the mask or the bits that it changes. Values and
+// gradients are of the same epoch, the one whose network is pruned.
 struct PrunableLayer {
   size_t index = 0;       // in PruneRequest::layers
   std::string_view name;  // "conv1", "dense2", "output", ...
@@ -42,7 +42,7 @@ struct PrunableLayer {
   int64_t positions = 0;  // multiply-accumulates that one weight causes per frame
   int weight_bits = 0;    // 2..8 or 32
   int input_bits = 0;     // of the activations that the weights multiply, 2..8 or 32
-  int output_bits = 0;    // of the activations that the layer writes, 2..8 or 32
+  int output_bits = 0;  // of the activations that the layer writes, 2..8; 32: float, or the output
 
   // Both [out_channels][kernel][in_channels]. A pruned weight is 0 and so is its mask.
   std::span<const float> weights;
@@ -53,6 +53,9 @@ struct PrunableLayer {
   TrainedValues trained_weights;
   // Batch-norm's scale and shift, [out_channels]; empty for the output layer, which has none.
   TrainedValues gamma, beta;
+  // The largest value that the activations can have, which is their largest code; 0 where they are
+  // float.
+  float output_range = 0;
 
   int64_t weights_per_channel() const { return static_cast<int64_t>(kernel) * in_channels; }
   // The part of weights or mask that belongs to one output channel.
@@ -96,14 +99,20 @@ struct PruneRequest {
 enum class Granularity : uint8_t {
   kWeights,   // removes single weights
   kChannels,  // removes whole output channels; the controller compacts the network afterwards
+  kBits,      // lowers bits of weights and activations, and removes no weights
 };
+
+// The fewest bits that quantized weights and activations can have.
+inline constexpr int kFewestBits = 2;
 
 // A way to choose what to remove. Stateless: the same request gives the same masks.
 class PruningMethod {
  public:
   virtual ~PruningMethod() = default;
   virtual Granularity granularity() const { return Granularity::kWeights; }
-  // Sets mask entries of `request.layers` from 1 to 0, and changes nothing else.
+  // Changes `request.layers`, and nothing else. kWeights and kChannels: sets mask entries from 1 to
+  // 0. kBits: lowers weight_bits, or output_bits and with them the next layer's input_bits, of what
+  // is quantized, to no less than kFewestBits.
   virtual void prune(PruneRequest& request) const = 0;
 };
 
@@ -128,11 +137,13 @@ void prune_lowest_channels(std::span<PrunableLayer> layers, double fraction,
 
 struct PruneResult {
   int64_t weights_before = 0, weights_after = 0;  // alive
+  int bits_removed = 0;                           // of weights and activations, over all layers
 };
 
-// Runs `method` on all layers of `network` and zeroes what it pruned (values, gradients, moments).
-// Throws Error when a weight is not finite, when 0 < fraction < 1 does not hold, or when the method
-// brought a pruned weight back.
+// Runs `method` on all layers of `network`, zeroes what it pruned (values, gradients, moments) and
+// gives the layers their new bits; thresholds stay, and scales follow from bits and weights. Throws
+// Error when a weight is not finite, when 0 < fraction < 1 does not hold, or when the method
+// changed what it must not change.
 PruneResult prune(Network& network, const PruningMethod& method, double fraction, uint64_t seed,
                   uint64_t round);
 

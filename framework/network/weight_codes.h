@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "framework/network/network.h"
@@ -17,5 +18,7 @@ struct WeightCodes {
   std::vector<int8_t> codes;  // as Layer::weight
 };
 WeightCodes quantize_weights(const Layer& layer);
+// The same for these weights, pruned ones being 0, and 2..8 bits.
+WeightCodes quantize_weights(std::span<const float> weights, int bits);
 
 }  // namespace fmp
