@@ -148,6 +148,8 @@ const Case kCases[] = {
     {"EightBitsMasked", {9, 7, 3, 6, 2, 8, 8, 8}, 33, kU8, true},
     {"FirstLayer", {2, 17, 3, 16, 2, 8, 8, 8}, 7, kS8},
     {"FirstLayerMasked", {2, 9, 7, 10, 2, 4, 4, 4}, 40, kS8, true},
+    {"FirstLayerOneTap", {2, 5, 1, 6, 3, 8, 8, 8}, 33, kS8},
+    {"FirstLayerFiveTaps", {2, 34, 5, 130, 1, 8, 4, 8}, 3, kU8},
     {"FourBits", {4, 6, 3, 8, 4, 4, 4, 4}, 16, kU8},
     {"TwoBitsMasked", {5, 8, 3, 4, 1, 2, 2, 2}, 64, kU8, true},
     {"NegativeThreshold", {3, 5, 3, 8, 2, 8, 4, 4}, 11, kU8, false, false, -1.5F},
@@ -431,27 +433,30 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
       EXPECT_NEAR(scalars.statistic_xhat, cpu_state.statistic_xhat, 1e-4);
     }
 
-    Buffer<float> device_dw(dw.size()), device_dgamma(channels), device_dbeta(channels),
-        device_dthreshold(1),
-        device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
-                  static_cast<size_t>(out_tile.lanes()));
-    cuda::hidden_backward(
-        o.input(), device.weights, device_parameters, state, device_dp.data(), extra.data(),
-        {device_dw.data(), device_dgamma.data(), device_dbeta.data(), device_dthreshold.data()},
-        device_dx.data(), kStream);
-    Floats actual_dw = device_dw.to_host(kStream);
-    for (size_t i = 0; i < o.mask.size(); ++i) {
-      if (o.mask[i] != 0) continue;
-      if (skips_zeros(kernel)) {
-        EXPECT_EQ(actual_dw[i], 0.0F) << i;
+    Buffer<float> device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
+                            static_cast<size_t>(out_tile.lanes()));
+    for (float* wanted_dx : {device_dx.data(), static_cast<float*>(nullptr)}) {
+      SCOPED_TRACE(wanted_dx != nullptr ? "with dx" : "without dx");
+      Buffer<float> device_dw(dw.size()), device_dgamma(channels), device_dbeta(channels),
+          device_dthreshold(1);
+      cuda::hidden_backward(
+          o.input(), device.weights, device_parameters, state, device_dp.data(), extra.data(),
+          {device_dw.data(), device_dgamma.data(), device_dbeta.data(), device_dthreshold.data()},
+          wanted_dx, kStream);
+      Floats actual_dw = device_dw.to_host(kStream);
+      for (size_t i = 0; i < o.mask.size(); ++i) {
+        if (o.mask[i] != 0) continue;
+        if (skips_zeros(kernel)) {
+          EXPECT_EQ(actual_dw[i], 0.0F) << i;
+        }
+        actual_dw[i] = 0;
       }
-      actual_dw[i] = 0;
+      expect_close(actual_dw, dw, "weight gradient");
+      expect_close(device_dgamma.to_host(kStream), dgamma, "gamma gradient");
+      expect_close(device_dbeta.to_host(kStream), dbeta, "beta gradient");
+      EXPECT_NEAR(device_dthreshold.to_host(kStream)[0], cpu_gradients.threshold,
+                  kTolerance * std::max(1.0, std::fabs(cpu_gradients.threshold)));
     }
-    expect_close(actual_dw, dw, "weight gradient");
-    expect_close(device_dgamma.to_host(kStream), dgamma, "gamma gradient");
-    expect_close(device_dbeta.to_host(kStream), dbeta, "beta gradient");
-    EXPECT_NEAR(device_dthreshold.to_host(kStream)[0], cpu_gradients.threshold,
-                kTolerance * std::max(1.0, std::fabs(cpu_gradients.threshold)));
     expect_close(from_cuda(device_dx, o.in, 0), from_cpu<float>(dx, seen), "input gradient");
   });
 }

@@ -5,7 +5,7 @@ A pass moves each of its operands through device memory once and does its arithm
 peak rate; it takes at least the longer of the two. Passes run one after the other, so that a step
 takes at least their sum. What moves is what kernels/cuda reads and writes: u8 codes between layers
 and fp32 gradients dy and dx. Sums y are computed again from the codes wherever they are needed
-(recompute.cu); "forward" of a hidden layer is the pass of one that keeps them, and no part of the step.
+(recompute.cu, first_layer.cu); "forward" of a hidden layer is the pass of one that keeps them, and no part of the step.
 Launches and the host are left out.
 """
 import math
@@ -112,14 +112,19 @@ def passes(layer, first, density, batch, bytes_per_s):
         return {"dense": moved, "sparse": moved}
 
     yield product("forward", "int8", both(x + y))
+    if first:
+        # Sums of y come from those of windows, and one pass over the gradient gives all (first_layer.cu).
+        yield recomputed("activation", 1, 2 * x + pooled)
+        yield recomputed("activation backward", 1, x + 4 * pooled)
+        yield "update", "", WEIGHT_BYTES * layer.weights / batch, 0.0, "memory", 0
+        return
     if hidden:
         # y is computed again: for its sums and for the codes; for sums of gradients and, twice, for dy.
         yield recomputed("activation", 2, 2 * x + pooled)
         yield recomputed("activation backward", 3, 2 * (x + 4 * pooled) + y)
     yield product("backward weight", "3 x bf16",
                   {k: x + y + partial_sums(layer, k, density, batch) for k in ("dense", "sparse")})
-    if not first:
-        yield product("backward data", "3 x bf16", both(y + dx))
+    yield product("backward data", "3 x bf16", both(y + dx))
     yield "update", "", WEIGHT_BYTES * layer.weights / batch, 0.0, "memory", 0
 
 

@@ -90,11 +90,48 @@ struct IntegerSums {
   }
 };
 
-// Positions of slice `block_y()` of all `rows`.
+// Sums over all windows of their elements, and of products of two of them: [elements], and
+// [k (k + 1) / 2 + j] for j <= k. codes: the layer's weights, [O][elements].
+struct WindowSums {
+  unsigned long long* data;
+  const float* codes;
+  int elements;
+
+  static size_t size(int elements) {
+    return static_cast<size_t>(elements + elements * (elements + 1) / 2);
+  }
+  __device__ __forceinline__ int64_t of_element(int k) const {
+    return static_cast<int64_t>(data[k]);
+  }
+  // Of element k times y, for an output with these codes.
+  __device__ __forceinline__ int64_t of_products(const float* of_output, int k) const {
+    int64_t sum = 0;
+    for (int j = 0; j < elements; ++j) {
+      const int high = max(j, k), low = min(j, k);
+      sum += static_cast<int64_t>(of_output[j]) *
+             static_cast<int64_t>(data[elements + high * (high + 1) / 2 + low]);
+    }
+    return sum;
+  }
+  // Sums of y and y^2.
+  __device__ void of(int channel, double& sum, double& squares) const {
+    const float* of_output = codes + static_cast<size_t>(channel) * static_cast<size_t>(elements);
+    int64_t of_y = 0, of_squares = 0;
+    for (int k = 0; k < elements; ++k) {
+      const int64_t w = static_cast<int64_t>(of_output[k]);
+      of_y += w * of_element(k);
+      of_squares += w * of_products(of_output, k);
+    }
+    sum = static_cast<double>(of_y);
+    squares = static_cast<double>(of_squares);
+  }
+};
+
+// Positions of a slice of all `rows`; of slice `block_y()` by itself.
 struct RowSlice {
   int begin, end;
-  __device__ explicit RowSlice(int rows) {
-    const int64_t slices = gridDim.y, slice = blockIdx.y;
+  __device__ explicit RowSlice(int rows) : RowSlice(rows, block_y(), static_cast<int>(gridDim.y)) {}
+  __device__ RowSlice(int rows, int64_t slice, int64_t slices) {
     begin = static_cast<int>(slice * rows / slices);
     end = static_cast<int>((slice + 1) * rows / slices);
   }
@@ -143,6 +180,20 @@ void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
                    const HiddenState& state, const float* dp, double* partial, Stream stream);
 void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
                      const GradientAffine& gradient, int pad, float* dy, Stream stream);
+
+// Layers whose windows hold few elements, and are to be summed up instead of y (first_layer.cu).
+bool has_few_elements(const Input& x, const Weights& weights);
+void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums, Stream stream);
+// The sums of sum_gradients(), and products of gradients and elements: products_of_windows() floats
+// of memory.
+size_t products_of_windows(const Activation& a, const WindowSums& sums);
+void sum_window_gradients(const Input& x, const Weights& weights, const Activation& a,
+                          const HiddenState& state, const float* dp, const WindowSums& sums,
+                          double* partial, float* products, Stream stream);
+// From those to the gradient of the fake-quantized weights, [O][T][C].
+void gradient_of_windows(const Activation& a, const WindowSums& sums, const float* products,
+                         const GradientAffine& gradient, const float* x_scale, float* grad,
+                         Stream stream);
 
 // Sets the threshold to the percentile of the activations, and where it was found.
 void find_percentile(const Activation& a, const HiddenState& state, Stream stream);

@@ -23,19 +23,28 @@ struct GradientWindow {
   using Row = float;
   using Sum = float;
   static constexpr int kDepth = kBf16Depth, kParts = kFloatParts;
+  static constexpr int kBlocksEach = 3;
 
-  static __device__ __forceinline__ void load(const Row* frames, int rows, int lanes,
-                                              uint32_t (&b)[kFrameTiles][kParts][2]) {
+  struct Frames {
+    float lower[2][kFrameTiles], upper[2][kFrameTiles];  // of two neighbours in k
+  };
+
+  static __device__ __forceinline__ void read(const Row* frames, int rows, int lanes, Frames& to) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = 2 * member_of_lane() + kDepth / 2 * half;
-      float lower[kFrameTiles], upper[kFrameTiles];
-      load_frames<float4>(frames + row * lanes, row < rows, lower);
-      load_frames<float4>(frames + (row + 1) * lanes, row + 1 < rows, upper);
+      load_frames<float4>(frames + row * lanes, row < rows, to.lower[half]);
+      load_frames<float4>(frames + (row + 1) * lanes, row + 1 < rows, to.upper[half]);
+    }
+  }
+  static __device__ __forceinline__ void convert(const Frames& from,
+                                                 uint32_t (&b)[kFrameTiles][kParts][2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < kFrameTiles; ++i) {
         uint32_t parts[kParts];
-        split(lower[i], upper[i], parts);
+        split(from.lower[half][i], from.upper[half][i], parts);
 #pragma unroll
         for (int p = 0; p < kParts; ++p) b[i][p][half] = parts[p];
       }
@@ -57,7 +66,7 @@ struct GradientWindow {
 
 // weights: [tile of outputs][step][lane][4]. y[l][out][lane] = scale * sum, scale null = 1.
 template <typename Window>
-__global__ void __launch_bounds__(kWarpLanes* kWindowWarps)
+__global__ void __launch_bounds__(kWarpLanes* kWindowWarps, Window::kBlocksEach)
     conv_tensor(const typename Window::Row* x, Windows s, WarpsByRows grid, const uint4* weights,
                 const float* scale, float* y) {
   const int position = grid.row() * kWindowWarps + thread_y();
@@ -151,19 +160,6 @@ constexpr int kGradientWarps = 6;  // of a block, at most: what 64 outputs by 3 
 // Blocks on each of about 130 multiprocessors, which their registers fill. More of them in all
 // would only leave more sums to add.
 constexpr int kGradientBlocksEach = 2, kGradientBlocks = 132 * kGradientBlocksEach;
-
-// Two codes, byte i of two words, as bf16. kSigned: bytes are codes + 128.
-constexpr uint32_t kAdd128 = 0x80808080U;  // to signed bytes, by exclusive or
-template <bool kSigned>
-__device__ __forceinline__ uint32_t code_pair(uint32_t first, uint32_t second, int i) {
-  constexpr uint32_t kBits = 0x4b000000U;  // 2^23 + n has n in its lowest bits
-  constexpr float kOffset = 8388608.0F + (kSigned ? 128.0F : 0.0F);
-  const auto value = [&](uint32_t word) {
-    const unsigned byte_and_bits = 0x7440U + static_cast<unsigned>(i);
-    return __uint_as_float(__byte_perm(word, kBits, byte_and_bits)) - kOffset;
-  };
-  return upper_halves(value(first), value(second));
-}
 
 struct GradientTiles {
   int window_quads, column_tiles, tiles;

@@ -48,23 +48,33 @@ __device__ __forceinline__ int first_frame_of_lane(int first_lane) {
   return first_lane + 2 * kFrameTiles * member_of_lane();
 }
 
-// B of one product for each tile of frames, from a lane's frames in the rows of a window that are
-// left: a quad of codes is four k.
+// B of one product for each tile of frames: read() a lane's frames in the rows of a window that are
+// left, a step ahead, and convert() them. A quad of codes is four k.
 template <bool kSigned>
 struct CodeWindow {
   using Row = uint32_t;
   using Sum = int;
   static constexpr int kDepth = kByteDepth / kQuad, kParts = 1;
+  // Blocks on a multiprocessor that the registers of conv_tensor allow.
+  static constexpr int kBlocksEach = 4;
 
-  static __device__ __forceinline__ void load(const Row* frames, int rows, int lanes,
-                                              uint32_t (&b)[kFrameTiles][kParts][2]) {
+  struct Frames {
+    uint32_t words[2][kFrameTiles];
+  };
+
+  static __device__ __forceinline__ void read(const Row* frames, int rows, int lanes, Frames& to) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = member_of_lane() + kMembers * half;
-      uint32_t words[kFrameTiles];
-      load_frames<uint4>(frames + row * lanes, row < rows, words);
+      load_frames<uint4>(frames + row * lanes, row < rows, to.words[half]);
+    }
+  }
+  static __device__ __forceinline__ void convert(const Frames& from,
+                                                 uint32_t (&b)[kFrameTiles][kParts][2]) {
 #pragma unroll
-      for (int i = 0; i < kFrameTiles; ++i) b[i][0][half] = words[i];
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) b[i][0][half] = from.words[half][i];
     }
   }
   static __device__ __forceinline__ void add_product(Sum (&sums)[kFrameTiles][4],
@@ -80,6 +90,19 @@ struct CodeWindow {
     }
   }
 };
+
+// Two codes, byte i of two words, as bf16. kSigned: bytes are codes + 128.
+inline constexpr uint32_t kAdd128 = 0x80808080U;  // to signed bytes, by exclusive or
+template <bool kSigned>
+__device__ __forceinline__ uint32_t code_pair(uint32_t first, uint32_t second, int i) {
+  constexpr uint32_t kBits = 0x4b000000U;  // 2^23 + n has n in its lowest bits
+  constexpr float kOffset = 8388608.0F + (kSigned ? 128.0F : 0.0F);
+  const auto value = [&](uint32_t word) {
+    const unsigned byte_and_bits = 0x7440U + static_cast<unsigned>(i);
+    return __uint_as_float(__byte_perm(word, kBits, byte_and_bits)) - kOffset;
+  };
+  return upper_halves(value(first), value(second));
+}
 
 // Shape of a product of weights and windows. A window has `rows` rows of memory, the next one
 // begins `row_step` rows behind it; `depth_steps` products cover it.
@@ -101,10 +124,14 @@ __device__ __forceinline__ void multiply_window(
       for (int e = 0; e < 4; ++e) sums[m][i][e] = 0;
     }
   }
+  typename Window::Frames next;
+  Window::read(frames, s.rows, s.lanes, next);
+#pragma unroll 1
   for (int step = 0; step < s.depth_steps; ++step) {
     uint32_t b[kFrameTiles][Window::kParts][2];
-    Window::load(frames, s.rows - step * Window::kDepth, s.lanes, b);
+    Window::convert(next, b);
     frames += Window::kDepth * s.lanes;
+    Window::read(frames, s.rows - (step + 1) * Window::kDepth, s.lanes, next);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       if (first_tile + m < s.out_tiles) {  // the same for the whole warp

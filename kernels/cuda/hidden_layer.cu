@@ -8,7 +8,8 @@
 //
 // The passes either keep the convolution's sums y in memory (elementwise.cu) or, where the input
 // and the weights are codes, compute them again where they need them (recompute.cu). The search for
-// the percentile, in the first steps, needs them in memory.
+// the percentile, in the first steps, needs them in memory. For the layer that reads the frames,
+// first_layer.cu does with one pass over dp.
 #include <type_traits>
 
 #include "kernels/cuda/activation.h"
@@ -232,6 +233,11 @@ float* memory_for_y(const LayerShape& layer, const Tile& x, HiddenState& state) 
                          static_cast<size_t>(x.lanes()));
 }
 
+WindowSums window_sums_of(const Weights& weights, HiddenState& state) {
+  const int elements = weights.conv().taps * weights.conv().in_channels;
+  return {state.totals.reserve(WindowSums::size(elements)), weights.codes(), elements};
+}
+
 double elements_of_channel(const Activation& a) { return static_cast<double>(a.frames) * a.length; }
 
 }  // namespace
@@ -259,6 +265,10 @@ void hidden_forward_train(const Input& x, const Weights& weights,
     double* partial = state.partial.reserve(size_t{slices.grid.y} * state.channels * 3);
     sum_channels(a, state.y.data(), partial, stream);
     set_constants(SlicedSums{partial, a.channels, static_cast<int>(slices.grid.y)});
+  } else if (has_few_elements(x, weights)) {
+    const WindowSums sums = window_sums_of(weights, state);
+    sum_windows(x, weights, sums, stream);
+    set_constants(sums);
   } else {
     const IntegerSums totals{state.totals.reserve(IntegerSums::elements(state.channels)),
                              a.channels};
@@ -277,6 +287,10 @@ void hidden_forward_train(const Input& x, const Weights& weights,
   } else {
     activate(x, weights, a, Mode::kTraining, state, out, out_data, stream);
   }
+}
+
+bool sums_gradients_once(const Input& x, const Weights& weights) {
+  return has_few_elements(x, weights) && weights.plan().backward_weight == Kernel::kDense;
 }
 
 void follow_threshold(const HiddenState& state, bool first, float* threshold, Stream stream) {
@@ -311,11 +325,18 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
                      const HiddenGradients& gradients, float* dx, Stream stream) {
   const Activation a = activation_of(weights.layer(), x.tile, state);
   const ConvShape& shape = weights.conv();
+  // Whether one pass over dp gives all, as nobody wants dx.
+  const bool once = !state.keeps_y && dx == nullptr && sums_gradients_once(x, weights);
+  const WindowSums windows = once ? window_sums_of(weights, state) : WindowSums{};
   const int slices = state.keeps_y
                          ? static_cast<int>(channel_slices(a.channels, a.pooled_length()).grid.y)
                          : slices_of_gradients(a);
   double* partial = state.partial.reserve(static_cast<size_t>(slices) * state.channels * 3);
-  if (state.keeps_y) {
+  float* products = nullptr;
+  if (once) {
+    products = state.products.reserve(products_of_windows(a, windows));
+    sum_window_gradients(x, weights, a, state, dp, windows, partial, products, stream);
+  } else if (state.keeps_y) {
     sum_gradients(a, state, dp, partial, stream);
   } else {
     sum_gradients(x, weights, a, state, dp, partial, stream);
@@ -334,9 +355,13 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
          backward_constants, a, slices, elements_of_channel(a), partial, parameters.threshold,
          state.collected, act_scale_gradient, k, gradients.threshold, state.scalars.data());
 
+  const GradientAffine gradient{k.of_g, k.of_y, k.of_one};
+  if (once) {
+    gradient_of_windows(a, windows, products, gradient, x.scale, gradients.weight, stream);
+    return;
+  }
   const Tile dy{x.tile.frames, a.length, a.channels, shape.same_padding ? (shape.taps - 1) / 2 : 0};
   float* dy_data = state.dy.reserve(dy.floats());
-  const GradientAffine gradient{k.of_g, k.of_y, k.of_one};
   if (state.keeps_y) {
     apply_gradients(a, state, dp, gradient, dy.pad, dy_data, stream);
   } else {

@@ -103,6 +103,7 @@ class Weights {
                bool integer_input, const PassPlan& plan, bool backward, Stream stream);
 
   const LayerShape& layer() const { return layer_; }  // as compiled
+  const PassPlan& plan() const { return plan_; }
   const ConvShape& conv() const { return shape_; }
   // How the gradients of weights are added up. Positions first, neighbouring windows find the rows
   // that they share in L1; frames first, lanes / 32 steps lie between.
@@ -251,6 +252,7 @@ class HiddenState {
   DeviceBuffer<double> partial;             // sums of slices
   DeviceBuffer<unsigned long long> totals;  // of integers
   DeviceBuffer<float> dy;                   // in the backward pass
+  DeviceBuffer<float> products;             // of gradients and elements of windows
 };
 
 struct RunningStatistics {
@@ -272,6 +274,11 @@ void hidden_forward_eval(const Input& x, const Weights& weights, const HiddenPar
 // After a step that collected: the threshold, which is the running mean of the batches'
 // percentiles, or the first one of them.
 void follow_threshold(const HiddenState& state, bool first, float* threshold, Stream stream);
+
+// Whether a backward pass without dx takes one pass over dp and gives the weights' gradient with it
+// (first_layer.cu): of the layer that reads the frames, where its forward pass and its weights'
+// gradient are planned to run dense.
+bool sums_gradients_once(const Input& x, const Weights& weights);
 
 struct HiddenGradients {
   float* weight;        // [O][T][C], of the fake-quantized weights

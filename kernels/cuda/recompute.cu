@@ -8,10 +8,8 @@
 //   sums of g, g * xhat        the winner of each window, found again from y
 //   dy                         likewise
 //
-// The math is that of elementwise.cu. A lane holds a quad of channels (conv1d_tensor.h), i.e. whole
-// words of codes, and eight frames side by side.
-#include "kernels/cuda/activation.h"
-#include "kernels/cuda/conv1d_tensor.h"
+// first_layer.cu does better where windows hold few elements.
+#include "kernels/cuda/winners.h"
 
 namespace fmp::cuda {
 namespace {
@@ -20,52 +18,57 @@ using Scalars = HiddenState::Scalars;
 using Total = unsigned long long;
 
 constexpr int kThreads = kWarpLanes * kWindowWarps;
-constexpr int kBlockOutputs = kOutTiles * kFragmentRows;
-constexpr int kRun = 8;  // positions of a warp that adds up y
-// Sums of a block must fit 64 bits: 4 warps of 32 frames and kRun positions, |y| < 2^26.
+// Tiles of a warp: what its registers hold beside what is done with the sums.
+constexpr int kForwardTiles = 2, kSumTiles = 1, kApplyTiles = 1;
+constexpr int kBlockOutputs = kForwardTiles * kFragmentRows;
+// Blocks on a multiprocessor, at least, so that loads of some wait while others compute.
+constexpr int kBlocksEach = 4;
+constexpr int kRun = 8;  // times that a warp adds up y
+// Sums of a warp's positions and frames, of a lane each time, must fit 32 bits, and sums of a block
+// 64 bits.
 constexpr int64_t kLargestSum = int64_t{1} << 26;
-static_assert(kWindowWarps * kWarpLanes * kRun <= 1 << 10);
-
-template <typename Window>
-__device__ __forceinline__ const uint32_t* window_at(const uint32_t* x, const Windows& s,
-                                                     int position, int first_lane) {
-  return x + place(position, 0, first_lane + kFrameTiles * group_of_lane(), s.row_step, s.lanes);
-}
+static_assert(2 * kFrameTiles * kPair * kLargestSum <= int64_t{1} << 30);
+static_assert(kWindowWarps * kWarpLanes * kRun * kPair <= 1 << 11);
 
 // --- Sums of y and y^2 ---------------------------------------------------------------------------
 
 // totals[copy][channel]: sum of y, and of the lower and upper 32 bits of sums of y^2.
-template <bool kSigned>
-__global__ void __launch_bounds__(kThreads)
-    recompute_sums(const uint32_t* x, Windows s, WarpsByRows grid, const uint4* weights,
-                   IntegerSums totals) {
-  using Window = CodeWindow<kSigned>;
+template <bool kSigned, int kPositions>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    recompute_sums(Recompute r, IntegerSums totals) {
   __shared__ Total of_warp[kWindowWarps][kBlockOutputs][2];
-  const int first_tile = block_y() * kOutTiles;
-  int64_t sum[kOutTiles][2] = {};
-  Total squares[kOutTiles][2] = {};
+  const int first_tile = block_y() * kForwardTiles;
+  int64_t sum[kForwardTiles][2] = {};
+  Total squares[kForwardTiles][2] = {};
 #pragma unroll 1
   for (int i = 0; i < kRun; ++i) {
-    const int position = (grid.row() * kRun + i) * kWindowWarps + thread_y();
-    if (position >= s.out_length) break;
-    int y[kOutTiles][kFrameTiles][4];
-    multiply_window<Window>(window_at<Window>(x, s, position, grid.first_lane()), s, weights,
-                            first_tile, y);
+    const int position = ((r.grid.row() * kRun + i) * kWindowWarps + thread_y()) * kPositions;
+    if (position >= r.s.out_length) break;
+    LaneSums<kForwardTiles> y[kPositions];
+    multiply_positions<kSigned, kPositions, kForwardTiles>(r, position, first_tile, y);
 #pragma unroll
-    for (int m = 0; m < kOutTiles; ++m) {
+    for (int m = 0; m < kForwardTiles; ++m) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
+      for (int half = 0; half < 2; ++half) {
+        int of_lane = 0;
 #pragma unroll
-        for (int t = 0; t < kFrameTiles; ++t) {
-          const int64_t value = y[m][t][e];
-          sum[m][e / 2] += value;
-          squares[m][e / 2] += static_cast<Total>(value * value);
+        for (int p = 0; p < kPositions; ++p) {
+#pragma unroll
+          for (int t = 0; t < kFrameTiles; ++t) {
+#pragma unroll
+            for (int column = 0; column < 2; ++column) {
+              const int value = y[p][m][t][2 * half + column];
+              of_lane += value;
+              squares[m][half] += static_cast<Total>(static_cast<int64_t>(value) * value);
+            }
+          }
         }
+        sum[m][half] += of_lane;
       }
     }
   }
 #pragma unroll
-  for (int m = 0; m < kOutTiles; ++m) {
+  for (int m = 0; m < kForwardTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Total of_lanes[2] = {static_cast<Total>(sum[m][half]), squares[m][half]};
@@ -82,10 +85,10 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   const int thread = thread_y() * kWarpLanes + thread_x();
-  static_assert(kThreads == kBlockOutputs * 2);
+  static_assert(kThreads >= kBlockOutputs * 2);
   const int output = thread / 2, which = thread % 2;
   const int channel = first_tile * kFragmentRows + output;
-  if (channel >= s.out_channels) return;
+  if (output >= kBlockOutputs || channel >= r.s.out_channels) return;
   Total total = 0;
   for (int w = 0; w < kWindowWarps; ++w) total += of_warp[w][output][which];
   Total* to = totals.of(block_x() % IntegerSums::kCopies, channel);
@@ -100,221 +103,99 @@ __global__ void __launch_bounds__(kThreads)
 // --- Codes ---------------------------------------------------------------------------------------
 
 // Every row of `out`, padding included.
-template <bool kSigned, typename Affine>
-__global__ void __launch_bounds__(kThreads)
-    recompute_codes(const uint32_t* x, Windows s, WarpsByRows grid, const uint4* weights,
-                    Activation a, const Scalars* scalars, Tile out, uint32_t* words) {
-  using Window = CodeWindow<kSigned>;
-  constexpr int kPairs = kOutTiles / 2;
-  const int row = grid.row() * kWindowWarps + thread_y() - out.pad;
+template <bool kSigned, int kPositions, typename Affine>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    recompute_codes(Recompute r, Activation a, const Scalars* scalars, Tile out, uint32_t* words) {
+  static_assert(kForwardTiles == 2, "a pair of tiles holds the quads of a lane");
+  const int row = r.grid.row() * kWindowWarps + thread_y() - out.pad;
   if (row >= out.length + out.pad) return;
-  const int first_tile = block_y() * kOutTiles;
-  uint32_t largest[kPairs][2][kFrameTiles] = {};
+  const int first_tile = block_y() * kForwardTiles;
+  const int quad = first_tile / 2 * kFragmentColumns + group_of_lane();
+  const int frame = first_frame_of_lane(r.grid.first_lane());
   const bool inside = row >= 0 && row < out.length;
+  // Affine step, code and rounding never decrease: the code of the largest value is the largest.
+  float largest[kForwardTiles][kFrameTiles][4];
+  const int pool = pool_of<kPositions>(a);
 #pragma unroll 1
-  for (int j = 0; inside && j < a.pool; ++j) {
-    int y[kOutTiles][kFrameTiles][4];
-    multiply_window<Window>(window_at<Window>(x, s, row * a.pool + j, grid.first_lane()), s,
-                            weights, first_tile, y);
+  for (int j = 0; inside && j < pool; j += kPositions) {
+    LaneSums<kForwardTiles> y[kPositions];
+    multiply_positions<kSigned, kPositions, kForwardTiles>(r, row * pool + j, first_tile, y);
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      uint32_t of_position[2][kFrameTiles] = {};
+    for (int m = 0; m < kForwardTiles; ++m) {
 #pragma unroll
-      for (int k = 0; k < kQuad; ++k) {
-        const int tile = 2 * p + k / 2, half = k % 2;
-        const int channel = output_of(first_tile + tile, group_of_lane(), half);
-        if (channel < a.channels) {
-          const Affine affine(a, channel, scalars);
-#pragma unroll
-          for (int column = 0; column < 2; ++column) {
-#pragma unroll
-            for (int i = 0; i < kFrameTiles; ++i) {
-              const float sum = static_cast<float>(y[tile][i][2 * half + column]);
-              const float t = affine.in_codes(affine(sum));
-              const float code = rintf(fminf(fmaxf(t, 0.0F), a.max_code));
-              of_position[column][i] |= static_cast<uint32_t>(code) << (8 * k);
-            }
-          }
-        }
-      }
-      // A code rises with its value: the largest one is that of the largest value.
-#pragma unroll
-      for (int column = 0; column < 2; ++column) {
+      for (int half = 0; half < 2; ++half) {
+        const int channel = min(output_of(first_tile + m, group_of_lane(), half), a.channels - 1);
+        const Affine affine(a, channel, scalars);
 #pragma unroll
         for (int i = 0; i < kFrameTiles; ++i) {
-          largest[p][column][i] = __vmaxu4(largest[p][column][i], of_position[column][i]);
+#pragma unroll
+          for (int column = 0; column < 2; ++column) {
+            const int e = 2 * half + column;
+            float most = affine(static_cast<float>(y[0][m][i][e]));
+#pragma unroll
+            for (int p = 1; p < kPositions; ++p) {
+              most = fmaxf(most, affine(static_cast<float>(y[p][m][i][e])));
+            }
+            largest[m][i][e] = j == 0 ? most : fmaxf(largest[m][i][e], most);
+          }
         }
       }
     }
   }
-  const int frame = first_frame_of_lane(grid.first_lane());
+  if (quad >= out.quads()) return;
+  uint4* to =
+      reinterpret_cast<uint4*>(words + place(row + out.pad, quad, frame, out.quads(), r.s.lanes));
 #pragma unroll
-  for (int p = 0; p < kPairs; ++p) {
-    const int quad = (first_tile / 2 + p) * kFragmentColumns + group_of_lane();
-    if (quad >= out.quads()) continue;
-    uint4* to =
-        reinterpret_cast<uint4*>(words + place(row + out.pad, quad, frame, out.quads(), s.lanes));
+  for (int column = 0; column < 2; ++column) {
+    uint32_t of_frame[kFrameTiles];
 #pragma unroll
-    for (int column = 0; column < 2; ++column) {
-      uint32_t of_frame[kFrameTiles];
+    for (int i = 0; i < kFrameTiles; ++i) {
+      uint32_t codes[kQuad];
 #pragma unroll
-      for (int i = 0; i < kFrameTiles; ++i) {
-        of_frame[i] = frame + 4 * column + i < a.frames ? largest[p][column][i] : 0U;
+      for (int k = 0; k < kQuad; ++k) {
+        const int channel = quad * kQuad + k;
+        const Affine affine(a, min(channel, a.channels - 1), scalars);
+        const float t = affine.in_codes(largest[k / 2][i][2 * (k % 2) + column]);
+        codes[k] = channel < a.channels ? __float_as_uint(rounded_code(t, a.max_code)) : 0U;
       }
-      to[column] = uint4{of_frame[0], of_frame[1], of_frame[2], of_frame[3]};
+      const uint32_t word = pack_bytes(codes[0], codes[1], codes[2], codes[3]);
+      of_frame[i] = inside && frame + 4 * column + i < a.frames ? word : 0U;
     }
+    to[column] = uint4{of_frame[0], of_frame[1], of_frame[2], of_frame[3]};
   }
 }
 
 // --- The way back --------------------------------------------------------------------------------
 
-// Tiles of a warp, as many as the registers hold beside the winners.
-constexpr int kSumTiles = 1, kApplyTiles = 2;
-// Blocks on a multiprocessor, at least. For more, the compiler would spill registers.
-constexpr int kSumBlocksEach = 3;
-
-// The winners of a pooled row for a lane's elements, [tile][frame tile][element].
-template <int kTiles>
-struct Winners {
-  int y[kTiles][kFrameTiles][4];
-  // Which position it is, a byte for each frame tile.
-  uint32_t position[kTiles][4];
-};
-
-__device__ __forceinline__ float code_of(float t, float max_code) {
-  return fminf(rintf(fmaxf(t, 0.0F)), max_code);
-}
-
-template <bool kSigned, int kTiles>
-__device__ __forceinline__ void find_winners(const uint32_t* x, const Windows& s,
-                                             const WarpsByRows& grid, const uint4* weights,
-                                             const Activation& a, int first_tile, int row,
-                                             Winners<kTiles>& w) {
-  using Window = CodeWindow<kSigned>;
-#pragma unroll 1
-  for (int j = 0; j < a.pool; ++j) {
-    int y[kTiles][kFrameTiles][4];
-    multiply_window<Window>(window_at<Window>(x, s, row * a.pool + j, grid.first_lane()), s,
-                            weights, first_tile, y);
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int channel = min(output_of(first_tile + m, group_of_lane(), e / 2), a.channels - 1);
-        const float gain = a.gain[channel], shift = a.shift[channel];
-        if (j == 0) w.position[m][e] = 0;
-#pragma unroll
-        for (int i = 0; i < kFrameTiles; ++i) {
-          const auto code = [&](int sum) {
-            return code_of(__fmaf_rn(static_cast<float>(sum), gain, shift), a.max_code);
-          };
-          if (j == 0 || code(y[m][i][e]) > code(w.y[m][i][e])) {
-            w.y[m][i][e] = y[m][i][e];
-            const uint32_t byte = 0xffU << (8 * i);
-            w.position[m][e] = (w.position[m][e] & ~byte) | static_cast<uint32_t>(j) << (8 * i);
-          }
-        }
-      }
-    }
-  }
-}
-
-// A lane's four frames of a channel, zeros past the last frame.
-__device__ __forceinline__ void load_gradients(const Activation& a, const float* dp, int row,
-                                               int channel, int frame, float (&of_frame)[4]) {
-  load_frames<float4>(dp + a.place(row, channel, frame), channel < a.channels, of_frame);
-#pragma unroll
-  for (int i = 0; i < kFrameTiles; ++i) of_frame[i] = frame + i < a.frames ? of_frame[i] : 0.0F;
-}
-
 // partial[block_x()][channel][3]: sums of g, of g * xhat, and of the scale's gradient. A block has
 // the rows of its slice, a warp every fourth of them.
-template <bool kSigned>
-__global__ void __launch_bounds__(kThreads, kSumBlocksEach)
-    recompute_gradient_sums(const uint32_t* x, Windows s, WarpsByRows grid, const uint4* weights,
-                            Activation a, const float* dp, const float* xhat_gain,
+template <bool kSigned, int kPositions>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    recompute_gradient_sums(Recompute r, Activation a, const float* dp, const float* xhat_gain,
                             const float* xhat_shift, double* partial) {
-  constexpr int kSums = 3;
-  __shared__ double of_warp[kWindowWarps][kSumTiles][kFragmentRows][kSums];
   const int first_tile = block_y() * kSumTiles;
-  double sums[kSumTiles][2][kSums] = {};
-  const int frame = first_frame_of_lane(grid.first_lane());
-  const int begin =
-      static_cast<int>(static_cast<int64_t>(grid.row()) * a.pooled_length() / grid.rows);
-  const int end =
-      static_cast<int>((static_cast<int64_t>(grid.row()) + 1) * a.pooled_length() / grid.rows);
+  GradientSums<kSumTiles> sums;
+  const RowSlice rows(a.pooled_length(), r.grid.row(), r.grid.rows);
 #pragma unroll 1
-  for (int row = begin + thread_y(); row < end; row += kWindowWarps) {
+  for (int row = rows.begin + thread_y(); row < rows.end; row += kWindowWarps) {
     Winners<kSumTiles> w;
-    find_winners<kSigned, kSumTiles>(x, s, grid, weights, a, first_tile, row, w);
-#pragma unroll
-    for (int m = 0; m < kSumTiles; ++m) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int wanted = output_of(first_tile + m, group_of_lane(), e / 2);
-        const int channel = min(wanted, a.channels - 1);
-        const float gain = a.gain[channel], shift = a.shift[channel];
-        const float to_xhat = xhat_gain[channel], offset = xhat_shift[channel];
-        __syncwarp();  // loads of all elements at once would take too many registers
-        float gradient[4];
-        load_gradients(a, dp, row, wanted, frame + 4 * (e % 2), gradient);
-#pragma unroll
-        for (int i = 0; i < kFrameTiles; ++i) {
-          const float y = static_cast<float>(w.y[m][i][e]);
-          const float t = __fmaf_rn(y, gain, shift);
-          const float g = passes<true>(a, t) ? gradient[i] : 0.0F;
-          double(&total)[kSums] = sums[m][e / 2];
-          total[0] += static_cast<double>(g);
-          total[1] += static_cast<double>(g) * static_cast<double>(__fmaf_rn(y, to_xhat, offset));
-          total[2] +=
-              static_cast<double>(gradient[i]) * static_cast<double>(code_of(t, a.max_code)) -
-              static_cast<double>(g) * static_cast<double>(t);
-        }
-      }
-    }
+    find_winners<kSigned, kPositions, kSumTiles>(r, a, first_tile, row, w);
+    add_winners(sums, w, a, dp, row, first_tile, first_frame_of_lane(r.grid.first_lane()),
+                xhat_gain, xhat_shift, [](int, int, int, float) {});
+    sums.end_row();
   }
-#pragma unroll
-  for (int m = 0; m < kSumTiles; ++m) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int k = 0; k < kSums; ++k) {
-        double sum = sums[m][half][k];
-        for (int step = 1; step < kMembers; step *= 2) {
-          sum += __shfl_xor_sync(kWholeWarp, sum, step);
-        }
-        if (member_of_lane() == 0) {
-          of_warp[thread_y()][m][2 * group_of_lane() + half][k] = sum;
-        }
-      }
-    }
-  }
-  __syncthreads();
-  const int thread = thread_y() * kWarpLanes + thread_x();
-  static_assert(kThreads >= kSumTiles * kFragmentRows * kSums);
-  const int k = thread % kSums, row = thread / kSums % kFragmentRows;
-  const int m = thread / kSums / kFragmentRows;
-  if (m >= kSumTiles) return;
-  const int channel = output_of(first_tile + m, row / 2, row % 2);
-  if (channel >= a.channels) return;
-  double total = 0;
-  for (int warp = 0; warp < kWindowWarps; ++warp) total += of_warp[warp][m][row][k];
-  partial[(static_cast<size_t>(block_x()) * static_cast<size_t>(a.channels) +
-           static_cast<size_t>(channel)) *
-              kSums +
-          static_cast<size_t>(k)] = total;
+  write_sums(sums, first_tile, a.channels, partial);
 }
 
 // dy of every pooled row; past the last one: a row of padding.
-template <bool kSigned>
-__global__ void __launch_bounds__(kThreads)
-    recompute_gradients(const uint32_t* x, Windows s, WarpsByRows grid, const uint4* weights,
-                        Activation a, const float* dp, GradientAffine k, int pad, float* dy) {
-  using Window = CodeWindow<kSigned>;
-  const int row = grid.row() * kWindowWarps + thread_y();
+template <bool kSigned, int kPositions>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    recompute_gradients(Recompute r, Activation a, const float* dp, GradientAffine k, int pad,
+                        float* dy) {
+  const int row = r.grid.row() * kWindowWarps + thread_y();
   if (row >= a.pooled_length() + 2 * pad) return;
   const int first_tile = block_y() * kApplyTiles;
-  const int frame = first_frame_of_lane(grid.first_lane());
+  const int frame = first_frame_of_lane(r.grid.first_lane());
   const auto store = [&](int position, int m, int e, const float(&of_frame)[kFrameTiles]) {
     const int channel = output_of(first_tile + m, group_of_lane(), e / 2);
     if (channel >= a.channels) return;
@@ -332,13 +213,19 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   Winners<kApplyTiles> w;
-  find_winners<kSigned, kApplyTiles>(x, s, grid, weights, a, first_tile, row, w);
+  LaneSums<kApplyTiles> y[kPositions];
+  const int pool = pool_of<kPositions>(a);
 #pragma unroll 1
-  for (int j = 0; j < a.pool; ++j) {
-    const int position = row * a.pool + j;
-    int y[kApplyTiles][kFrameTiles][4];
-    multiply_window<Window>(window_at<Window>(x, s, position, grid.first_lane()), s, weights,
-                            first_tile, y);
+  for (int j = 0; j < pool; j += kPositions) {
+    multiply_positions<kSigned, kPositions, kApplyTiles>(r, row * pool + j, first_tile, y);
+#pragma unroll
+    for (int p = 0; p < kPositions; ++p) w.add(a, first_tile, j + p, y[p]);
+  }
+#pragma unroll 1
+  for (int j = 0; j < pool; j += kPositions) {
+    if (kPositions < pool) {
+      multiply_positions<kSigned, kPositions, kApplyTiles>(r, row * pool + j, first_tile, y);
+    }
 #pragma unroll
     for (int m = 0; m < kApplyTiles; ++m) {
 #pragma unroll
@@ -348,19 +235,25 @@ __global__ void __launch_bounds__(kThreads)
         const float gain = a.gain[channel], shift = a.shift[channel];
         const float of_g = k.of_g[channel], of_y = k.of_y[channel], of_one = k.of_one[channel];
         const int first = frame + 4 * (e % 2);
-        float gradient[4], of_frame[kFrameTiles];
+        float gradient[4];
         load_gradients(a, dp, row, wanted, first, gradient);
 #pragma unroll
         for (int i = 0; i < kFrameTiles; ++i) {
-          const float sum = static_cast<float>(y[m][i][e]);
-          const bool wins = (w.position[m][e] >> (8 * i) & 0xffU) == static_cast<uint32_t>(j);
-          // The winner's sum is this one.
-          const bool passing = wins && passes<true>(a, __fmaf_rn(sum, gain, shift));
-          const float value =
-              __fmaf_rn(of_g, passing ? gradient[i] : 0.0F, __fmaf_rn(of_y, sum, of_one));
-          of_frame[i] = first + i < a.frames ? value : 0.0F;
+          if (!passes<true>(a, __fmaf_rn(w.y[m][i][e], gain, shift))) gradient[i] = 0;
         }
-        store(position + pad, m, e, of_frame);
+#pragma unroll
+        for (int p = 0; p < kPositions; ++p) {
+          const int position = j + p;
+          float of_frame[kFrameTiles];
+#pragma unroll
+          for (int i = 0; i < kFrameTiles; ++i) {
+            const float g = w.is_at(position, m, i, e) ? gradient[i] : 0.0F;
+            const float sum = static_cast<float>(y[p][m][i][e]);
+            const float value = __fmaf_rn(of_g, g, __fmaf_rn(of_y, sum, of_one));
+            of_frame[i] = first + i < a.frames ? value : 0.0F;
+          }
+          store(row * pool + position + pad, m, e, of_frame);
+        }
       }
     }
   }
@@ -368,40 +261,14 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- Launches ------------------------------------------------------------------------------------
 
-struct Launcher {
-  const Input& x;
-  const Weights& weights;
-  Windows s;
-  cudaStream_t on;
-
-  Launcher(const Input& input, const Weights& of_layer, Stream stream)
-      : x(input),
-        weights(of_layer),
-        s(windows<true>(packing_of(of_layer.conv(), false), of_layer.conv().out_length,
-                        input.tile.lanes())),
-        on(native(stream)) {}
-
-  // kernel_of: one for signed and one for unsigned codes. tiles: of a warp.
-  template <typename Kernel, typename... Arguments>
-  void run(const char* name, const WarpsByRows& grid, int tiles, Kernel of_signed,
-           Kernel of_unsigned, Arguments... arguments) const {
-    const Shape shape{dim3(grid.blocks(), blocks_for(static_cast<size_t>(s.out_tiles),
-                                                     static_cast<size_t>(tiles))),
-                      dim3(kWarpLanes, kWindowWarps)};
-    launch(Where(name, on), shape, x.type == ElementType::kS8 ? of_signed : of_unsigned,
-           static_cast<const uint32_t*>(x.data), s, grid,
-           reinterpret_cast<const uint4*>(weights.byte_fragments()), arguments...);
-  }
-  WarpsByRows warps_by(int rows, int per_block) const {
-    return warps_by_rows(s.lanes, static_cast<int>(blocks_for(static_cast<size_t>(rows),
-                                                              static_cast<size_t>(per_block))));
-  }
-};
-
-// Blocks that add up gradients: as many as keep the device busy, but for the frames' share.
-WarpsByRows gradient_slices(const Activation& a) {
-  const int wanted = std::max(1, kManyBlocks / (a.lanes / kWarpLanes));
-  return warps_by_rows(a.lanes, std::min(a.pooled_length(), wanted));
+// tiles: of a warp.
+template <typename Kernel, typename... Arguments>
+void run(const char* name, const RecomputeCall& of, const WarpsByRows& grid, int tiles,
+         Kernel kernel, Arguments... arguments) {
+  const Shape shape{dim3(grid.blocks(), blocks_for(static_cast<size_t>(of.s.out_tiles),
+                                                   static_cast<size_t>(tiles))),
+                    dim3(kWarpLanes, kWindowWarps)};
+  launch(Where(name, of.on), shape, kernel, of.at(grid), arguments...);
 }
 
 }  // namespace
@@ -413,27 +280,26 @@ bool can_recompute(const Weights& weights) {
 
 void sum_channels(const Input& x, const Weights& weights, const IntegerSums& totals,
                   Stream stream) {
-  const Launcher of(x, weights, stream);
+  const RecomputeCall of(x, weights, stream);
   set_bytes(totals.data, 0,
             IntegerSums::elements(static_cast<size_t>(totals.channels)) * sizeof(*totals.data),
             stream);
-  of.run("recompute_sums", of.warps_by(of.s.out_length, kWindowWarps * kRun), kOutTiles,
-         recompute_sums<true>, recompute_sums<false>, totals);
+  of.with_constants(of.s.out_length % kPair == 0, [&]<bool kSigned, int kPositions>() {
+    run("recompute_sums", of, of.warps_by(of.s.out_length, kWindowWarps * kRun * kPositions),
+        kForwardTiles, recompute_sums<kSigned, kPositions>, totals);
+  });
 }
 
 void activate(const Input& x, const Weights& weights, const Activation& a, Mode mode,
               const HiddenState& state, const Tile& out, void* out_data, Stream stream) {
-  const Launcher of(x, weights, stream);
-  const auto run = [&](auto of_signed, auto of_unsigned) {
-    of.run("recompute_codes", of.warps_by(out.rows(), kWindowWarps), kOutTiles, of_signed,
-           of_unsigned, a, static_cast<const Scalars*>(state.scalars.data()), out,
-           static_cast<uint32_t*>(out_data));
-  };
-  if (mode == Mode::kTraining) {
-    run(recompute_codes<true, FusedAffine>, recompute_codes<false, FusedAffine>);
-  } else {
-    run(recompute_codes<true, EvaluationAffine>, recompute_codes<false, EvaluationAffine>);
-  }
+  const RecomputeCall of(x, weights, stream);
+  of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
+    const auto kernel = mode == Mode::kTraining
+                            ? recompute_codes<kSigned, kPositions, FusedAffine>
+                            : recompute_codes<kSigned, kPositions, EvaluationAffine>;
+    run("recompute_codes", of, of.warps_by(out.rows(), kWindowWarps), kForwardTiles, kernel, a,
+        static_cast<const Scalars*>(state.scalars.data()), out, static_cast<uint32_t*>(out_data));
+  });
 }
 
 int slices_of_gradients(const Activation& a) {
@@ -442,18 +308,22 @@ int slices_of_gradients(const Activation& a) {
 
 void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
                    const HiddenState& state, const float* dp, double* partial, Stream stream) {
-  Launcher(x, weights, stream)
-      .run("recompute_gradient_sums", gradient_slices(a), kSumTiles, recompute_gradient_sums<true>,
-           recompute_gradient_sums<false>, a, dp,
-           static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
-           static_cast<const float*>(state.constant(HiddenState::kXhatShift)), partial);
+  const RecomputeCall of(x, weights, stream);
+  of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
+    run("recompute_gradient_sums", of, gradient_slices(a), kSumTiles,
+        recompute_gradient_sums<kSigned, kPositions>, a, dp,
+        static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
+        static_cast<const float*>(state.constant(HiddenState::kXhatShift)), partial);
+  });
 }
 
 void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
                      const GradientAffine& gradient, int pad, float* dy, Stream stream) {
-  const Launcher of(x, weights, stream);
-  of.run("recompute_gradients", of.warps_by(a.pooled_length() + 2 * pad, kWindowWarps), kApplyTiles,
-         recompute_gradients<true>, recompute_gradients<false>, a, dp, gradient, pad, dy);
+  const RecomputeCall of(x, weights, stream);
+  of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
+    run("recompute_gradients", of, of.warps_by(a.pooled_length() + 2 * pad, kWindowWarps),
+        kApplyTiles, recompute_gradients<kSigned, kPositions>, a, dp, gradient, pad, dy);
+  });
 }
 
 }  // namespace fmp::cuda

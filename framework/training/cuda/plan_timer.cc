@@ -76,6 +76,12 @@ class LayerTimer {
     return !cuda::is_library(kernel) || !integers_ || cuda::exact_in_floats(shape_);
   }
 
+  // Of the plan whose forward and weights' gradient run dense.
+  bool sums_gradients_once() {
+    weights_.compile(shape_, conv_, weight_.data(), integers_, LayerPlan{}, true, stream_);
+    return hidden_ && cuda::sums_gradients_once(input(), weights_);
+  }
+
   // Seconds of a pass with a kernel, the others being dense. Throws cuda::LibraryError where a
   // library refuses it.
   double time(Pass pass, Kernel kernel) {
@@ -94,9 +100,12 @@ class LayerTimer {
   }
 
  private:
+  cuda::Input input() const {
+    return {in_, integers_ ? ElementType::kU8 : ElementType::kF32, x_.data(),
+            integers_ ? x_scale_.data() : nullptr};
+  }
   void run(Pass pass) {
-    const cuda::Input x{in_, integers_ ? ElementType::kU8 : ElementType::kF32, x_.data(),
-                        integers_ ? x_scale_.data() : nullptr};
+    const cuda::Input x = input();
     if (pass == Pass::kForward && hidden_) {
       run_hidden(x);
     } else if (pass == Pass::kForward) {
@@ -165,6 +174,10 @@ LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& 
             fmt::format("{} {}: {}", kernel_name(kernel), name_of(pass), error.what()));
       }
     }
+  }
+  // Then the backward pass gives the weights' gradient without any dy to time a kernel with.
+  if (plan.forward == Kernel::kDense && timer.sums_gradients_once()) {
+    plan.backward_weight = Kernel::kDense;
   }
   return plan;
 }

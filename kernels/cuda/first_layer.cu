@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT
+// The layer that reads the frames. Its windows hold few elements x_k (k: tap and channel), so that
+// the sums over the batch X_k of x_k and G_kj of x_k * x_j, exact integers, tell all that
+// batch-norm needs of y = sum over k of w_k * x_k:
+//
+//   sum of y   = sum over k of w_k * X_k
+//   sum of y^2 = sum over k and j of w_k * w_j * G_kj
+//
+// Nobody wants the gradient of the frames, and with S_k, the sum of g * x_k, the weights' is
+//
+//   dw_k = of_g * S_k + of_y * (sum over j of w_j * G_kj) + of_one * X_k
+//
+// so that one pass over dp gives S and batch-norm's sums; dy is never formed.
+#include <cstdint>
+
+#include "kernels/cuda/winners.h"
+
+namespace fmp::cuda {
+namespace {
+
+using Total = unsigned long long;
+
+constexpr int kChannels = 2;  // I and Q
+constexpr int kMostTaps = 7;  // whose products of elements fit the registers
+constexpr int kSumRows = 64;  // positions of a warp
+constexpr int kColumns = kFragmentColumns;
+constexpr int kThreads = kWarpLanes * kWindowWarps;
+constexpr int kTiles = 1;  // of a warp
+// Blocks on a multiprocessor, at least, that the registers allow.
+constexpr int blocks_each(int positions, int column_tiles) {
+  return positions == kPair && column_tiles == 1 ? 4 : 3;
+}
+
+// Adds to sums[K] of the elements and sums[K + k (k + 1) / 2 + j] of products, j <= k.
+template <bool kSigned, int kTaps>
+__global__ void __launch_bounds__(kBlockThreads)
+    window_sums(CodeTile x, WarpsByRows grid, int length, Total* sums) {
+  constexpr int kElements = kTaps * kChannels, kProducts = kElements * (kElements + 1) / 2;
+  constexpr int kSums = kElements + kProducts;
+  static_assert(kSums <= kBlockThreads);
+  __shared__ int64_t of_warp[kBlockWarps][kSums];
+  const int lane = grid.first_lane() + thread_x();
+  const int begin = (grid.row() * kBlockWarps + thread_y()) * kSumRows;
+  const int end = min(begin + kSumRows, length);
+  int window[kElements] = {}, sum[kSums] = {};
+  const auto shift_in = [&](int row) {
+#pragma unroll
+    for (int i = kChannels; i < kElements; ++i) window[i - kChannels] = window[i];
+    const uint32_t word = x.word(row, 0, lane);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      window[kElements - kChannels + c] = code_of<kSigned>(word, c);
+    }
+  };
+  for (int tap = 0; tap + 1 < kTaps && begin < end; ++tap) shift_in(begin + tap);
+  for (int position = begin; position < end; ++position) {
+    shift_in(position + kTaps - 1);
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) {
+      sum[k] += window[k];
+#pragma unroll
+      for (int j = 0; j <= k; ++j) sum[kElements + k * (k + 1) / 2 + j] += window[k] * window[j];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    const int64_t total = warp_sum(static_cast<int64_t>(sum[i]));
+    if (thread_x() == 0) of_warp[thread_y()][i] = total;
+  }
+  __syncthreads();
+  const int i = thread_y() * kWarpLanes + thread_x();
+  if (i >= kSums) return;
+  int64_t total = 0;
+  for (int w = 0; w < kBlockWarps; ++w) total += of_warp[w][i];
+  atomicAdd(sums + i, static_cast<Total>(total));
+}
+
+// partial[block_x()][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
+// products[block_x()][channel][kColumnTiles * kColumns]: S.
+template <bool kSigned, int kPositions, int kColumnTiles>
+__global__ void __launch_bounds__(kThreads, blocks_each(kPositions, kColumnTiles))
+    window_gradients(Recompute r, Activation a, const float* dp, const float* xhat_gain,
+                     const float* xhat_shift, int elements, double* partial, float* products) {
+  __shared__ float of_warp[kWindowWarps][kFragmentRows][kColumnTiles * kColumns];
+  const int tile = block_y();
+  const int frame = first_frame_of_lane(r.grid.first_lane());
+  const int pool = pool_of<kPositions>(a);
+  GradientSums<kTiles> sums;
+  float s[kColumnTiles][4] = {};
+  const RowSlice rows(a.pooled_length(), r.grid.row(), r.grid.rows);
+#pragma unroll 1
+  for (int row = rows.begin + thread_y(); row < rows.end; row += kWindowWarps) {
+    Winners<kTiles> w;
+    find_winners<kSigned, kPositions, kTiles>(r, a, tile, row, w);
+    float g[kFrameTiles][4];
+    add_winners(sums, w, a, dp, row, tile, frame, xhat_gain, xhat_shift,
+                [&](int /*m*/, int i, int e, float passing) { g[i][e] = passing; });
+    sums.end_row();
+#pragma unroll 1
+    for (int j = 0; j < pool; ++j) {
+      // This lane's column is an element of the window; its eight frames are those of g.
+      uint32_t codes[kColumnTiles][2][kFrameTiles];
+#pragma unroll
+      for (int n = 0; n < kColumnTiles; ++n) {
+        const int element = n * kColumns + group_of_lane();
+        const uint32_t* from =
+            r.x + place(row * pool + j + element / kChannels, 0, frame, 1, r.s.lanes);
+        load_frames<uint4>(from, element < elements, codes[n][0]);
+        load_frames<uint4>(from + kFrameTiles, element < elements, codes[n][1]);
+        for (auto& half : codes[n]) {
+          for (uint32_t& word : half) word ^= kSigned ? kAdd128 : 0U;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; i += 2) {  // a product takes half of the frames
+        const auto at_j = [&](int tile_of_frames, int e) {
+          return w.is_at(j, 0, tile_of_frames, e) ? g[tile_of_frames][e] : 0.0F;
+        };
+        uint32_t parts[4][kFloatParts];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          split(at_j(i + k / 2, k % 2 * 2), at_j(i + k / 2, k % 2 * 2 + 1), parts[k]);
+        }
+#pragma unroll
+        for (int n = 0; n < kColumnTiles; ++n) {
+          const int byte = group_of_lane() % kChannels;
+          const uint32_t b[2] = {code_pair<kSigned>(codes[n][0][i], codes[n][1][i], byte),
+                                 code_pair<kSigned>(codes[n][0][i + 1], codes[n][1][i + 1], byte)};
+          float of_step[4] = {};
+#pragma unroll
+          for (int p = kFloatParts - 1; p >= 0; --p) {
+            const uint32_t of_part[4] = {parts[0][p], parts[1][p], parts[2][p], parts[3][p]};
+            mma_m16n8k16_bf16(of_step, of_part, b);
+          }
+          add_step(of_step, s[n]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kColumnTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      of_warp[thread_y()][2 * group_of_lane() + e / 2]
+             [n * kColumns + 2 * member_of_lane() + e % 2] = s[n][e];
+    }
+  }
+  write_sums(sums, tile, a.channels, partial);  // waits for all warps
+  constexpr int kStride = kColumnTiles * kColumns;
+  for (int i = thread_y() * kWarpLanes + thread_x(); i < kFragmentRows * kStride; i += kThreads) {
+    const int row = i / kStride, channel = output_of(tile, row / 2, row % 2);
+    if (channel >= a.channels) continue;
+    float total = 0;
+    for (int warp = 0; warp < kWindowWarps; ++warp) total += of_warp[warp][row][i % kStride];
+    products[(static_cast<size_t>(block_x()) * static_cast<size_t>(a.channels) +
+              static_cast<size_t>(channel)) *
+                 kStride +
+             static_cast<size_t>(i % kStride)] = total;
+  }
+}
+
+// A warp for each weight: dw.
+__global__ void __launch_bounds__(kBlockThreads)
+    window_weight_gradient(int channels, WindowSums sums, const float* products, int slices,
+                           int stride, GradientAffine k, const float* x_scale, float* grad) {
+  const int weight = block_x() * kBlockWarps + thread_x() / kWarpLanes;
+  const int lane = thread_x() % kWarpLanes;
+  if (weight >= channels * sums.elements) return;
+  const int channel = weight / sums.elements, element = weight % sums.elements;
+  double s = 0;
+  for (int slice = lane; slice < slices; slice += kWarpLanes) {
+    s += static_cast<double>(products[(slice * channels + channel) * stride + element]);
+  }
+  s = warp_sum(s);
+  if (lane != 0) return;
+  const float* codes =
+      sums.codes + static_cast<size_t>(channel) * static_cast<size_t>(sums.elements);
+  const double dw =
+      static_cast<double>(k.of_g[channel]) * s +
+      static_cast<double>(k.of_y[channel]) * static_cast<double>(sums.of_products(codes, element)) +
+      static_cast<double>(k.of_one[channel]) * static_cast<double>(sums.of_element(element));
+  grad[weight] = static_cast<float>(dw * static_cast<double>(*x_scale));
+}
+
+int stride_of(int elements) { return elements <= kColumns ? kColumns : 2 * kColumns; }
+
+}  // namespace
+
+bool has_few_elements(const Input& x, const Weights& weights) {
+  constexpr double kExact = 4.6e18;  // below 2^62
+  const ConvShape& s = weights.conv();
+  const double largest = static_cast<double>(largest_sum(weights.layer()));
+  return can_recompute(weights) && s.same_padding && s.in_channels == kChannels &&
+         s.taps % 2 == 1 && s.taps <= kMostTaps &&
+         static_cast<double>(x.tile.frames) * s.out_length * largest * largest < kExact;
+}
+
+void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums, Stream stream) {
+  const ConvShape& s = weights.conv();
+  set_bytes(sums.data, 0, WindowSums::size(sums.elements) * sizeof(*sums.data), stream);
+  const WarpsByRows grid = warps_by_rows(
+      x.tile.lanes(),
+      static_cast<int>(blocks_for(static_cast<size_t>(s.out_length), kBlockWarps * kSumRows)));
+  const CodeTile codes{static_cast<const uint32_t*>(x.data), x.tile.quads(), x.tile.lanes()};
+  const auto run = [&]<int kTaps>() {
+    launch(Where("window_sums", native(stream)),
+           Shape{dim3(grid.blocks()), dim3(kWarpLanes, kBlockWarps)},
+           x.type == ElementType::kS8 ? window_sums<true, kTaps> : window_sums<false, kTaps>, codes,
+           grid, s.out_length, sums.data);
+  };
+  switch (s.taps) {
+    case 1:
+      return run.template operator()<1>();
+    case 3:
+      return run.template operator()<3>();
+    case 5:
+      return run.template operator()<5>();
+    default:
+      return run.template operator()<kMostTaps>();
+  }
+}
+
+size_t products_of_windows(const Activation& a, const WindowSums& sums) {
+  return static_cast<size_t>(slices_of_gradients(a)) * static_cast<size_t>(a.channels) *
+         static_cast<size_t>(stride_of(sums.elements));
+}
+
+void sum_window_gradients(const Input& x, const Weights& weights, const Activation& a,
+                          const HiddenState& state, const float* dp, const WindowSums& sums,
+                          double* partial, float* products, Stream stream) {
+  const RecomputeCall of(x, weights, stream);
+  const WarpsByRows grid = gradient_slices(a);
+  of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
+    launch(Where("window_gradients", of.on),
+           Shape{dim3(grid.blocks(), static_cast<unsigned>(of.s.out_tiles)),
+                 dim3(kWarpLanes, kWindowWarps)},
+           stride_of(sums.elements) == kColumns ? window_gradients<kSigned, kPositions, 1>
+                                                : window_gradients<kSigned, kPositions, 2>,
+           of.at(grid), a, dp, static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
+           static_cast<const float*>(state.constant(HiddenState::kXhatShift)), sums.elements,
+           partial, products);
+  });
+}
+
+void gradient_of_windows(const Activation& a, const WindowSums& sums, const float* products,
+                         const GradientAffine& gradient, const float* x_scale, float* grad,
+                         Stream stream) {
+  const size_t weights = static_cast<size_t>(a.channels) * static_cast<size_t>(sums.elements);
+  launch(Where("window_weight_gradient", native(stream)),
+         Shape{dim3(blocks_for(weights, kBlockWarps)), dim3(kBlockThreads)}, window_weight_gradient,
+         a.channels, sums, products, slices_of_gradients(a), stride_of(sums.elements), gradient,
+         x_scale, grad);
+}
+
+}  // namespace fmp::cuda

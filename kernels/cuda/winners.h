@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT
+// A layer's sums y as a warp computes them again from codes, and the winners of its pool windows.
+// The math is that of elementwise.cu. A lane holds a quad of channels (conv1d_tensor.h), i.e. whole
+// words of codes, and eight frames side by side. For .cu files only.
+#pragma once
+
+#include "kernels/cuda/activation.h"
+#include "kernels/cuda/conv1d_tensor.h"
+
+namespace fmp::cuda {
+
+// A lane's sums: [tile][frame tile][element].
+template <int kTiles>
+using LaneSums = int[kTiles][kFrameTiles][4];
+
+// Floats at 1.5 * 2^23 are 1 apart, and whole numbers below 2^22 added to it stand in their lowest
+// bits: adding it rounds to the nearest code, halves to the even one.
+inline constexpr float kRoundsToCodes = 12582912.0F;
+__device__ __forceinline__ float rounded_code(float t, float max_code) {
+  return __fadd_rn(fminf(fmaxf(t, 0.0F), max_code), kRoundsToCodes);
+}
+__device__ __forceinline__ float value_of_rounded(float rounded) {
+  return __fsub_rn(rounded, kRoundsToCodes);
+}
+// The lowest bytes of four words.
+__device__ __forceinline__ uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+
+// What the kernels that compute y again are called with.
+struct Recompute {
+  const uint32_t* x;
+  const uint4* weights;  // byte fragments
+  Windows s;
+  WarpsByRows grid;
+};
+
+// kPositions of two are whole windows, the most usual ones.
+inline constexpr int kPair = 2;
+template <int kPositions>
+__device__ __forceinline__ int pool_of(const Activation& a) {
+  return kPositions == kPair ? kPair : a.pool;
+}
+
+// y of `kPositions` positions from `position` on, outputs from tile `first_tile` on.
+template <bool kSigned, int kPositions, int kTiles>
+__device__ __forceinline__ void multiply_positions(const Recompute& r, int position, int first_tile,
+                                                   LaneSums<kTiles> (&y)[kPositions]) {
+  using Window = CodeWindow<kSigned>;
+  const Windows& s = r.s;
+  const uint32_t* frames =
+      r.x +
+      place(position, 0, r.grid.first_lane() + kFrameTiles * group_of_lane(), s.row_step, s.lanes);
+#pragma unroll
+  for (int p = 0; p < kPositions; ++p) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) y[p][m][i][e] = 0;
+      }
+    }
+  }
+#pragma unroll 1
+  for (int step = 0; step < s.depth_steps; ++step) {
+    uint32_t b[kPositions][kFrameTiles][Window::kParts][2];
+#pragma unroll
+    for (int p = 0; p < kPositions; ++p) {
+      typename Window::Frames read;
+      Window::read(frames + (step * Window::kDepth + p * s.row_step) * s.lanes,
+                   s.rows - step * Window::kDepth, s.lanes, read);
+      Window::convert(read, b[p]);
+    }
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      if (first_tile + m < s.out_tiles) {  // the same for the whole warp
+        const uint4 w = __ldg(
+            r.weights + static_cast<size_t>((first_tile + m) * s.depth_steps + step) * kWarpLanes +
+            static_cast<size_t>(thread_x()));
+        const uint32_t a[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+        for (int p = 0; p < kPositions; ++p) Window::add_product(y[p][m], a, b[p]);
+      }
+    }
+  }
+}
+
+// The winners of a pooled row for a lane's elements: the first of the positions whose code is the
+// largest.
+template <int kTiles>
+struct Winners {
+  float y[kTiles][kFrameTiles][4], rounded[kTiles][kFrameTiles][4];
+  // Which position it is, a byte for each frame tile.
+  uint32_t position[kTiles][4];
+
+  // Takes in position j of the windows.
+  __device__ __forceinline__ void add(const Activation& a, int first_tile, int j,
+                                      const LaneSums<kTiles>& sums) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int channel = min(output_of(first_tile + m, group_of_lane(), e / 2), a.channels - 1);
+        const float gain = a.gain[channel], shift = a.shift[channel];
+        if (j == 0) position[m][e] = 0;
+#pragma unroll
+        for (int i = 0; i < kFrameTiles; ++i) {
+          const float sum = static_cast<float>(sums[m][i][e]);
+          const float code = rounded_code(__fmaf_rn(sum, gain, shift), a.max_code);
+          if (j == 0 || code > rounded[m][i][e]) {
+            y[m][i][e] = sum;
+            rounded[m][i][e] = code;
+            const uint32_t byte = 0xffU << (8 * i);
+            position[m][e] = (position[m][e] & ~byte) | static_cast<uint32_t>(j) << (8 * i);
+          }
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ bool is_at(int j, int m, int i, int e) const {
+    return (position[m][e] >> (8 * i) & 0xffU) == static_cast<uint32_t>(j);
+  }
+};
+
+template <bool kSigned, int kPositions, int kTiles>
+__device__ __forceinline__ void find_winners(const Recompute& r, const Activation& a,
+                                             int first_tile, int row, Winners<kTiles>& w) {
+  const int pool = pool_of<kPositions>(a);
+#pragma unroll 1
+  for (int j = 0; j < pool; j += kPositions) {
+    LaneSums<kTiles> y[kPositions];
+    multiply_positions<kSigned, kPositions, kTiles>(r, row * pool + j, first_tile, y);
+#pragma unroll
+    for (int p = 0; p < kPositions; ++p) w.add(a, first_tile, j + p, y[p]);
+  }
+}
+
+// A lane's four frames of a channel, zeros past the last frame.
+__device__ __forceinline__ void load_gradients(const Activation& a, const float* dp, int row,
+                                               int channel, int frame, float (&of_frame)[4]) {
+  load_frames<float4>(dp + a.place(row, channel, frame), channel < a.channels, of_frame);
+#pragma unroll
+  for (int i = 0; i < kFrameTiles; ++i) of_frame[i] = frame + i < a.frames ? of_frame[i] : 0.0F;
+}
+
+// Sums of g, of g * xhat, and of the scale's gradient for a lane's channels, in floats over a few
+// rows and then in doubles: conversions to double take eight times as long as additions of floats.
+template <int kTiles>
+struct GradientSums {
+  static constexpr int kSums = 3, kRowsInFloats = 8;
+  float few[kTiles][2][kSums];
+  double all[kTiles][2][kSums];
+  int rows = 0;
+
+  __device__ __forceinline__ GradientSums() {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int k = 0; k < kSums; ++k) {
+          few[m][half][k] = 0;
+          all[m][half][k] = 0;
+        }
+      }
+    }
+  }
+  // Of a window with gradient dp: the winner's t, whether its gradient passes, xhat and code.
+  __device__ __forceinline__ void add(int m, int half, float dp, float t, bool passing, float xhat,
+                                      float code) {
+    float(&sums)[kSums] = few[m][half];
+    const float g = passing ? dp : 0.0F;
+    sums[0] += g;
+    sums[1] = __fmaf_rn(g, xhat, sums[1]);
+    sums[2] = __fmaf_rn(dp, code - (passing ? t : 0.0F), sums[2]);
+  }
+  __device__ __forceinline__ void end_row() {
+    if (++rows % kRowsInFloats == 0) flush();
+  }
+  __device__ __forceinline__ void flush() {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int k = 0; k < kSums; ++k) {
+          all[m][half][k] += static_cast<double>(few[m][half][k]);
+          few[m][half][k] = 0;
+        }
+      }
+    }
+  }
+};
+
+// Adds a pooled row's windows to `sums`. use(tile, frame tile, element, g): gets each window's
+// gradient where it passes.
+template <int kTiles, typename Use>
+__device__ __forceinline__ void add_winners(GradientSums<kTiles>& sums, const Winners<kTiles>& w,
+                                            const Activation& a, const float* dp, int row,
+                                            int first_tile, int first_frame, const float* xhat_gain,
+                                            const float* xhat_shift, const Use& use) {
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int wanted = output_of(first_tile + m, group_of_lane(), e / 2);
+      const int channel = min(wanted, a.channels - 1);
+      const float gain = a.gain[channel], shift = a.shift[channel];
+      const float to_xhat = xhat_gain[channel], offset = xhat_shift[channel];
+      float gradient[4];
+      load_gradients(a, dp, row, wanted, first_frame + 4 * (e % 2), gradient);
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) {
+        const float y = w.y[m][i][e], t = __fmaf_rn(y, gain, shift);
+        const bool passing = passes<true>(a, t);
+        sums.add(m, e / 2, gradient[i], t, passing, __fmaf_rn(y, to_xhat, offset),
+                 value_of_rounded(w.rounded[m][i][e]));
+        use(m, i, e, passing ? gradient[i] : 0.0F);
+      }
+    }
+  }
+}
+
+// Adds up the sums of a block's warps and writes them: partial[block_x()][channel][3].
+template <int kTiles>
+__device__ __forceinline__ void write_sums(GradientSums<kTiles>& sums, int first_tile, int channels,
+                                           double* partial) {
+  constexpr int kSums = GradientSums<kTiles>::kSums;
+  __shared__ double of_warp[kWindowWarps][kTiles][kFragmentRows][kSums];
+  sums.flush();
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int k = 0; k < kSums; ++k) {
+        double sum = sums.all[m][half][k];
+        for (int step = 1; step < kMembers; step *= 2) {
+          sum += __shfl_xor_sync(kWholeWarp, sum, step);
+        }
+        if (member_of_lane() == 0) {
+          of_warp[thread_y()][m][2 * group_of_lane() + half][k] = sum;
+        }
+      }
+    }
+  }
+  __syncthreads();
+  const int thread = thread_y() * kWarpLanes + thread_x();
+  static_assert(kWarpLanes * kWindowWarps >= kTiles * kFragmentRows * kSums);
+  const int k = thread % kSums, row = thread / kSums % kFragmentRows;
+  const int m = thread / kSums / kFragmentRows;
+  if (m >= kTiles) return;
+  const int channel = output_of(first_tile + m, row / 2, row % 2);
+  if (channel >= channels) return;
+  double total = 0;
+  for (int warp = 0; warp < kWindowWarps; ++warp) total += of_warp[warp][m][row][k];
+  partial[(static_cast<size_t>(block_x()) * static_cast<size_t>(channels) +
+           static_cast<size_t>(channel)) *
+              kSums +
+          static_cast<size_t>(k)] = total;
+}
+
+// How a layer's kernels are called.
+struct RecomputeCall {
+  const Input& x;
+  const Weights& weights;
+  Windows s;
+  cudaStream_t on;
+  bool is_signed;
+
+  RecomputeCall(const Input& input, const Weights& of_layer, Stream stream)
+      : x(input),
+        weights(of_layer),
+        s(windows<true>(packing_of(of_layer.conv(), false), of_layer.conv().out_length,
+                        input.tile.lanes())),
+        on(native(stream)),
+        is_signed(input.type == ElementType::kS8) {}
+
+  Recompute at(const WarpsByRows& grid) const {
+    return {static_cast<const uint32_t*>(x.data),
+            reinterpret_cast<const uint4*>(weights.byte_fragments()), s, grid};
+  }
+  // Calls f<kSigned, kPositions>(). Warps multiply pairs of positions at once where they can, so
+  // that they load weights once for both.
+  template <typename F>
+  void with_constants(bool pairs, const F& f) const {
+    if (pairs) {
+      is_signed ? f.template operator()<true, 2>() : f.template operator()<false, 2>();
+    } else {
+      is_signed ? f.template operator()<true, 1>() : f.template operator()<false, 1>();
+    }
+  }
+  WarpsByRows warps_by(int rows, int per_block) const {
+    return warps_by_rows(s.lanes, static_cast<int>(blocks_for(static_cast<size_t>(rows),
+                                                              static_cast<size_t>(per_block))));
+  }
+};
+
+// Blocks that add up gradients: as many as keep the device busy, but for the frames' share.
+inline WarpsByRows gradient_slices(const Activation& a) {
+  const int wanted = std::max(1, kManyBlocks / (a.lanes / kWarpLanes));
+  return warps_by_rows(a.lanes, std::min(a.pooled_length(), wanted));
+}
+
+}  // namespace fmp::cuda
