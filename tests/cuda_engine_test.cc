@@ -398,8 +398,8 @@ struct RunResult {
 
 // A run to its end. interrupted: saved after every epoch, and gone on with from the file by another
 // engine.
-RunResult run(const std::function<std::unique_ptr<Engine>()>& make_engine, bool interrupted) {
-  const Options options = run_options();
+RunResult run(const std::function<std::unique_ptr<Engine>()>& make_engine, bool interrupted,
+              const Options& options) {
   const std::string file = testing::TempDir() + "fmp_cuda_engine_test.fmp";
   std::FILE* nowhere = std::fopen("/dev/null", "w");
   RunResult result;
@@ -430,8 +430,8 @@ RunResult run(const std::function<std::unique_ptr<Engine>()>& make_engine, bool 
   return result;
 }
 
-RunResult run_on_cuda(bool interrupted) {
-  return run([] { return make_cuda_engine(); }, interrupted);
+RunResult run_on_cuda(bool interrupted, const Options& options) {
+  return run([] { return make_cuda_engine(); }, interrupted, options);
 }
 
 // What was decided and what came of it.
@@ -462,8 +462,8 @@ class CudaRunTest : public CudaEngineTest {};
 // the result on the test frames are the same, and after an epoch at most four of the 120 validation
 // frames are classified otherwise.
 TEST_F(CudaRunTest, MasksAndAccuraciesAreThoseOfTheCpu) {
-  const RunResult expected = run([] { return make_cpu_engine(1); }, false);
-  const RunResult actual = run_on_cuda(false);
+  const RunResult expected = run([] { return make_cpu_engine(1); }, false, run_options());
+  const RunResult actual = run_on_cuda(false, run_options());
   int accepted = 0, rejected = 0, sparse = 0;
   for (const RoundRecord& round : expected.state.rounds) {
     ++(round.accepted() ? accepted : rejected);
@@ -483,8 +483,18 @@ TEST_F(CudaRunTest, MasksAndAccuraciesAreThoseOfTheCpu) {
   });
 }
 
+// The methods choose by gradients, which come from the device and go through the file.
 TEST_F(CudaRunTest, GoesOnFromAnyEpochAsIfItHadNeverStopped) {
-  const RunResult whole = run_on_cuda(false), pieces = run_on_cuda(true);
+  Options options = run_options();
+  options.p_methods = {"cost-taylor", "fewer-bits"};
+  options.p_methods_order = MethodsOrder::kAlternate;
+  options.p = 0.5;
+  options.feedback = false;
+  options.epochs = 2;
+  const RunResult whole = run_on_cuda(false, options), pieces = run_on_cuda(true, options);
+  EXPECT_TRUE(std::ranges::any_of(whole.state.rounds, [](const RoundRecord& round) {
+    return round.accepted() && round.bits_removed > 0;
+  })) << decisions(whole).dump(1);
   EXPECT_EQ(decisions(pieces).dump(1), decisions(whole).dump(1));
   EXPECT_EQ(accuracies(pieces), accuracies(whole));
   EXPECT_EQ(values_of(*pieces.best), values_of(*whole.best));
