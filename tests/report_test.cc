@@ -135,6 +135,20 @@ std::string first_misnested_tag(const std::string& html) {
   return open.empty() ? "" : "<" + open.back() + "> not closed";
 }
 
+TEST(Report, ShowsTheGoalOnCostAndTheBitsOfEveryRound) {
+  json with_goal = summary();
+  EXPECT_EQ(render_report(with_goal, rounds()).find("goal 0."), std::string::npos);
+  with_goal["criterion"]["cost"] = 0.0123;
+  std::vector<json> records = rounds();
+  records[2]["network"]["layers"][1]["weight_bits"] = 3;
+  records[2]["network"]["layers"][1]["input_bits"] = 2;
+  const std::string html = render_report(with_goal, records);
+  EXPECT_NE(html.find("goal 0.0123"), std::string::npos);
+  const std::string table = section(html, "Rounds");
+  EXPECT_EQ(count(table, ">3–4</td>"), 1U);
+  EXPECT_EQ(count(table, ">2–4</td>"), 1U);
+}
+
 TEST(Report, TagsNestAndNothingIsLoadedFromElsewhere) {
   const std::string html = render_report(summary(), rounds());
   EXPECT_EQ(first_misnested_tag(html), "");
