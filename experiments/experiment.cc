@@ -9,9 +9,11 @@
 
 #include "experiments/interrupt.h"
 #include "framework/error.h"
+#include "framework/inference/model_file.h"
 #include "framework/network/compaction.h"
 #include "framework/network/cost.h"
 #include "framework/onnx/import.h"
+#include "framework/threads.h"
 
 namespace fmp {
 namespace {
@@ -19,6 +21,7 @@ namespace {
 constexpr const char* kCurrent = "current";
 constexpr const char* kBest = "best";
 constexpr const char* kBaseline = "baseline";
+constexpr const char* kTeacher = "teacher";
 
 TrainerOptions trainer_options(const Options& options) {
   TrainerOptions trainer;
@@ -26,6 +29,8 @@ TrainerOptions trainer_options(const Options& options) {
   trainer.learning_rate = options.learning_rate;
   trainer.threads = options.threads;
   trainer.sparse_threshold = options.sparse_threshold;
+  trainer.loss = {options.label_smoothing, options.distill.empty() ? 0.0 : options.distill_weight,
+                  options.distill_temperature};
   return trainer;
 }
 
@@ -63,6 +68,10 @@ Network initial_network(const Options& options, const Dataset& data) {
   return network;
 }
 
+bool has_file_teacher(const Options& options) {
+  return !options.distill.empty() && options.distill != kDistillBaseline;
+}
+
 std::vector<int> hidden_channels(const Network& network) {
   std::vector<int> channels;
   for (const Layer& layer : network.layers())
@@ -81,6 +90,25 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
       current_(initial_network(options, *data_.dataset)) {
   for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weight.size());
+  // A run that goes on has the teacher in its checkpoint.
+  if (has_file_teacher(options) && options.resume.empty()) load_teacher();
+}
+
+void FmpExperiment::load_teacher() {
+  teacher_ = load_model(options_.distill);
+  learn_from(*teacher_);
+}
+
+void FmpExperiment::learn_from(const Network& teacher) {
+  try {
+    taught_ = std::make_unique<TaughtFrames>(*data_.dataset, current_.config().input_bits, teacher,
+                                             options_.distill_temperature,
+                                             threads_or_all_cores(options_.threads));
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Error& error) {
+    fail("--distill {}: {}", options_.distill, error.what());
+  }
 }
 
 std::vector<Granularity> FmpExperiment::granularity() const {
@@ -111,6 +139,7 @@ std::vector<LayerPlan> FmpExperiment::plan_baseline() { return trainer_.plan(cur
 EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
                                        const std::string& label) {
   if (data_.begin_epoch) data_.begin_epoch(static_cast<uint64_t>(epoch));
+  if (has_file_teacher(options_) && !taught_) load_teacher();
   const auto show = [&](const Progress& progress) {
     check_interrupt();
     console_.progress(
@@ -118,8 +147,8 @@ EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
         fmt::format("{:.0f} frames/s  loss {:.4f}", progress.frames_per_second, progress.loss));
   };
   const EpochResult trained =
-      trainer_.train_epoch(current_, *data_.dataset, data_.split.train, options_.seed,
-                           static_cast<uint64_t>(epoch), learning_rate, show);
+      trainer_.train_epoch(current_, taught_ ? *taught_ : *data_.dataset, data_.split.train,
+                           options_.seed, static_cast<uint64_t>(epoch), learning_rate, show);
   EpochRecord record;
   record.train_loss = trained.loss;
   record.train_accuracy = trained.accuracy;
@@ -146,7 +175,10 @@ EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
 
 void FmpExperiment::keep() { best_ = current_; }
 
-void FmpExperiment::remember_baseline() { baseline_ = best_; }
+void FmpExperiment::remember_baseline() {
+  baseline_ = best_;
+  if (options_.distill == kDistillBaseline && baseline_) learn_from(*baseline_);
+}
 
 NetworkDescription FmpExperiment::describe_current() const { return describe(current_); }
 
@@ -192,6 +224,7 @@ std::map<std::string, Network> FmpExperiment::networks() const {
   networks.emplace(kCurrent, current_);
   if (best_) networks.emplace(kBest, *best_);
   if (baseline_) networks.emplace(kBaseline, *baseline_);
+  if (teacher_) networks.emplace(kTeacher, *teacher_);
   return networks;
 }
 
@@ -206,6 +239,9 @@ void FmpExperiment::restore(std::map<std::string, Network> networks, const Round
   current_ = std::move(*current);
   best_ = take(kBest);
   baseline_ = take(kBaseline);
+  teacher_ = take(kTeacher);
+  if (teacher_) learn_from(*teacher_);
+  if (options_.distill == kDistillBaseline && baseline_) learn_from(*baseline_);
   if (open != nullptr) trainer_.set_plan(open->plan);
 }
 

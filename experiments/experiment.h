@@ -12,6 +12,7 @@
 #include "experiments/data_source.h"
 #include "experiments/fmp_controller.h"
 #include "experiments/options.h"
+#include "framework/inference/teacher.h"
 #include "framework/network/checkpoint.h"
 #include "framework/network/network.h"
 #include "framework/network/pruning.h"
@@ -62,6 +63,9 @@ class FmpExperiment final : public FmpTask {
   FinalEvaluation evaluate(const Network& network, const std::string& label);
 
  private:
+  // From now on training frames come with what this network says of them.
+  void learn_from(const Network& teacher);
+  void load_teacher();  // that of --distill FILE
   NetworkDescription describe(const Network& network) const;
   Evaluation evaluate_on(const Network& network, const std::vector<int64_t>& frames,
                          const std::string& label);
@@ -73,6 +77,8 @@ class FmpExperiment final : public FmpTask {
   Trainer trainer_;
   Network current_;
   std::optional<Network> best_, baseline_;
+  std::optional<Network> teacher_;         // of --distill FILE
+  std::unique_ptr<TaughtFrames> taught_;   // null: there is no teacher, or not yet
   std::vector<int64_t> weights_original_;  // of every layer
 };
 

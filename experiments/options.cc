@@ -234,6 +234,14 @@ void add_training_flags(CLI::App& app, Options& o) {
   group.value("--lr-patience", o.lr_patience, "N",
               "More epochs than this without a better accuracy cut the rate (plateau)");
   group.value("--batch", o.batch, "N", "Frames per optimizer step");
+  group.value("--label-smoothing", o.label_smoothing, "F",
+              "Share of a label that is spread over all classes");
+  group.text("--distill", "FILE",
+             "Learn from this network, too (.onnx or .fmp), or from the run's own baseline",
+             [&o](const std::string& text) { o.distill = text; });
+  group.value("--distill-weight", o.distill_weight, "F", "Share of the teacher in the loss");
+  group.value("--distill-temperature", o.distill_temperature, "T",
+              "What the logits are divided by for it");
   group.text("--seed", "S",
              fmt::format("Seed of weights, shuffling and random methods [{}]", o.seed),
              [&o](const std::string& text) { o.seed = parse_seed(text); });
@@ -300,6 +308,9 @@ bool run_parser(CLI::App& app, std::span<const std::string> arguments) {
 void refuse_idle_flags(const CLI::App& app, const Options& o) {
   if (o.lr_schedule == LrSchedule::kCosine && app.count("--lr-patience") != 0)
     usage("--lr-patience has no meaning with --lr-schedule cosine");
+  for (const char* flag : {"--distill-weight", "--distill-temperature"})
+    if (o.distill.empty() && app.count(flag) != 0)
+      usage("{} has no meaning without --distill", flag);
 }
 
 // "--name=value" or "--name" -> "name".
@@ -418,6 +429,20 @@ void validate_training(const Options& o) {
   require(o.learning_rate > 0 && std::isfinite(o.learning_rate), "lr", "a number above 0",
           o.learning_rate);
   require(o.lr_patience >= 0, "lr-patience", "at least 0", o.lr_patience);
+  require(o.label_smoothing >= 0 && o.label_smoothing < 1, "label-smoothing",
+          "a fraction in [0, 1)", o.label_smoothing);
+  require(o.distill_weight > 0 && o.distill_weight <= 1, "distill-weight", "a fraction in (0, 1]",
+          o.distill_weight);
+  require(o.distill_temperature > 0 && std::isfinite(o.distill_temperature), "distill-temperature",
+          "a number above 0", o.distill_temperature);
+  if (o.distill == kDistillBaseline) {
+    const auto is_float = [](int bits) { return bits == kFloatBits; };
+    if (is_float(o.input_bits.value_or(o.bits)) || is_float(o.bits) ||
+        std::ranges::any_of(o.weight_bits, is_float) || std::ranges::any_of(o.act_bits, is_float))
+      usage(
+          "--distill baseline: a teacher runs on integers, but the network is not quantized "
+          "throughout");
+  }
   require(o.batch >= 2 && o.batch <= (1 << 20), "batch", "2..1048576", o.batch);
 }
 
@@ -535,6 +560,12 @@ std::vector<std::string> to_arguments(const Options& o) {
   add("lr-schedule", to_string(o.lr_schedule));
   if (o.lr_schedule == LrSchedule::kPlateau) add("lr-patience", o.lr_patience);
   add("batch", o.batch);
+  add("label-smoothing", o.label_smoothing);
+  if (!o.distill.empty()) {
+    add("distill", o.distill);
+    add("distill-weight", o.distill_weight);
+    add("distill-temperature", o.distill_temperature);
+  }
   add("seed", o.seed);
   add("threads", o.threads);
   add("device", to_string(o.device));
@@ -548,6 +579,9 @@ std::vector<std::string> to_arguments(const Options& o) {
 nlohmann::json to_json(const Options& o) {
   const auto optional = [](const auto& value) {
     return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
+  };
+  const auto of_teacher = [&o](double value) {
+    return o.distill.empty() ? nlohmann::json(nullptr) : nlohmann::json(value);
   };
   const auto list_or = [](const std::vector<int>& values, int otherwise) {
     return values.empty() ? std::vector<int>{otherwise} : values;
@@ -583,6 +617,10 @@ nlohmann::json to_json(const Options& o) {
           {"lr-patience", o.lr_schedule == LrSchedule::kPlateau ? nlohmann::json(o.lr_patience)
                                                                 : nlohmann::json(nullptr)},
           {"batch", o.batch},
+          {"label-smoothing", o.label_smoothing},
+          {"distill", o.distill.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.distill)},
+          {"distill-weight", of_teacher(o.distill_weight)},
+          {"distill-temperature", of_teacher(o.distill_temperature)},
           {"seed", o.seed},
           {"threads", o.threads},
           {"device", to_string(o.device)},

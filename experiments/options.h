@@ -42,6 +42,8 @@ std::string to_string(const AccuracyGoal& goal);
 enum class MethodsOrder : uint8_t { kSerial, kAlternate };
 
 const char* to_string(MethodsOrder order);
+// --distill: pruned networks learn from the run's own baseline.
+inline constexpr const char* kDistillBaseline = "baseline";
 
 // Everything that a run of fmp_radioml depends on: filled by the command line, checked by
 // validate(), printed and stored with the results.
@@ -87,6 +89,11 @@ struct Options {
   LrSchedule lr_schedule = LrSchedule::kPlateau;
   int lr_patience = 5;  // of the plateau's schedule
   int batch = 1024;
+  double label_smoothing = 0;  // in [0, 1)
+  // Teacher: a file with a quantized network, or kDistillBaseline; empty = none.
+  std::string distill;
+  double distill_weight = 0.9;     // of the teacher in the loss, in (0, 1]
+  double distill_temperature = 2;  // above 0
   uint64_t seed = 1;
 
   // Machine.

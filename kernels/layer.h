@@ -73,4 +73,17 @@ struct AdamOptions {
   double learning_rate = 1e-3, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
 };
 
+// What the loss compares a frame's logits z with: its label y and, where there is one, a teacher's
+// opinion, as distillation has it (Hinton, Vinyals, Dean: "Distilling the knowledge in a neural
+// network", 2015):
+//   loss = (1 - w) H(y', softmax(z)) + w T^2 H(q, softmax(z / T)),  H the cross-entropy.
+// y' is 1 - s for the label, and s / classes more for every class (Szegedy et al.: "Rethinking the
+// Inception architecture", 2016). q is what the teacher's logits t say at the same temperature,
+// softmax(t / T). T^2 keeps the share of both parts in the gradient what w says at any T.
+struct LossOptions {
+  double label_smoothing = 0;  // s, in [0, 1)
+  double soft_weight = 0;      // w, in [0, 1]; of frames with q, for others 0 holds
+  double temperature = 1;      // T, above 0
+};
+
 }  // namespace fmp

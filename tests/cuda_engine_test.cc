@@ -39,7 +39,8 @@ constexpr uint64_t kSeed = 7;
 // Frames of a level and a slope that tell the classes apart, with noise.
 class TinyDataset final : public Dataset {
  public:
-  explicit TinyDataset(int64_t size) {
+  // taught: frames come with soft targets.
+  explicit TinyDataset(int64_t size, bool taught = false) : taught_(taught) {
     Random random(kSeed, "frames");
     for (int64_t n = 0; n < size; ++n) {
       const auto label = static_cast<uint8_t>(n % kClasses);
@@ -68,10 +69,13 @@ class TinyDataset final : public Dataset {
       batch.codes.insert(batch.codes.end(), begin, begin + 2 * kLength);
       batch.labels.push_back(label(frame));
       batch.snr_db.push_back(snr_db(frame));
+      for (int c = 0; taught_ && c < kClasses; ++c)
+        batch.soft_targets.push_back(c == label(frame) ? 0.5F : 0.25F);
     }
   }
 
  private:
+  bool taught_;
   std::vector<int8_t> codes_;
   std::vector<uint8_t> labels_;
   std::vector<int16_t> snr_db_;
@@ -150,8 +154,9 @@ class CudaEngineTest : public testing::Test {
   }
 
   // Two epochs, the last batch of each smaller than the others.
-  static Network train(Trainer& trainer, std::vector<EpochResult>* results = nullptr) {
-    const TinyDataset data(200);
+  static Network train(Trainer& trainer, std::vector<EpochResult>* results = nullptr,
+                       bool taught = false) {
+    const TinyDataset data(200, taught);
     Network network(tiny_config(), kSeed);
     for (uint64_t epoch = 1; epoch <= 2; ++epoch) {
       const EpochResult result =
@@ -164,28 +169,35 @@ class CudaEngineTest : public testing::Test {
     Trainer trainer(trainer_options(), make_cuda_engine(options));
     return train(trainer);
   }
+  static void expect_epochs_of_the_cpu(const LossOptions& loss, bool taught) {
+    TrainerOptions options = trainer_options();
+    options.loss = loss;
+    Trainer cpu(options), cuda(options, make_cuda_engine());
+    std::vector<EpochResult> expected, actual;
+    const Network on_cpu = train(cpu, &expected, taught), on_device = train(cuda, &actual, taught);
+    compare_whole_runs([&] {
+      for (size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_NEAR(actual[i].loss, expected[i].loss, 1e-4 * expected[i].loss);
+        EXPECT_NEAR(actual[i].accuracy, expected[i].accuracy, 1e-9);
+      }
+    });
+    for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(actual[i].frames, expected[i].frames);
+    EXPECT_LT(actual[1].loss, actual[0].loss) << "it learns";
+    EXPECT_EQ(on_device.steps, on_cpu.steps);
+    const std::vector<float> a = values_of(on_device), b = values_of(on_cpu);
+    ASSERT_EQ(a.size(), b.size());
+    compare_whole_runs([&] {
+      for (size_t i = 0; i < a.size(); ++i) {
+        ASSERT_NEAR(a[i], b[i], 1e-4F * std::max(1.0F, std::fabs(b[i]))) << i;
+      }
+    });
+  }
 };
 
-TEST_F(CudaEngineTest, EpochsAreThoseOfTheCpu) {
-  Trainer cpu(trainer_options()), cuda(trainer_options(), make_cuda_engine());
-  std::vector<EpochResult> expected, actual;
-  const Network on_cpu = train(cpu, &expected), on_device = train(cuda, &actual);
-  compare_whole_runs([&] {
-    for (size_t i = 0; i < expected.size(); ++i) {
-      EXPECT_NEAR(actual[i].loss, expected[i].loss, 1e-4 * expected[i].loss);
-      EXPECT_NEAR(actual[i].accuracy, expected[i].accuracy, 1e-9);
-    }
-  });
-  for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(actual[i].frames, expected[i].frames);
-  EXPECT_LT(actual[1].loss, actual[0].loss) << "it learns";
-  EXPECT_EQ(on_device.steps, on_cpu.steps);
-  const std::vector<float> a = values_of(on_device), b = values_of(on_cpu);
-  ASSERT_EQ(a.size(), b.size());
-  compare_whole_runs([&] {
-    for (size_t i = 0; i < a.size(); ++i) {
-      ASSERT_NEAR(a[i], b[i], 1e-4F * std::max(1.0F, std::fabs(b[i]))) << i;
-    }
-  });
+TEST_F(CudaEngineTest, EpochsAreThoseOfTheCpu) { expect_epochs_of_the_cpu({}, false); }
+
+TEST_F(CudaEngineTest, EpochsWithATeacherAreThoseOfTheCpu) {
+  expect_epochs_of_the_cpu({.label_smoothing = 0.1, .soft_weight = 0.6, .temperature = 2}, true);
 }
 
 TEST_F(CudaEngineTest, GraphsAndCachedMemoryChangeNothing) {

@@ -647,34 +647,48 @@ TEST_F(CudaOpTest, GradientsByCodesAreAsExactAsInFp32) {
   expect_exact(dw.to_host(kStream), exact_dw, size_dw, "weight gradient");
 }
 
+void expect_loss_of_the_cpu(int64_t frames, const LossOptions& options, bool with_teacher) {
+  constexpr int kClasses = 7;
+  const Dims dims{frames, 1, kClasses};
+  Random random(kSeed, "softmax");
+  Floats values, soft;
+  std::vector<uint8_t> labels, predicted(static_cast<size_t>(frames));
+  for (size_t i = 0; i < dims.count(); ++i) {
+    values.push_back(random.uniform(-8.0F, 8.0F));
+    if (with_teacher) soft.push_back(random.uniform(0.0F, 2.0F / kClasses));
+  }
+  for (int64_t n = 0; n < frames; ++n) labels.push_back(static_cast<uint8_t>(random.below(7)));
+  const Tensor logits = cpu_tile(values, dims, 0, kF32);
+  Tensor gradient = Tensor::tile({frames, 1, kClasses, 0}, kF32);
+  gradient.fill_zero();
+  const cpu::LossResult expected = cpu::softmax_cross_entropy(
+      logits.view(), {labels, soft, options}, gradient.view(), predicted);
+
+  const Buffer<float> device_logits = cuda_tile(values, dims, 0),
+                      device_gradient(device_logits.size());
+  const Buffer<uint8_t> device_labels = upload(labels), device_predicted(labels.size());
+  const Buffer<float> device_soft = upload(with_teacher ? soft : Floats(1));
+  const Buffer<cuda::LossResult> partial(cuda::loss_partials(frames));
+  cuda::softmax_cross_entropy(
+      frames, kClasses, device_logits.data(),
+      {device_labels.data(), with_teacher ? device_soft.data() : nullptr, options},
+      device_gradient.data(), device_predicted.data(), partial.data(), kStream);
+  const cuda::LossResult result = partial.to_host(kStream)[0];
+  EXPECT_NEAR(result.loss_sum, expected.loss_sum, 1e-12 * std::fabs(expected.loss_sum));
+  EXPECT_EQ(result.correct, expected.correct);
+  EXPECT_EQ(device_predicted.to_host(kStream), predicted);
+  expect_close(from_cuda(device_gradient, dims, 0), from_cpu<float>(gradient, dims), "logits",
+               1e-6);
+}
+
 TEST_F(CudaOpTest, SoftmaxCrossEntropy) {
   for (const int64_t frames : {1, 33, 300}) {
-    constexpr int kClasses = 7;
-    const Dims dims{frames, 1, kClasses};
-    Random random(kSeed, "softmax");
-    Floats values;
-    std::vector<uint8_t> labels, predicted(static_cast<size_t>(frames));
-    for (size_t i = 0; i < dims.count(); ++i) values.push_back(random.uniform(-8.0F, 8.0F));
-    for (int64_t n = 0; n < frames; ++n) labels.push_back(static_cast<uint8_t>(random.below(7)));
-    const Tensor logits = cpu_tile(values, dims, 0, kF32);
-    Tensor gradient = Tensor::tile({frames, 1, kClasses, 0}, kF32);
-    gradient.fill_zero();
-    const cpu::LossResult expected =
-        cpu::softmax_cross_entropy(logits.view(), labels, gradient.view(), predicted);
-
-    const Buffer<float> device_logits = cuda_tile(values, dims, 0),
-                        device_gradient(device_logits.size());
-    const Buffer<uint8_t> device_labels = upload(labels), device_predicted(labels.size());
-    const Buffer<cuda::LossResult> partial(cuda::loss_partials(frames));
-    cuda::softmax_cross_entropy(frames, kClasses, device_logits.data(), device_labels.data(),
-                                device_gradient.data(), device_predicted.data(), partial.data(),
-                                kStream);
-    const cuda::LossResult result = partial.to_host(kStream)[0];
-    EXPECT_NEAR(result.loss_sum, expected.loss_sum, 1e-12 * expected.loss_sum);
-    EXPECT_EQ(result.correct, expected.correct);
-    EXPECT_EQ(device_predicted.to_host(kStream), predicted);
-    expect_close(from_cuda(device_gradient, dims, 0), from_cpu<float>(gradient, dims), "logits",
-                 1e-6);
+    for (const LossOptions& options : {LossOptions{}, {0.1, 0, 1}, {0, 1, 2}, {0.05, 0.5, 3}}) {
+      SCOPED_TRACE(testing::Message() << frames << " frames, smoothing " << options.label_smoothing
+                                      << ", weight " << options.soft_weight);
+      expect_loss_of_the_cpu(frames, options, false);
+      if (options.soft_weight != 0) expect_loss_of_the_cpu(frames, options, true);
+    }
   }
 }
 

@@ -580,7 +580,7 @@ TEST(LossTest, CrossEntropyAndItsGradient) {
     return sum;
   };
   const cpu::LossResult result =
-      cpu::softmax_cross_entropy(logits.view(), labels, gradient.view(), predicted);
+      cpu::softmax_cross_entropy(logits.view(), {labels, {}, {}}, gradient.view(), predicted);
   EXPECT_NEAR(result.loss_sum, total(), 1e-5 * total());
   const double n = static_cast<double>(frames);
   expect_gradient(values_of(gradient), differences(values, [&] { return total() / n; }), "logits");
@@ -591,6 +591,72 @@ TEST(LossTest, CrossEntropyAndItsGradient) {
     correct += predicted[i] == labels[i];
   }
   EXPECT_EQ(result.correct, correct);
+}
+
+// The formula of LossOptions, written down once more.
+TEST(LossTest, SmoothedLabelsAndATeacherAndTheirGradient) {
+  constexpr size_t kClasses = 6;
+  const TileShape shape{19, 1, kClasses, 0};
+  const size_t frames = static_cast<size_t>(shape.frames);
+  Random random(kSeed, "distillation");
+  Tensor logits = Tensor::tile(shape, ElementType::kF32);
+  Doubles values, teacher;
+  std::vector<uint8_t> labels;
+  for (size_t n = 0; n < frames; ++n) {
+    labels.push_back(static_cast<uint8_t>(random.below(kClasses)));
+    for (size_t c = 0; c < kClasses; ++c) {
+      const float value = random.uniform(-3.0F, 3.0F) + (n == 3 ? 200.0F : 0.0F);
+      logits.data<float>()[place(shape, static_cast<int64_t>(n), 0, static_cast<int>(c))] = value;
+      values.push_back(static_cast<double>(value));
+      teacher.push_back(static_cast<double>(random.uniform(-4.0F, 4.0F)));
+    }
+  }
+  // ln(softmax(z / t)[c]) of a frame.
+  const auto log_share = [](const Doubles& of, size_t frame, size_t c, double t) {
+    double sum = 0;
+    const double shift = of[frame * kClasses];
+    for (size_t k = 0; k < kClasses; ++k) sum += std::exp((of[frame * kClasses + k] - shift) / t);
+    return (of[frame * kClasses + c] - shift) / t - std::log(sum);
+  };
+  for (const LossOptions& options :
+       {LossOptions{0.1, 0, 1}, {0, 1, 1}, {0, 0.7, 4}, {0.2, 0.5, 2.5}}) {
+    SCOPED_TRACE(testing::Message() << options.label_smoothing << ' ' << options.soft_weight << ' '
+                                    << options.temperature);
+    const double s = options.label_smoothing, w = options.soft_weight, t = options.temperature;
+    Floats soft;
+    for (size_t n = 0; n < frames; ++n) {
+      for (size_t c = 0; c < kClasses; ++c)
+        soft.push_back(static_cast<float>(std::exp(log_share(teacher, n, c, t))));
+    }
+    const auto total = [&] {
+      double sum = 0;
+      for (size_t n = 0; n < frames; ++n) {
+        for (size_t c = 0; c < kClasses; ++c) {
+          const double y = (c == labels[n] ? 1 - s : 0) + s / kClasses;
+          sum -= (1 - w) * y * log_share(values, n, c, 1);
+          sum -= w * t * t * std::exp(log_share(teacher, n, c, t)) * log_share(values, n, c, t);
+        }
+      }
+      return sum;
+    };
+    Tensor gradient = Tensor::tile(shape, ElementType::kF32);
+    std::vector<uint8_t> predicted(frames);
+    const cpu::LossResult result = cpu::softmax_cross_entropy(
+        logits.view(), {labels, soft, options}, gradient.view(), predicted);
+    EXPECT_NEAR(result.loss_sum, total(), 1e-6 * total());
+    const double n = static_cast<double>(frames);
+    expect_gradient(values_of(gradient), differences(values, [&] { return total() / n; }),
+                    "logits");
+    // A teacher that agrees leaves nothing to learn from it.
+    if (w != 1) continue;
+    Floats own;
+    for (size_t i = 0; i < frames; ++i) {
+      for (size_t c = 0; c < kClasses; ++c)
+        own.push_back(static_cast<float>(std::exp(log_share(values, i, c, t))));
+    }
+    cpu::softmax_cross_entropy(logits.view(), {labels, own, options}, gradient.view(), predicted);
+    for (const float g : values_of(gradient)) EXPECT_NEAR(g, 0, 1e-8);
+  }
 }
 
 TEST(AdamTest, FollowsTheFormulaAndLeavesMaskedValuesAlone) {

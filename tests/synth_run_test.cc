@@ -77,5 +77,26 @@ TEST_F(SynthRunTest, MemoryAndThreadsChangeNoBit) {
       rounds_after({"--resume=" + (root_ / "stopped").string(), "--time-limit=0"}, "stopped"));
 }
 
+TEST_F(SynthRunTest, ATeacherIsHeardTheSameWithAnyThreadsAndAfterAStop) {
+  const nlohmann::json alone = run("alone", {});
+  const nlohmann::json taught = run("taught", {"--distill=baseline", "--threads=1"});
+  EXPECT_EQ(alone.at(0).at("history"), taught.at(0).at("history")) << "the baseline has no teacher";
+  EXPECT_NE(alone.at(1).at("history"), taught.at(1).at("history"));
+
+  const fs::path file = root_ / "teacher.fmp";
+  fs::copy_file(root_ / "taught" / "baseline.fmp", file);
+  const Arguments by_file = {"--distill=" + file.string(), "--input-bits=6", "--threads=1"};
+  const nlohmann::json whole = run("whole", by_file);
+  // One epoch at a time; the teacher is in the checkpoint.
+  Arguments stopped = by_file;
+  stopped.back() = "--threads=3";
+  stopped.emplace_back("--time-limit=0.001");
+  run("stopped", stopped);
+  fs::remove(file);
+  EXPECT_EQ(whole, rounds_after({"--resume=" + (root_ / "stopped").string(), "--time-limit=0"},
+                                "stopped"));
+  EXPECT_NE(whole.at(0).at("history"), alone.at(0).at("history"));
+}
+
 }  // namespace
 }  // namespace fmp

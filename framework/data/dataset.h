@@ -19,6 +19,9 @@ struct FrameBatch {
   std::vector<float> values;
   std::vector<uint8_t> labels;  // class index, [count]
   std::vector<int16_t> snr_db;  // [count]
+  // What a teacher says of the frames, [count][classes] shares that sum up to 1 in each frame, see
+  // LossOptions; empty: nothing.
+  std::vector<float> soft_targets;
 };
 
 // A labelled set of frames that can be read in any order. Implementations: an HDF5 file held in

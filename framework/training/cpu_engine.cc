@@ -27,7 +27,8 @@ class CpuEngine final : public Engine {
       Tape tape;
       const Variable logits =
           forward(tape, network, workspaces, *batch, options.threshold_statistic_steps, context_);
-      const cpu::LossResult loss = cross_entropy(tape, logits, batch->labels);
+      const cpu::LossResult loss =
+          cross_entropy(tape, logits, {batch->labels, batch->soft_targets, options.loss});
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, {}});
       tape.backward();
       ++network.steps;
@@ -43,7 +44,7 @@ class CpuEngine final : public Engine {
       predicted.resize(static_cast<size_t>(batch->count));
       const Variable logits = forward(network, workspaces, *batch, context_);
       const cpu::LossResult loss =
-          cpu::softmax_cross_entropy(logits->value.view(), batch->labels, {}, predicted);
+          cpu::softmax_cross_entropy(logits->value.view(), {batch->labels, {}, {}}, {}, predicted);
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, predicted});
     }
   }

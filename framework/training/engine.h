@@ -27,7 +27,7 @@ struct LayerPlan : PassPlan {
 
 // What a batch gave. The spans are valid until the callback that got them returns.
 struct BatchResult {
-  double loss_sum = 0;  // of its frames
+  double loss_sum = 0;  // of its frames; in training that of LossOptions, else the cross-entropy
   int64_t correct = 0;
   std::span<const uint8_t> labels;
   std::span<const int16_t> snr_db;
@@ -46,6 +46,7 @@ struct StepOptions {
   AdamOptions adam;
   // Training steps in which QuantReLU thresholds follow the batches' percentiles.
   int64_t threshold_statistic_steps = kThresholdStatisticSteps;
+  LossOptions loss;
 };
 
 // Where networks are trained and evaluated: the processor or a CUDA device. A pass takes a network

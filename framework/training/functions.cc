@@ -168,11 +168,11 @@ Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   return logits;
 }
 
-cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<const uint8_t> labels) {
+cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, const cpu::Targets& targets) {
   Tensor gradient = Tensor::tile(logits->value.tile_shape(), ElementType::kF32);
   gradient.fill_zero();
   const cpu::LossResult result =
-      cpu::softmax_cross_entropy(logits->value.view(), labels, gradient.view(), {});
+      cpu::softmax_cross_entropy(logits->value.view(), targets, gradient.view(), {});
   tape.record([logits, gradient] { logits->grad = gradient; });
   return result;
 }

@@ -48,7 +48,7 @@ Variable output_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
                       const cpu::RunContext& context);
 
 // Mean softmax cross-entropy of the batch; starts the backward pass from its gradient 1.
-cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, std::span<const uint8_t> labels);
+cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, const cpu::Targets& targets);
 
 // The whole network. Training: returns the logits with everything recorded on the tape.
 Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,

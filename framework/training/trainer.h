@@ -25,6 +25,7 @@ struct TrainerOptions {
   std::optional<double> sparse_threshold;
   // Training steps in which QuantReLU thresholds follow the batches' percentiles.
   int64_t threshold_statistic_steps = kThresholdStatisticSteps;
+  LossOptions loss;  // of training
 };
 
 struct Progress {
@@ -35,7 +36,7 @@ struct Progress {
 using ProgressCallback = std::function<void(const Progress&)>;
 
 struct EpochResult {
-  double loss = 0;      // mean cross-entropy over the epoch, training mode
+  double loss = 0;      // mean over the epoch, training mode
   double accuracy = 0;  // training mode
   double seconds = 0;
   int64_t frames = 0;

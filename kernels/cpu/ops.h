@@ -222,10 +222,17 @@ struct LossResult {
   int64_t correct = 0;
 };
 
-// Softmax cross-entropy. logits: [1][classes] kF32; labels: [N]; dlogits (data null = not wanted):
-// gradient of the mean loss; predicted: [N] or empty.
-LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> labels,
-                                 TileView dlogits, std::span<uint8_t> predicted);
+// What logits are compared with. labels: [N]; soft: the teacher's q, [N][classes], or empty.
+struct Targets {
+  std::span<const uint8_t> labels;
+  std::span<const float> soft;
+  LossOptions loss;
+};
+
+// Softmax cross-entropy, see LossOptions. logits: [1][classes] kF32; dlogits (data null = not
+// wanted): gradient of the mean loss; predicted: [N] or empty.
+LossResult softmax_cross_entropy(ConstTileView logits, const Targets& targets, TileView dlogits,
+                                 std::span<uint8_t> predicted);
 
 // One Adam step (PyTorch's, without weight decay). step: t, from 1. mask: empty, or 0 where nothing
 // may move.

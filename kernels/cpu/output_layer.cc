@@ -100,11 +100,16 @@ void output_backward(const Input& x, const Weights& weights, std::span<const flo
   conv_backward(conv, x.scale, dx, nullptr, gradients.weight, context, fill);
 }
 
-LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> labels,
-                                 TileView dlogits, std::span<uint8_t> predicted) {
+LossResult softmax_cross_entropy(ConstTileView logits, const Targets& targets, TileView dlogits,
+                                 std::span<uint8_t> predicted) {
   const int classes = logits.shape.channels;
-  const double weight = 1.0 / static_cast<double>(labels.size());
+  const std::span<const uint8_t> labels = targets.labels;
+  const LossOptions& loss = targets.loss;
+  const double soft_weight = targets.soft.empty() ? 0.0 : loss.soft_weight;
+  const double mean = 1.0 / static_cast<double>(labels.size());
+  const double smooth = loss.label_smoothing / classes;
   std::vector<double> exponential(static_cast<size_t>(classes));
+  std::vector<double> gradient(static_cast<size_t>(classes));  // of the frame's loss
   LossResult result;
   for (size_t n = 0; n < labels.size(); ++n) {
     const ptrdiff_t at =
@@ -115,22 +120,37 @@ LossResult softmax_cross_entropy(ConstTileView logits, std::span<const uint8_t> 
       if (frame[c * kLanes] > frame[best * kLanes]) best = c;
     }
     const double largest = static_cast<double>(frame[best * kLanes]);
-    double sum = 0;
-    for (int c = 0; c < classes; ++c) {
-      const double e = std::exp(static_cast<double>(frame[c * kLanes]) - largest);
-      exponential[static_cast<size_t>(c)] = e;
-      sum += e;
-    }
+    // Adds weight * temperature^2 * H(target, softmax(z / temperature)); target sums up to 1.
+    const auto add = [&](double weight, double temperature, const auto& target) {
+      const double coldness = 1 / temperature;
+      double sum = 0, expected = 0;
+      for (int c = 0; c < classes; ++c) {
+        const double z = (static_cast<double>(frame[c * kLanes]) - largest) * coldness;
+        const double e = std::exp(z);
+        exponential[static_cast<size_t>(c)] = e;
+        sum += e;
+        if (const double q = target(c); q != 0) expected += q * z;
+      }
+      result.loss_sum += weight * temperature * temperature * (std::log(sum) - expected);
+      for (int c = 0; c < classes; ++c) {
+        gradient[static_cast<size_t>(c)] +=
+            weight * temperature * (exponential[static_cast<size_t>(c)] / sum - target(c));
+      }
+    };
     const int label = labels[n];
-    result.loss_sum += std::log(sum) - (static_cast<double>(frame[label * kLanes]) - largest);
+    std::ranges::fill(gradient, 0.0);
+    add(1 - soft_weight, 1.0,
+        [&](int c) { return (c == label ? 1.0 - loss.label_smoothing : 0.0) + smooth; });
+    if (soft_weight != 0) {
+      const float* q = targets.soft.data() + n * static_cast<size_t>(classes);
+      add(soft_weight, loss.temperature, [&](int c) { return static_cast<double>(q[c]); });
+    }
     result.correct += best == label;
     if (!predicted.empty()) predicted[n] = static_cast<uint8_t>(best);
     if (dlogits.data == nullptr) continue;
-    float* gradient = static_cast<float*>(dlogits.data) + at;
-    for (int c = 0; c < classes; ++c) {
-      const double p = exponential[static_cast<size_t>(c)] / sum;
-      gradient[c * kLanes] = static_cast<float>((p - (c == label ? 1.0 : 0.0)) * weight);
-    }
+    float* out = static_cast<float*>(dlogits.data) + at;
+    for (int c = 0; c < classes; ++c)
+      out[c * kLanes] = static_cast<float>(gradient[static_cast<size_t>(c)] * mean);
   }
   return result;
 }

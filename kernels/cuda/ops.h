@@ -309,10 +309,16 @@ struct LossResult {
   unsigned correct;
   unsigned not_finite;  // 1: the Adam step of the batch made a value that is not finite
 };
-// logits: [classes][lane]; dlogits likewise, null = not wanted; predicted: [N], null = not wanted.
-// partial: memory of loss_partials(frames) results; the first is the batch's.
+// What logits are compared with. labels: [N]; soft: the teacher's q, [N][classes], null = none.
+struct Targets {
+  const uint8_t* labels;
+  const float* soft = nullptr;
+  LossOptions loss = {};
+};
+// See LossOptions. logits: [classes][lane]; dlogits likewise, null = not wanted; predicted: [N],
+// null = not wanted. partial: memory of loss_partials(frames) results; the first is the batch's.
 size_t loss_partials(int64_t frames);
-void softmax_cross_entropy(int64_t frames, int classes, const float* logits, const uint8_t* labels,
+void softmax_cross_entropy(int64_t frames, int classes, const float* logits, const Targets& targets,
                            float* dlogits, uint8_t* predicted, LossResult* partial, Stream stream);
 
 // What Adam's step number and options come to. On the device, so that a captured step serves all.

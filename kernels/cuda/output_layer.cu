@@ -54,9 +54,57 @@ __global__ void __launch_bounds__(kBlockThreads)
   scales[1] = of_scale * static_cast<double>(*w_scale);
 }
 
+// A frame's logits, `lanes` apart, and the largest of them.
+struct FrameLogits {
+  const float* first;
+  size_t lanes;
+  int classes;
+  double largest;
+
+  __device__ __forceinline__ double above_largest(int c) const {
+    return static_cast<double>(first[static_cast<size_t>(c) * lanes]) - largest;
+  }
+};
+
+// The targets of a frame: smoothed labels or a teacher's.
+struct LabelTarget {
+  int label;
+  double at_label, elsewhere;
+  __device__ __forceinline__ double operator()(int c) const {
+    return (c == label ? at_label : 0.0) + elsewhere;
+  }
+};
+struct SoftTarget {
+  const float* q;
+  __device__ __forceinline__ double operator()(int c) const { return static_cast<double>(q[c]); }
+};
+
+// weight * T^2 * H(target, softmax(z / T)) and, where `gradient` is not null, what it adds to the
+// gradient of the loss's mean: `mean` times its own. The first part of a loss overwrites.
+template <bool kFirst, typename Target>
+__device__ __forceinline__ double cross_entropy(const FrameLogits& z, double weight,
+                                                double temperature, const Target& target,
+                                                double mean, float* gradient) {
+  const double coldness = 1.0 / temperature;
+  double sum = 0, expected = 0;
+  for (int c = 0; c < z.classes; ++c) {
+    const double scaled = z.above_largest(c) * coldness;
+    sum += exp(scaled);
+    if (const double q = target(c); q != 0) expected += q * scaled;
+  }
+  const double inverse = 1.0 / sum, factor = weight * temperature * mean;
+  for (int c = 0; gradient != nullptr && c < z.classes; ++c) {
+    const double p = exp(z.above_largest(c) * coldness) * inverse;
+    float& out = gradient[static_cast<size_t>(c) * z.lanes];
+    const double before = kFirst ? 0.0 : static_cast<double>(out);
+    out = static_cast<float>(before + (p - target(c)) * factor);
+  }
+  return weight * temperature * temperature * (log(sum) - expected);
+}
+
 // A thread has one frame: its logits are lanes apart.
 __global__ void __launch_bounds__(kBlockThreads)
-    softmax(int frames, int lanes, int classes, const float* logits, const uint8_t* labels,
+    softmax(int frames, int lanes, int classes, const float* logits, Targets targets,
             float* dlogits, uint8_t* predicted, LossResult* partial) {
   const int lane = block_x() * kBlockThreads + thread_x();
   const auto at = [&](int c) {
@@ -69,17 +117,23 @@ __global__ void __launch_bounds__(kBlockThreads)
     for (int c = 1; c < classes; ++c) {
       if (logits[at(c)] > logits[at(best)]) best = c;
     }
-    const double largest = static_cast<double>(logits[at(best)]);
-    double sum = 0;
-    for (int c = 0; c < classes; ++c) sum += exp(static_cast<double>(logits[at(c)]) - largest);
-    const int label = labels[lane];
-    loss = log(sum) - (static_cast<double>(logits[at(label)]) - largest);
+    const int label = targets.labels[lane];
     correct = best == label ? 1 : 0;
     if (predicted != nullptr) predicted[lane] = static_cast<uint8_t>(best);
-    const double weight = 1.0 / frames, inverse = 1.0 / sum;
-    for (int c = 0; dlogits != nullptr && c < classes; ++c) {
-      const double p = exp(static_cast<double>(logits[at(c)]) - largest) * inverse;
-      dlogits[at(c)] = static_cast<float>((p - (c == label ? 1.0 : 0.0)) * weight);
+    const FrameLogits z{logits + lane, static_cast<size_t>(lanes), classes,
+                        static_cast<double>(logits[at(best)])};
+    float* gradient = dlogits != nullptr ? dlogits + lane : nullptr;
+    const LossOptions& options = targets.loss;
+    const double mean = 1.0 / frames;
+    const double soft_weight = targets.soft != nullptr ? options.soft_weight : 0.0;
+    const double smoothing = options.label_smoothing;
+    loss = cross_entropy<true>(z, 1.0 - soft_weight, 1.0,
+                               LabelTarget{label, 1.0 - smoothing, smoothing / classes}, mean,
+                               gradient);
+    if (soft_weight != 0) {
+      const float* q = targets.soft + static_cast<size_t>(lane) * static_cast<size_t>(classes);
+      loss +=
+          cross_entropy<false>(z, soft_weight, options.temperature, SoftTarget{q}, mean, gradient);
     }
   } else if (lane < lanes) {
     for (int c = 0; dlogits != nullptr && c < classes; ++c) dlogits[at(c)] = 0.0F;
@@ -136,12 +190,12 @@ size_t loss_partials(int64_t frames) {
   return blocks_for(static_cast<size_t>(round_up(frames, kWarpLanes)), kBlockThreads);
 }
 
-void softmax_cross_entropy(int64_t frames, int classes, const float* logits, const uint8_t* labels,
+void softmax_cross_entropy(int64_t frames, int classes, const float* logits, const Targets& targets,
                            float* dlogits, uint8_t* predicted, LossResult* partial, Stream stream) {
   const int lanes = static_cast<int>(round_up(frames, kWarpLanes));
   const unsigned blocks = static_cast<unsigned>(loss_partials(frames));
   launch(Where("softmax", native(stream)), Shape{dim3(blocks), dim3(kBlockThreads)}, softmax,
-         static_cast<int>(frames), lanes, classes, logits, labels, dlogits, predicted, partial);
+         static_cast<int>(frames), lanes, classes, logits, targets, dlogits, predicted, partial);
   launch(Where("add_losses", native(stream)), Shape{dim3(1), dim3(1)}, add_losses,
          static_cast<int>(blocks), partial);
 }

@@ -36,14 +36,18 @@ class BatchInFlight {
     const std::span<const std::byte> frames = batch.codes.empty()
                                                   ? std::as_bytes(std::span(batch.values))
                                                   : std::as_bytes(std::span(batch.codes));
-    // One block, one copy: factors, frames, labels.
+    const auto soft = std::as_bytes(std::span(batch.soft_targets));
+    // One block, one copy: factors, frames, a teacher's words, labels.
     const size_t frames_at = sizeof(cuda::AdamFactors);
-    const size_t labels_at = frames_at + frames.size();
+    const size_t soft_at =
+        (frames_at + frames.size() + sizeof(float) - 1) / sizeof(float) * sizeof(float);
+    const size_t labels_at = soft_at + soft.size();
     const size_t bytes = labels_at + batch.labels.size();
     std::byte* host = staged_.reserve(bytes);
     const cuda::AdamFactors of_step = factors != nullptr ? *factors : cuda::AdamFactors{};
     std::memcpy(host, &of_step, sizeof(of_step));
     std::ranges::copy(frames, host + frames_at);
+    std::ranges::copy(soft, host + soft_at);
     std::ranges::copy(std::as_bytes(std::span(batch.labels)), host + labels_at);
     std::byte* device = nullptr;
     {
@@ -55,6 +59,7 @@ class BatchInFlight {
     arrived_.hold(compute);
     network.load(device + frames_at, reinterpret_cast<const uint8_t*>(device + labels_at),
                  batch.count);
+    if (!soft.empty()) network.load_soft_targets(reinterpret_cast<const float*>(device + soft_at));
     if (factors != nullptr) network.load(reinterpret_cast<const cuda::AdamFactors*>(device));
   }
 
@@ -95,7 +100,7 @@ class BatchInFlight {
 // What a captured step depends on beside what is loaded.
 struct StepKind {
   int64_t frames = 0;
-  bool collect = false, first = false;
+  bool collect = false, first = false, soft = false;
   bool operator==(const StepKind&) const = default;
 };
 
@@ -135,13 +140,14 @@ class CudaEngine final : public Engine {
              const BatchSource& batches, const ResultSink& results) override {
     const cuda::MemoryStream memory(compute());
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_);
+    device.set_loss(options.loss);
     CapturedStep captured(options_.graphs);
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
       const cuda::AdamFactors factors = cuda::adam_factors(options.adam, ++network.optimizer_steps);
       flight.send(batch, &factors, device, copy(), compute());
       const StepKind kind{batch.count,
                           network.collects_thresholds(options.threshold_statistic_steps),
-                          network.steps == 0};
+                          network.steps == 0, !batch.soft_targets.empty()};
       captured.run(kind, compute(), [&] { device.train_step(kind.collect, kind.first); });
       flight.receive(device, false, compute());
       ++network.steps;

@@ -221,6 +221,7 @@ void DeviceNetwork::load(const void* frames, const uint8_t* labels, int64_t coun
     input_.reserve(input_tile_.code_bytes());
     cuda::pack_frames(static_cast<const int8_t*>(frames), input_tile_, input_.data(), stream_);
   }
+  has_soft_ = false;
   const auto bytes = static_cast<size_t>(count);
   labels_.reserve(bytes);
   if (labels != nullptr) {
@@ -228,6 +229,14 @@ void DeviceNetwork::load(const void* frames, const uint8_t* labels, int64_t coun
   } else {
     cuda::set_bytes(labels_.data(), 0, bytes, stream_);
   }
+}
+
+void DeviceNetwork::load_soft_targets(const float* soft) {
+  has_soft_ = soft != nullptr;
+  if (!has_soft_) return;
+  const size_t count =
+      static_cast<size_t>(input_tile_.frames) * static_cast<size_t>(config_.classes);
+  cuda::copy_on_device(soft_.reserve(count), soft, count * sizeof(float), stream_);
 }
 
 void DeviceNetwork::load(const cuda::AdamFactors* factors) {
@@ -240,8 +249,9 @@ void DeviceNetwork::forward_output(const cuda::Input& x, float* dlogits, uint8_t
   const cuda::Range range(layer.forward_name);
   loss_.reserve(cuda::loss_partials(frames));
   cuda::output_forward(x, layer.weights, layer.bias, logits_.data(), stream_);
-  cuda::softmax_cross_entropy(frames, config_.classes, logits_.data(), labels_.data(), dlogits,
-                              predicted, loss_.data(), stream_);
+  const cuda::Targets targets{labels_.data(), has_soft_ ? soft_.data() : nullptr, loss_options_};
+  cuda::softmax_cross_entropy(frames, config_.classes, logits_.data(), targets, dlogits, predicted,
+                              loss_.data(), stream_);
 }
 
 void DeviceNetwork::backward(DeviceLayer& layer, const cuda::Input& x, const float* dy,

@@ -49,6 +49,11 @@ class DeviceNetwork {
   // Takes a batch from device memory. frames: [count][length][channels] codes, or values where
   // inputs are float; labels: [count], null = all 0.
   void load(const void* frames, const uint8_t* labels, int64_t count);
+  // What a teacher says of these frames, in device memory, [count][classes]; null = nothing, which
+  // holds after every load() of frames.
+  void load_soft_targets(const float* soft);
+  // What train_step() makes of labels and teacher; without this the labels alone count.
+  void set_loss(const LossOptions& loss) { loss_options_ = loss; }
   // The factors of the next train_step().
   void load(const cuda::AdamFactors* factors);
 
@@ -80,7 +85,9 @@ class DeviceNetwork {
   ParameterBlock parameters_;
   cuda::Tile input_tile_;
   cuda::DeviceBuffer<uint8_t> input_, labels_, predicted_;
-  cuda::DeviceBuffer<float> input_scale_, logits_, dlogits_;
+  cuda::DeviceBuffer<float> input_scale_, logits_, dlogits_, soft_;
+  bool has_soft_ = false;
+  LossOptions loss_options_;
   cuda::DeviceBuffer<cuda::AdamFactors> factors_;
   cuda::DeviceBuffer<cuda::LossResult> loss_;
   // Shared by the layers: gradients on their way from one to the next, and of convolution sums.

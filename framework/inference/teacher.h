@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/data/dataset.h"
+#include "framework/inference/integer_network.h"
+#include "framework/network/network.h"
+
+namespace fmp {
+
+// A data set whose frames come with what a trained network says of them: soft targets for another
+// network that learns from it (see LossOptions). The teacher runs on integers, beside the training:
+// on the thread that reads batches, and those that it has help from.
+class TaughtFrames final : public Dataset {
+ public:
+  // source: must outlive this; the teacher sees its frames as they are, in the quantization of the
+  // network that learns. temperature: above 0. threads >= 1. Throws Error when the teacher is not
+  // for such frames and classes or is not quantized throughout.
+  TaughtFrames(const Dataset& source, int input_bits, const Network& teacher, double temperature,
+               int threads);
+
+  int64_t size() const override { return source_.size(); }
+  int length() const override { return source_.length(); }
+  const std::vector<std::string>& class_names() const override { return source_.class_names(); }
+  uint8_t label(int64_t frame) const override { return source_.label(frame); }
+  int16_t snr_db(int64_t frame) const override { return source_.snr_db(frame); }
+  // Fills soft_targets, too.
+  void read(std::span<const int64_t> frames, FrameBatch& batch) const override;
+
+ private:
+  std::span<const int8_t> codes_for_teacher(const FrameBatch& batch,
+                                            std::vector<int8_t>& codes) const;
+
+  const Dataset& source_;
+  int input_bits_;
+  IntegerNetwork teacher_;
+  double temperature_;
+  int threads_;
+};
+
+}  // namespace fmp
