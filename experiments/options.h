@@ -42,6 +42,7 @@ std::string to_string(const AccuracyGoal& goal);
 enum class MethodsOrder : uint8_t { kSerial, kAlternate };
 
 const char* to_string(MethodsOrder order);
+
 // --distill: pruned networks learn from the run's own baseline.
 inline constexpr const char* kDistillBaseline = "baseline";
 
