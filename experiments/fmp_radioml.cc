@@ -124,8 +124,12 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
   console_.line(fmt::format("pruning   {}, p {}, n {}, feedback {}; {}", methods, options_.p,
                             options_.n, options_.feedback ? "on" : "off", fmt::join(goals, "; ")));
   console_.line(fmt::format(
-      "training  up to {} epochs a round, patience {}, batch {}, learning rate {}, seed {}",
-      options_.epochs, options_.patience, options_.batch, options_.learning_rate, options_.seed));
+      "training  up to {} epochs a round, patience {}, batch {}, learning rate {} ({}), seed {}",
+      options_.epochs, options_.patience, options_.batch, options_.learning_rate,
+      to_string(options_.lr_schedule), options_.seed));
+  if (!options_.distill.empty())
+    console_.line(fmt::format("teacher   {}, weight {}, temperature {}", options_.distill,
+                              options_.distill_weight, options_.distill_temperature));
   console_.line(fmt::format("device    {}", experiment.engine().description()));
   console_.line(fmt::format("results   {}", directory_.path().string()));
   console_.line("");
