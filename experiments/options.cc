@@ -127,7 +127,7 @@ class FlagGroup {
         ->delimiter(',')
         ->expected(1, kMaximumList)
         ->take_all()
-        ->transform(trimmed)
+        ->transform(list_element())
         ->type_name(type)
         ->group(name_);
   }

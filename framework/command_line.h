@@ -52,4 +52,13 @@ inline std::string trimmed(std::string_view text) {
   return std::string(text);
 }
 
+// For elements of lists: trims them, and refuses what is empty then ("BPSK,,QPSK").
+inline CLI::Validator list_element() {
+  return {[](std::string& text) {
+            text = trimmed(text);
+            return text.empty() ? std::string("an element of the list is empty") : std::string();
+          },
+          ""};
+}
+
 }  // namespace fmp

@@ -73,7 +73,7 @@ std::optional<ClassifyOptions> parse(int argc, char** argv) {
                  "what the network's classes are called, in the order of its outputs, separated by "
                  "commas; of an HDF5 file, frames of these classes alone [as the model says]")
       ->delimiter(',')
-      ->transform([](const std::string& name) { return trimmed(name); })
+      ->transform(list_element())
       ->type_name("NAME,..");
   app.add_option("--snr-min", o.snr_min, "frames of an HDF5 file with at least this SNR, dB");
   app.add_option("--threads", o.threads, "threads; 0 = all cores")

@@ -45,7 +45,7 @@ std::optional<EvalOptions> parse(int argc, char** argv) {
                  "What the network's classes are called, in the order of its outputs, separated by "
                  "commas: frames of these alone are used")
       ->delimiter(',')
-      ->transform([](const std::string& name) { return trimmed(name); })
+      ->transform(list_element())
       ->type_name("NAME,..");
   app.add_option("--max-frames", o.max_frames,
                  "Use this many frames, spread evenly over the file; 0 = all [0]")

@@ -76,7 +76,7 @@ void add_flags(CLI::App& app, Options& o) {
   app.add_option("--snr", o.snr, "dB, or FIRST:LAST:STEP")->capture_default_str();
   app.add_option("--classes", o.classes, "names, separated by commas (default: all)")
       ->delimiter(',')
-      ->transform([](const std::string& name) { return fmp::trimmed(name); });
+      ->transform(fmp::list_element());
   app.add_option("--threads", o.threads, "the frames do not depend on it")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
