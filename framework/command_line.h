@@ -52,7 +52,8 @@ inline std::string trimmed(std::string_view text) {
   return std::string(text);
 }
 
-// For elements of lists: trims them, and refuses what is empty then ("BPSK,,QPSK").
+// For elements of lists: trims them, and refuses what is empty then (--classes BPSK ' '). CLI11
+// drops what is empty between two commas itself.
 inline CLI::Validator list_element() {
   return {[](std::string& text) {
             text = trimmed(text);
