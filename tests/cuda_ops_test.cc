@@ -320,7 +320,8 @@ TEST_P(CudaOpsTest, WeightsAreQuantizedAsOnTheCpu) {
   const Buffer<float> device_gradient = upload(gradient);
   const Buffer<double> extra = upload(std::vector<double>{0.75});
   expected.backward(o.weight, 0.75, gradient);
-  device.weights.backward(device.value.data(), extra.data(), device_gradient.data(), kStream);
+  const cuda::WeightGradient of_layer{&device.weights, device_gradient.data(), extra.data()};
+  cuda::Weights::backward(std::span(&of_layer, 1), kStream);
   expect_close(device_gradient.to_host(kStream), gradient, "weight gradient");
 }
 

@@ -113,12 +113,25 @@ void launch_windows(const char* name, const void* x, const Windows& s, const uin
          reinterpret_cast<const uint4*>(weights), scale, y);
 }
 
+// What a layer's row of blocks packs.
+struct PackJob {
+  Packing packing;
+  const float* codes;
+  int count;  // of registers
+  uint32_t* fragments;
+};
+constexpr int kPackJobs = 16;  // of a launch
+struct PackJobs {
+  PackJob of[kPackJobs];
+};
+
 template <bool kBytes>
-__global__ void __launch_bounds__(kBlockThreads)
-    pack_fragments(Packing p, const float* codes, int count, uint32_t* fragments) {
+__global__ void __launch_bounds__(kBlockThreads) pack_fragments(PackJobs jobs) {
   using Order = FragmentOrder<kBytes>;
+  const PackJob& job = jobs.of[block_y()];
+  const Packing& p = job.packing;
   const int i = static_cast<int>(global_x());
-  if (i >= count) return;
+  if (i >= job.count) return;
   const int reg = i % 4, lane = i / 4 % kWarpLanes, product = i / 4 / kWarpLanes;
   const int steps = Order::steps(p), channels = Order::row_channels(p);
   const int out = output_of(product / steps, lane / kMembers, reg % 2);
@@ -128,26 +141,48 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (int k = 0; k < Order::kPerRegister; ++k) {
     const int tap = (first + k) / channels, c = (first + k) % channels;
     const bool exists = out < p.out && tap < p.taps && c < p.in;
-    const float code = exists ? codes[p.place(out, tap, c)] : 0.0F;
+    const float code = exists ? job.codes[p.place(out, tap, c)] : 0.0F;
     if constexpr (kBytes) {
       bits |= (static_cast<uint32_t>(static_cast<int>(code)) & 0xffU) << (8 * k);
     } else {
       bits |= __float_as_uint(code) >> 16 << (16 * k);
     }
   }
-  fragments[i] = bits;
+  job.fragments[i] = bits;
 }
 
+// Packs layer after layer, as many in a launch as it takes.
 template <bool kBytes>
-void pack(const char* name, const Packing& p, const float* codes, DeviceBuffer<uint32_t>& fragments,
-          Stream stream) {
-  using Order = FragmentOrder<kBytes>;
-  const size_t count =
-      static_cast<size_t>(tiles_for(p.out)) * static_cast<size_t>(Order::steps(p)) * kWarpLanes * 4;
-  launch(Where(name, native(stream)),
-         Shape{dim3(blocks_for(count, kBlockThreads)), dim3(kBlockThreads)}, pack_fragments<kBytes>,
-         p, codes, static_cast<int>(count), fragments.reserve(count));
-}
+class Packer {
+ public:
+  Packer(const char* name, Stream stream) : name_(name), stream_(stream) {}
+  Packer(const Packer&) = delete;
+  Packer& operator=(const Packer&) = delete;
+
+  void add(const Packing& p, const float* codes, DeviceBuffer<uint32_t>& fragments) {
+    const size_t count = static_cast<size_t>(tiles_for(p.out)) *
+                         static_cast<size_t>(FragmentOrder<kBytes>::steps(p)) * kWarpLanes * 4;
+    jobs_.of[size_++] = {p, codes, static_cast<int>(count), fragments.reserve(count)};
+    largest_ = std::max(largest_, count);
+    if (size_ == kPackJobs) pack();
+  }
+  void pack() {
+    if (size_ == 0) return;
+    launch(Where(name_, native(stream_)),
+           Shape{dim3(blocks_for(largest_, kBlockThreads), static_cast<unsigned>(size_)),
+                 dim3(kBlockThreads)},
+           pack_fragments<kBytes>, jobs_);
+    size_ = 0;
+    largest_ = 0;
+  }
+
+ private:
+  const char* name_;
+  Stream stream_;
+  PackJobs jobs_{};
+  int size_ = 0;
+  size_t largest_ = 0;
+};
 
 // --- Gradient of the weights ---------------------------------------------------------------------
 
@@ -257,13 +292,19 @@ __global__ void __launch_bounds__(kWarpLanes* kGradientWarps, kGradientBlocksEac
 
 }  // namespace
 
-void Weights::compile_for_tensor_cores(bool backward, Stream stream) {
-  if (plan_.forward == Kernel::kDense && integers_) {
-    pack<true>("pack_bytes", packing_of(shape_, false), codes_.data(), forward_fragments_, stream);
+void Weights::compile_for_tensor_cores(std::span<Weights* const> layers, Stream stream) {
+  Packer<true> bytes("pack_bytes", stream);
+  Packer<false> bf16("pack_bf16", stream);
+  for (Weights* w : layers) {
+    if (w->plan_.forward == Kernel::kDense && w->integers_) {
+      bytes.add(packing_of(w->shape_, false), w->codes_.data(), w->forward_fragments_);
+    }
+    if (w->backward_ && w->plan_.backward_data == Kernel::kDense && w->quantized_) {
+      bf16.add(packing_of(w->shape_, true), w->codes_.data(), w->backward_fragments_);
+    }
   }
-  if (backward && plan_.backward_data == Kernel::kDense && quantized_) {
-    pack<false>("pack_bf16", packing_of(shape_, true), codes_.data(), backward_fragments_, stream);
-  }
+  bytes.pack();
+  bf16.pack();
 }
 
 void Weights::forward_tensor(const Input& x, float* y, Stream stream) const {

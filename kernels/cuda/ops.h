@@ -84,6 +84,15 @@ bool exact_in_floats(const LayerShape& layer);
 // An upper bound of their magnitudes.
 int64_t largest_sum(const LayerShape& layer);
 
+class Weights;
+
+// A layer's gradient, [O][T][C], and that of its scale from elsewhere: a device double, null = 0.
+struct WeightGradient {
+  const Weights* weights;
+  float* grad;
+  const double* scale_gradient;
+};
+
 // The twin of cpu::Weights.
 class Weights {
  public:
@@ -96,11 +105,20 @@ class Weights {
   // again after a prune. Waits for the stream.
   void set_mask(const ConvShape& shape, std::span<const uint8_t> mask, Stream stream);
 
-  // weight: [O][T][C]. input: what the layer reads, as codes or values. backward: also what the
-  // backward pass needs. Throws std::invalid_argument when the plan asks for a library that was not
-  // given, is of another stream, or would not be exact.
-  void compile(const LayerShape& layer, const ConvShape& shape, const float* weight,
+  // What compile() is to do, and memory for it. weight: [O][T][C]. input: what the layer reads, as
+  // codes or values. backward: also what the backward pass needs. Throws std::invalid_argument when
+  // the plan asks for a library that was not given, is of another stream, or would not be exact.
+  void prepare(const LayerShape& layer, const ConvShape& shape, const float* weight,
                bool integer_input, const PassPlan& plan, bool backward, Stream stream);
+  // All layers of a network at once, from their weights as they are now.
+  static void compile(std::span<Weights* const> layers, Stream stream);
+  // Both, for one layer.
+  void compile(const LayerShape& layer, const ConvShape& shape, const float* weight,
+               bool integer_input, const PassPlan& plan, bool backward, Stream stream) {
+    prepare(layer, shape, weight, integer_input, plan, backward, stream);
+    Weights* const self = this;
+    compile(std::span(&self, 1), stream);
+  }
 
   const LayerShape& layer() const { return layer_; }  // as compiled
   const PassPlan& plan() const { return plan_; }
@@ -123,9 +141,8 @@ class Weights {
   };
   Summary summary(Stream stream) const;
 
-  // In place, from the gradient of the fake-quantized weights to the weights'. scale_gradient: a
-  // device double, null = 0.
-  void backward(const float* weight, const double* scale_gradient, float* grad, Stream stream);
+  // In place, from the gradients of the fake-quantized weights to the weights'; all layers at once.
+  static void backward(std::span<const WeightGradient> layers, Stream stream);
 
   // y = W * x, the sums of codes or values as floats. y: [out_length][O][lane].
   void forward(const Input& x, float* y, Stream stream) const;
@@ -168,7 +185,8 @@ class Weights {
   TapMatrices tap_matrices(int out, int taps, int in, bool transposed,
                            std::span<const uint8_t> mask, Stream stream) const;
   void compile_for_libraries(bool backward, Stream stream);
-  void compile_for_tensor_cores(bool backward, Stream stream);
+  void compile_for_others(Stream stream);
+  static void compile_for_tensor_cores(std::span<Weights* const> layers, Stream stream);
   const float* values_of_input(const Input& x, Stream stream) const;
   void multiply_taps(const TapMatrices& taps, int lanes, const float* x, bool deterministic,
                      float* y, Stream stream) const;
@@ -186,6 +204,8 @@ class Weights {
   ConvShape shape_;
   PassPlan plan_;
   Walk walk_ = Walk::kPositionsFirst;
+  const float* weight_ = nullptr;
+  bool backward_ = false;
   bool quantized_ = false;  // the weights are codes
   bool integers_ = false;   // the input, too
   Libraries* libraries_ = nullptr;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Weights: fake quantization (scale = max|w| / (2^(b-1) - 1), code = round_half_even(w / scale)),
 // the layouts that the convolution kernels read, and the way back: straight through, plus the
-// scale's gradient at the largest |w|, 0 where masked.
+// scale's gradient at the largest |w|, 0 where masked. A kernel does its part for all layers: there
+// are few weights, and a launch takes longer than they do.
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
@@ -17,11 +18,31 @@ __device__ __forceinline__ bool alive(const uint8_t* mask, size_t i) {
   return mask == nullptr || mask[i] != 0;
 }
 
+// What a layer's row of blocks does: compile(), backward().
+struct Job {
+  const float* weight;
+  const uint8_t* mask;
+  float* codes;
+  Weights::Status* status;
+  size_t count;
+  float largest_code;  // 0: the weights are floats
+  float* grad;
+  const double* scale_gradient;
+  double* partial;  // a sum of each block
+  unsigned* ties;
+};
+constexpr int kJobs = 16;  // of a launch
+struct Jobs {
+  Job of[kJobs];
+};
+
+__global__ void reset_status(Jobs jobs) { *jobs.of[thread_x()].status = Weights::Status{}; }
+
 // Maxima and counts do not depend on order, so that atomics of integers may find them.
-__global__ void __launch_bounds__(kBlockThreads)
-    find_largest(const float* weight, const uint8_t* mask, size_t count, Weights::Status* status) {
+__global__ void __launch_bounds__(kBlockThreads) find_largest(Jobs jobs) {
+  const Job& job = jobs.of[block_y()];
   const size_t i = global_x();
-  const float value = i < count && alive(mask, i) ? fabsf(weight[i]) : 0.0F;
+  const float value = i < job.count && alive(job.mask, i) ? fabsf(job.weight[i]) : 0.0F;
   const unsigned bits = __float_as_uint(value);
   constexpr unsigned kInfinity = 0x7f800000U;
   unsigned largest = bits < kInfinity ? bits : 0U;
@@ -30,31 +51,26 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
   const unsigned bad = __ballot_sync(kWholeWarp, bits >= kInfinity);
   if (thread_x() % kWarpLanes == 0) {
-    atomicMax(&status->largest_bits, largest);
-    if (bad != 0) atomicOr(&status->not_finite, 1U);
+    if (largest != 0) atomicMax(&job.status->largest_bits, largest);
+    if (bad != 0) atomicOr(&job.status->not_finite, 1U);
   }
 }
 
-__global__ void __launch_bounds__(kBlockThreads)
-    set_scale(float largest_code, Weights::Status* status) {
-  status->scale =
-      largest_code == 0.0F
-          ? 1.0F
-          : fmaxf(__uint_as_float(status->largest_bits), kMinQuantizerRange) / largest_code;
-}
-
-__global__ void __launch_bounds__(kBlockThreads)
-    quantize(const float* weight, const uint8_t* mask, size_t count, bool quantized, float* codes,
-             Weights::Status* status) {
+__global__ void __launch_bounds__(kBlockThreads) quantize(Jobs jobs) {
+  const Job& job = jobs.of[block_y()];
+  const bool quantized = job.largest_code != 0.0F;
+  const float largest = __uint_as_float(job.status->largest_bits);
+  const float scale = quantized ? fmaxf(largest, kMinQuantizerRange) / job.largest_code : 1.0F;
   const size_t i = global_x();
-  float code = i < count && alive(mask, i) ? weight[i] : 0.0F;
-  if (quantized) code = rintf(code / status->scale);
-  if (i < count) codes[i] = code;
+  if (i == 0) job.status->scale = scale;
+  float code = i < job.count && alive(job.mask, i) ? job.weight[i] : 0.0F;
+  if (quantized) code = rintf(code / scale);
+  if (i < job.count) job.codes[i] = code;
   const unsigned votes = __ballot_sync(kWholeWarp, code != 0.0F);
   if (thread_x() % kWarpLanes != 0) return;
   unsigned nonzeros = 0;
   for (unsigned v = votes; v != 0; v &= v - 1) ++nonzeros;
-  atomicAdd(&status->nonzeros, nonzeros);
+  if (nonzeros != 0) atomicAdd(&job.status->nonzeros, nonzeros);
 }
 
 // values[tap][quad of in][4][out]
@@ -78,51 +94,51 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // Zeroes masked gradients and adds up, per block, what the scale receives and how many weights
 // share the largest magnitude.
-__global__ void __launch_bounds__(kBlockThreads)
-    scale_gradient(const float* weight, const uint8_t* mask, const float* codes, size_t count,
-                   const Weights::Status* status, float* grad, double* partial, unsigned* ties) {
+__global__ void __launch_bounds__(kBlockThreads) scale_gradient(Jobs jobs) {
+  const Job& job = jobs.of[block_y()];
   const size_t i = global_x();
+  if (i - static_cast<size_t>(thread_x()) >= job.count) return;  // the whole block
   double gradient = 0;
   unsigned tie = 0;
-  if (i < count) {
-    if (!alive(mask, i)) {
-      grad[i] = 0;
+  if (i < job.count) {
+    if (!alive(job.mask, i)) {
+      job.grad[i] = 0;
     } else {
-      gradient = static_cast<double>(grad[i]) *
-                 (static_cast<double>(codes[i]) -
-                  static_cast<double>(weight[i]) / static_cast<double>(status->scale));
-      tie = fabsf(weight[i]) == __uint_as_float(status->largest_bits) ? 1 : 0;
+      gradient = static_cast<double>(job.grad[i]) *
+                 (static_cast<double>(job.codes[i]) -
+                  static_cast<double>(job.weight[i]) / static_cast<double>(job.status->scale));
+      tie = fabsf(job.weight[i]) == __uint_as_float(job.status->largest_bits) ? 1 : 0;
     }
   }
   const double sum = block_sum(gradient);
   const unsigned tie_sum = block_sum(tie);
   if (thread_x() == 0) {
-    partial[blockIdx.x] = sum;
-    ties[blockIdx.x] = tie_sum;
+    job.partial[block_x()] = sum;
+    job.ties[block_x()] = tie_sum;
   }
 }
 
 // partial[0] becomes each tie's share of the scale's gradient.
-__global__ void __launch_bounds__(kBlockThreads)
-    share_gradient(int blocks, float largest_code, const double* extra, double* partial,
-                   const unsigned* ties) {
-  double sum = extra != nullptr ? *extra : 0.0;
+__global__ void share_gradient(Jobs jobs) {
+  const Job& job = jobs.of[block_y()];
+  if (job.largest_code == 0.0F) return;
+  double sum = job.scale_gradient != nullptr ? *job.scale_gradient : 0.0;
   unsigned count = 0;
-  for (int b = 0; b < blocks; ++b) {
-    sum += partial[b];
-    count += ties[b];
+  for (size_t b = 0; b * kBlockThreads < job.count; ++b) {
+    sum += job.partial[b];
+    count += job.ties[b];
   }
-  partial[0] = count == 0 ? 0.0 : sum / static_cast<double>(largest_code) / count;
+  job.partial[0] = count == 0 ? 0.0 : sum / static_cast<double>(job.largest_code) / count;
 }
 
-__global__ void __launch_bounds__(kBlockThreads)
-    add_share(const float* weight, const uint8_t* mask, size_t count, const Weights::Status* status,
-              const double* share, float* grad) {
+__global__ void __launch_bounds__(kBlockThreads) add_share(Jobs jobs) {
+  const Job& job = jobs.of[block_y()];
   const size_t i = global_x();
-  if (i >= count || !alive(mask, i)) return;
-  const float w = weight[i];
-  if (w == 0.0F || fabsf(w) != __uint_as_float(status->largest_bits)) return;
-  grad[i] += static_cast<float>(w > 0.0F ? *share : -*share);
+  if (job.largest_code == 0.0F || i >= job.count || !alive(job.mask, i)) return;
+  const float w = job.weight[i];
+  if (w == 0.0F || fabsf(w) != __uint_as_float(job.status->largest_bits)) return;
+  const double share = job.partial[0];
+  job.grad[i] += static_cast<float>(w > 0.0F ? share : -share);
 }
 
 float largest_code(const LayerShape& layer) {
@@ -131,6 +147,14 @@ float largest_code(const LayerShape& layer) {
 }
 
 Shape over(size_t count) { return {dim3(blocks_for(count, kBlockThreads)), dim3(kBlockThreads)}; }
+
+// Calls f with as many at a time as a launch takes.
+template <typename T, typename F>
+void for_all(std::span<T> layers, const F& f) {
+  for (; !layers.empty(); layers = layers.subspan(std::min<size_t>(layers.size(), kJobs))) {
+    f(layers.first(std::min<size_t>(layers.size(), kJobs)));
+  }
+}
 
 // Rows of a sparse matrix [out][tap][in] on the host, as Weights::Sparse holds it.
 struct SparseList {
@@ -198,43 +222,68 @@ void Weights::gather(const DeviceBuffer<int>& place, const DeviceBuffer<float>& 
          scaled ? scale() : static_cast<const float*>(nullptr), value.data());
 }
 
-void Weights::compile(const LayerShape& layer, const ConvShape& shape, const float* weight,
+void Weights::prepare(const LayerShape& layer, const ConvShape& shape, const float* weight,
                       bool integer_input, const PassPlan& plan, bool backward, Stream stream) {
   layer_ = layer;
   shape_ = shape;
   plan_ = plan;
+  weight_ = weight;
+  backward_ = backward;
   quantized_ = layer.weight_bits != kFloatBits;
   integers_ = quantized_ && integer_input;
   check_plan(stream);
   const size_t count = static_cast<size_t>(layer.weights());
-  Status* status = status_.reserve(1);
-  float* codes = codes_.reserve(count);
-  set_bytes(status, 0, sizeof(Status), stream);
-  const cudaStream_t on = native(stream);
-  const uint8_t* mask = mask_.data();
-  launch(Where("find_largest", on), over(count), find_largest, weight, mask, count, status);
-  launch(Where("set_scale", on), Shape{dim3(1), dim3(1)}, set_scale, largest_code(layer), status);
-  launch(Where("quantize", on), over(count), quantize, weight, mask, count, quantized_, codes,
-         status);
+  const unsigned blocks = blocks_for(count, kBlockThreads);
+  status_.reserve(1);
+  codes_.reserve(count);
+  if (!backward) return;
+  scale_partial_.reserve(blocks);
+  ties_partial_.reserve(blocks);
+}
 
-  compile_for_libraries(backward, stream);
-  compile_for_tensor_cores(backward, stream);
+void Weights::compile(std::span<Weights* const> layers, Stream stream) {
+  for_all(layers, [&](std::span<Weights* const> some) {
+    Jobs jobs{};
+    size_t largest = 0;
+    for (size_t i = 0; i < some.size(); ++i) {
+      const Weights& w = *some[i];
+      const size_t count = static_cast<size_t>(w.layer_.weights());
+      jobs.of[i] = {w.weight_,        w.mask_.data(), w.codes_.data(),
+                    w.status_.data(), count,          largest_code(w.layer_),
+                    nullptr,          nullptr,        nullptr,
+                    nullptr};
+      largest = std::max(largest, count);
+    }
+    const cudaStream_t on = native(stream);
+    const auto rows = static_cast<unsigned>(some.size());
+    const Shape shape{dim3(blocks_for(largest, kBlockThreads), rows), dim3(kBlockThreads)};
+    launch(Where("reset_status", on), Shape{dim3(1), dim3(rows)}, reset_status, jobs);
+    launch(Where("find_largest", on), shape, find_largest, jobs);
+    launch(Where("quantize", on), shape, quantize, jobs);
+    compile_for_tensor_cores(some, stream);
+    for (Weights* w : some) w->compile_for_others(stream);
+  });
+}
+
+// What no kernel does for all layers at once.
+void Weights::compile_for_others(Stream stream) {
+  compile_for_libraries(backward_, stream);
   const auto pack = [&](const Packing& p, DeviceBuffer<float>& values) {
     const size_t n =
         static_cast<size_t>(p.taps * p.quads() * kQuad) * static_cast<size_t>(p.out_stride());
-    launch(Where("pack_values", on), over(n), pack_values, p, codes, static_cast<int>(n),
-           values.reserve(n));
+    launch(Where("pack_values", native(stream)), over(n), pack_values, p, codes_.data(),
+           static_cast<int>(n), values.reserve(n));
   };
-  if (plan.forward == Kernel::kSparse) {
+  if (plan_.forward == Kernel::kSparse) {
     gather(forward_sparse_.place, forward_sparse_.value, false, stream);
-  } else if (plan.forward == Kernel::kDense && !integers_) {
-    pack(packing_of(shape, false), forward_values_);
+  } else if (plan_.forward == Kernel::kDense && !integers_) {
+    pack(packing_of(shape_, false), forward_values_);
   }
-  if (!backward) return;
-  if (plan.backward_data == Kernel::kSparse) {
+  if (!backward_) return;
+  if (plan_.backward_data == Kernel::kSparse) {
     gather(backward_sparse_.place, backward_sparse_.value, true, stream);
-  } else if (plan.backward_data == Kernel::kDense && !quantized_) {
-    pack(packing_of(shape, true), backward_values_);
+  } else if (plan_.backward_data == Kernel::kDense && !quantized_) {
+    pack(packing_of(shape_, true), backward_values_);
   }
 }
 
@@ -244,21 +293,32 @@ Weights::Summary Weights::summary(Stream stream) const {
   return {status.scale, status.nonzeros};
 }
 
-void Weights::backward(const float* weight, const double* scale_gradient_in, float* grad,
-                       Stream stream) {
-  const size_t count = static_cast<size_t>(layer_.weights());
-  const Shape shape = over(count);
-  const cudaStream_t on = native(stream);
-  const Status* status = status_.data();
-  double* partial = scale_partial_.reserve(shape.grid.x);
-  unsigned* ties = ties_partial_.reserve(shape.grid.x);
-  launch(Where("scale_gradient", on), shape, scale_gradient, weight, mask_.data(), codes_.data(),
-         count, status, grad, partial, ties);
-  if (layer_.weight_bits == kFloatBits) return;
-  launch(Where("share_gradient", on), Shape{dim3(1), dim3(1)}, share_gradient,
-         static_cast<int>(shape.grid.x), largest_code(layer_), scale_gradient_in, partial, ties);
-  launch(Where("add_share", on), shape, add_share, weight, mask_.data(), count, status, partial,
-         grad);
+void Weights::backward(std::span<const WeightGradient> layers, Stream stream) {
+  for_all(layers, [&](std::span<const WeightGradient> some) {
+    Jobs jobs{};
+    size_t largest = 0;
+    for (size_t i = 0; i < some.size(); ++i) {
+      const Weights& w = *some[i].weights;
+      const size_t count = static_cast<size_t>(w.layer_.weights());
+      jobs.of[i] = {w.weight_,
+                    w.mask_.data(),
+                    w.codes_.data(),
+                    w.status_.data(),
+                    count,
+                    largest_code(w.layer_),
+                    some[i].grad,
+                    some[i].scale_gradient,
+                    w.scale_partial_.data(),
+                    w.ties_partial_.data()};
+      largest = std::max(largest, count);
+    }
+    const cudaStream_t on = native(stream);
+    const auto rows = static_cast<unsigned>(some.size());
+    const Shape shape{dim3(blocks_for(largest, kBlockThreads), rows), dim3(kBlockThreads)};
+    launch(Where("scale_gradient", on), shape, scale_gradient, jobs);
+    launch(Where("share_gradient", on), Shape{dim3(1, rows), dim3(1)}, share_gradient, jobs);
+    launch(Where("add_share", on), shape, add_share, jobs);
+  });
 }
 
 }  // namespace fmp::cuda

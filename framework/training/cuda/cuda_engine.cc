@@ -108,7 +108,7 @@ struct StepKind {
 // one is captured.
 class CapturedStep {
  public:
-  explicit CapturedStep(bool graphs) : graphs_(graphs) {}
+  CapturedStep(bool graphs, const char* name) : graphs_(graphs), name_(name) {}
 
   void run(const StepKind& kind, cuda::Stream stream, const std::function<void()>& step) {
     if (!graphs_ || kind != kind_) {
@@ -118,12 +118,13 @@ class CapturedStep {
       return;
     }
     if (graph_.empty()) graph_.capture(stream, step);
-    const cuda::Range range("train step (graph)");
+    const cuda::Range range(name_);
     graph_.launch(stream);
   }
 
  private:
   bool graphs_;
+  const char* name_;
   StepKind kind_;
   cuda::Graph graph_;
 };
@@ -141,7 +142,7 @@ class CudaEngine final : public Engine {
     const cuda::MemoryStream memory(compute());
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_);
     device.set_loss(options.loss);
-    CapturedStep captured(options_.graphs);
+    CapturedStep captured(options_.graphs, "train step (graph)");
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
       const cuda::AdamFactors factors = cuda::adam_factors(options.adam, ++network.optimizer_steps);
       flight.send(batch, &factors, device, copy(), compute());
@@ -159,9 +160,10 @@ class CudaEngine final : public Engine {
                 const ResultSink& results) override {
     const cuda::MemoryStream memory(compute());
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
+    CapturedStep captured(options_.graphs, "evaluation (graph)");
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
       flight.send(batch, nullptr, device, copy(), compute());
-      device.evaluate();
+      captured.run({batch.count}, compute(), [&] { device.evaluate(); });
       flight.receive(device, true, compute());
     });
   }

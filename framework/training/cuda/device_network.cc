@@ -112,7 +112,6 @@ struct DeviceNetwork::DeviceLayer {
         conv(cuda::conv_shape(shape, input)),
         plan(layer_plan),
         out{0, layer.length / layer.pool, layer.out_channels, output_pad},
-        compile_name(layer.name + " weights"),
         forward_name(fmt::format("{} forward {}", layer.name, kernel_name(plan.forward))),
         backward_name(fmt::format("{} backward data {} weight {}", layer.name,
                                   kernel_name(plan.backward_data),
@@ -143,11 +142,6 @@ struct DeviceNetwork::DeviceLayer {
     }
   }
 
-  void compile(const cuda::Input& input, bool backward, Stream stream) {
-    const cuda::Range range(compile_name);
-    weights.compile(shape, conv, weight, input.type != ElementType::kF32, plan, backward, stream);
-  }
-
   // Where this layer's output goes, as the next one reads it.
   cuda::Input output(int64_t frames) {
     out.frames = frames;
@@ -161,7 +155,7 @@ struct DeviceNetwork::DeviceLayer {
   cuda::ConvShape conv;
   PassPlan plan;
   cuda::Tile out;
-  std::string compile_name, forward_name, backward_name;
+  std::string forward_name, backward_name;
   float* weight;
   float *threshold = nullptr, *bias = nullptr;
   cuda::HiddenParameters values{};
@@ -193,11 +187,14 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
                                                     plan_of(plan, layers[i]), parameters_,
                                                     use == Use::kTraining, libraries));
     DeviceLayer& layer = *layers_.back();
-    layer.compile({tile, integers ? ElementType::kU8 : ElementType::kF32}, false, stream_);
-    layer.weights.summary(stream_);  // throws if they are not finite
+    layer.weights.prepare(layer.shape, layer.conv, layer.weight, integers, layer.plan,
+                          use == Use::kTraining, stream_);
+    weights_.push_back(&layer.weights);
     tile = layer.out;
     integers = layer.quantized;
   }
+  compile();
+  for (const cuda::Weights* weights : weights_) weights->summary(stream_);  // throws if not finite
   cuda::synchronize(stream_);
 }
 
@@ -243,6 +240,11 @@ void DeviceNetwork::load(const cuda::AdamFactors* factors) {
   cuda::copy_on_device(factors_.data(), factors, sizeof(*factors), stream_);
 }
 
+void DeviceNetwork::compile() {
+  const cuda::Range range("weights");
+  cuda::Weights::compile(weights_, stream_);
+}
+
 void DeviceNetwork::forward_output(const cuda::Input& x, float* dlogits, uint8_t* predicted) {
   DeviceLayer& layer = *layers_.back();
   const int64_t frames = input_tile_.frames;
@@ -259,23 +261,23 @@ void DeviceNetwork::backward(DeviceLayer& layer, const cuda::Input& x, const flo
   const cuda::Range range(layer.backward_name);
   if (!layer.hidden) {
     cuda::output_backward(x, layer.weights, layer.bias, dy, layer.output_gradients, dx, stream_);
-    layer.weights.backward(layer.weight, layer.scales.data(), layer.output_gradients.weight,
-                           stream_);
+    weight_gradients_.push_back(
+        {&layer.weights, layer.output_gradients.weight, layer.scales.data()});
     return;
   }
   std::swap(layer.state.dy, dy_);  // one for all layers
   cuda::hidden_backward(x, layer.weights, layer.values, layer.state, dy, of_scale, layer.gradients,
                         dx, stream_);
   std::swap(layer.state.dy, dy_);
-  layer.weights.backward(layer.weight, nullptr, layer.gradients.weight, stream_);
+  weight_gradients_.push_back({&layer.weights, layer.gradients.weight, nullptr});
 }
 
 void DeviceNetwork::train_step(bool collect, bool first) {
   const int64_t frames = input_tile_.frames;
+  compile();
   cuda::Input x = input();
   for (const auto& layer : layers_) {
     layer->x = x;
-    layer->compile(x, true, stream_);
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
     x = layer->output(frames);
@@ -291,6 +293,7 @@ void DeviceNetwork::train_step(bool collect, bool first) {
   logits_.reserve(logits_tile.floats());
   forward_output(x, dlogits_.reserve(logits_tile.floats()), nullptr);
 
+  weight_gradients_.clear();
   const float* dy = dlogits_.data();
   for (size_t i = layers_.size(); i-- > 0;) {
     DeviceLayer& layer = *layers_[i];
@@ -307,6 +310,7 @@ void DeviceNetwork::train_step(bool collect, bool first) {
   // An even number of exchanges, so that every step finds the buffers as the one before did.
   if (layers_.size() % 2 != 0) std::swap(gradient_in_, gradient_out_);
   const cuda::Range range("adam");
+  cuda::Weights::backward(weight_gradients_, stream_);
   parameters_.adam(factors_.data(), &loss_.data()->not_finite, stream_);
 }
 
@@ -314,7 +318,6 @@ void DeviceNetwork::evaluate() {
   const int64_t frames = input_tile_.frames;
   cuda::Input x = input();
   for (const auto& layer : layers_) {
-    layer->compile(x, false, stream_);
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
     const cuda::Input y = layer->output(frames);

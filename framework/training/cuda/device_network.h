@@ -61,7 +61,8 @@ class DeviceNetwork {
   // the number of frames, and after a first time allocates nothing for as many frames: it can be
   // captured. collect, first: see follow_threshold().
   void train_step(bool collect, bool first);
-  // Logits, loss and predictions in evaluation mode.
+  // Logits, loss and predictions in evaluation mode, with the weights that this was made with. Can
+  // be captured likewise.
   void evaluate();
 
   // Of the last step, in device memory.
@@ -76,6 +77,7 @@ class DeviceNetwork {
  private:
   struct DeviceLayer;
   cuda::Input input() const;
+  void compile();  // from the weights as they are now
   void forward_output(const cuda::Input& x, float* dlogits, uint8_t* predicted);
   void backward(DeviceLayer& layer, const cuda::Input& x, const float* dy, const double* of_scale,
                 float* dx);
@@ -93,6 +95,8 @@ class DeviceNetwork {
   // Shared by the layers: gradients on their way from one to the next, and of convolution sums.
   cuda::DeviceBuffer<float> gradient_in_, gradient_out_, dy_;
   std::vector<std::unique_ptr<DeviceLayer>> layers_;
+  std::vector<cuda::Weights*> weights_;                 // of the layers
+  std::vector<cuda::WeightGradient> weight_gradients_;  // of a step
 };
 
 }  // namespace fmp
