@@ -101,9 +101,9 @@ void FmpExperiment::load_teacher() {
 
 void FmpExperiment::learn_from(const Network& teacher) {
   try {
-    taught_ = std::make_unique<TaughtFrames>(*data_.dataset, current_.config().input_bits, teacher,
-                                             options_.distill_temperature,
-                                             threads_or_all_cores(options_.threads));
+    taught_ = std::make_unique<TaughtFrames>(
+        *data_.dataset, current_.config().input_bits, teacher, options_.distill_temperature,
+        threads_or_all_cores(options_.threads), !data_.begin_epoch);
   } catch (const UsageError&) {
     throw;
   } catch (const Error& error) {

@@ -13,6 +13,7 @@ namespace fmp {
 namespace {
 
 constexpr size_t kFramesOfItem = 32;
+constexpr size_t kMostKeptBytes = size_t{1} << 30;
 
 const Network& checked(const Network& teacher, const Dataset& data) {
   const NetworkConfig& config = teacher.config();
@@ -41,16 +42,55 @@ void softmax(std::span<const int32_t> logits, double scale, float* out) {
 }  // namespace
 
 TaughtFrames::TaughtFrames(const Dataset& source, int input_bits, const Network& teacher,
-                           double temperature, int threads)
+                           double temperature, int threads, bool stay)
     : source_(source),
       input_bits_(input_bits),
       teacher_(checked(teacher, source)),
       temperature_(temperature),
-      threads_(threads) {}
+      threads_(threads) {
+  const auto frames = static_cast<size_t>(source.size());
+  const size_t targets = frames * source.class_names().size();
+  if (!stay || targets * sizeof(float) > kMostKeptBytes) return;
+  kept_.resize(targets);
+  is_kept_.resize(frames);
+}
 
 void TaughtFrames::read(std::span<const int64_t> frames, FrameBatch& batch) const {
   source_.read(frames, batch);
-  const size_t count = frames.size(), classes = class_names().size();
+  if (recall(frames, batch.soft_targets)) return;
+  ask_teacher(batch);
+  keep(frames, batch.soft_targets);
+}
+
+// False: not all frames' targets are kept.
+bool TaughtFrames::recall(std::span<const int64_t> frames, std::vector<float>& soft_targets) const {
+  if (is_kept_.empty()) return false;
+  const std::lock_guard lock(mutex_);
+  const auto kept = [&](int64_t frame) { return is_kept_[static_cast<size_t>(frame)] != 0; };
+  if (!std::ranges::all_of(frames, kept)) return false;
+  const auto classes = static_cast<int64_t>(class_names().size());
+  soft_targets.resize(frames.size() * static_cast<size_t>(classes));
+  auto to = soft_targets.begin();
+  for (const int64_t frame : frames) to = std::copy_n(kept_.begin() + frame * classes, classes, to);
+  return true;
+}
+
+void TaughtFrames::keep(std::span<const int64_t> frames,
+                        const std::vector<float>& soft_targets) const {
+  if (is_kept_.empty()) return;
+  const std::lock_guard lock(mutex_);
+  const auto classes = static_cast<int64_t>(class_names().size());
+  auto from = soft_targets.begin();
+  for (const int64_t frame : frames) {
+    std::copy_n(from, classes, kept_.begin() + frame * classes);
+    from += classes;
+    is_kept_[static_cast<size_t>(frame)] = 1;
+  }
+}
+
+void TaughtFrames::ask_teacher(FrameBatch& batch) const {
+  const auto count = static_cast<size_t>(batch.count);
+  const size_t classes = class_names().size();
   std::vector<int8_t> converted;
   const std::span<const int8_t> codes = codes_for_teacher(batch, converted);
   std::vector<int32_t> logits(count * classes);

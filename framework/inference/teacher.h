@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,10 +19,12 @@ namespace fmp {
 class TaughtFrames final : public Dataset {
  public:
   // source: must outlive this; the teacher sees its frames as they are, in the quantization of the
-  // network that learns. temperature: above 0. threads >= 1. Throws Error when the teacher is not
-  // for such frames and classes or is not quantized throughout.
+  // network that learns. temperature: above 0. threads >= 1. stay: the frames stay what they are,
+  // so that what the teacher says of them is kept (up to 1 GB of it) and it sees each frame once.
+  // Throws Error when the teacher is not for such frames and classes or is not quantized
+  // throughout.
   TaughtFrames(const Dataset& source, int input_bits, const Network& teacher, double temperature,
-               int threads);
+               int threads, bool stay);
 
   int64_t size() const override { return source_.size(); }
   int length() const override { return source_.length(); }
@@ -32,6 +35,9 @@ class TaughtFrames final : public Dataset {
   void read(std::span<const int64_t> frames, FrameBatch& batch) const override;
 
  private:
+  void ask_teacher(FrameBatch& batch) const;
+  bool recall(std::span<const int64_t> frames, std::vector<float>& soft_targets) const;
+  void keep(std::span<const int64_t> frames, const std::vector<float>& soft_targets) const;
   std::span<const int8_t> codes_for_teacher(const FrameBatch& batch,
                                             std::vector<int8_t>& codes) const;
 
@@ -40,6 +46,10 @@ class TaughtFrames final : public Dataset {
   IntegerNetwork teacher_;
   double temperature_;
   int threads_;
+  // Soft targets by frame, [frame][classes]; empty: none are kept. is_kept_[frame]: 1 if they are.
+  mutable std::mutex mutex_;
+  mutable std::vector<float> kept_;
+  mutable std::vector<uint8_t> is_kept_;
 };
 
 }  // namespace fmp
