@@ -21,15 +21,12 @@ namespace {
 using Total = unsigned long long;
 
 constexpr int kChannels = 2;  // I and Q
-constexpr int kMostTaps = 7;  // whose products of elements fit the registers
+constexpr int kMostTaps = 5;  // whose products of elements fit the registers
 constexpr int kSumRows = 64;  // positions of a warp
 constexpr int kColumns = kFragmentColumns;
 constexpr int kThreads = kWarpLanes * kWindowWarps;
-constexpr int kTiles = 1;  // of a warp
-// Blocks on a multiprocessor, at least, that the registers allow.
-constexpr int blocks_each(int positions, int column_tiles) {
-  return positions == kPair && column_tiles == 1 ? 4 : 3;
-}
+constexpr int kTiles = 1;       // of a warp
+constexpr int kBlocksEach = 3;  // on a multiprocessor, at least
 
 // Adds to sums[K] of the elements and sums[K + k (k + 1) / 2 + j] of products, j <= k.
 template <bool kSigned, int kTaps>
@@ -78,7 +75,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 // partial[block_x()][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
 // products[block_x()][channel][kColumnTiles * kColumns]: S.
 template <bool kSigned, int kPositions, int kColumnTiles>
-__global__ void __launch_bounds__(kThreads, blocks_each(kPositions, kColumnTiles))
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
     window_gradients(Recompute r, Activation a, const float* dp, const float* xhat_gain,
                      const float* xhat_shift, int elements, double* partial, float* products) {
   __shared__ float of_warp[kWindowWarps][kFragmentRows][kColumnTiles * kColumns];
@@ -213,8 +210,6 @@ void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums,
       return run.template operator()<1>();
     case 3:
       return run.template operator()<3>();
-    case 5:
-      return run.template operator()<5>();
     default:
       return run.template operator()<kMostTaps>();
   }

@@ -102,8 +102,9 @@ __device__ __forceinline__ double cross_entropy(const FrameLogits& z, double wei
   return weight * temperature * temperature * (log(sum) - expected);
 }
 
-// A thread has one frame: its logits are lanes apart.
-__global__ void __launch_bounds__(kBlockThreads)
+// A thread has one frame: its logits are lanes apart. One block on a multiprocessor is enough, so
+// that the compiler need not save registers.
+__global__ void __launch_bounds__(kBlockThreads, 1)
     softmax(int frames, int lanes, int classes, const float* logits, Targets targets,
             float* dlogits, uint8_t* predicted, LossResult* partial) {
   const int lane = block_x() * kBlockThreads + thread_x();
