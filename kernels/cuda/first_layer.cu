@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 #pragma unroll 1
   for (int row = rows.begin + thread_y(); row < rows.end; row += kWindowWarps) {
     Winners<kTiles> w;
-    find_winners<kSigned, kPositions, kTiles>(r, a, tile, row, w);
+    LaneSums<kTiles> y[kPositions];
+    find_winners<kSigned, kPositions, kTiles>(r, a, tile, row, w, y);
     float g[kFrameTiles][4];
     add_winners(sums, w, a, dp, row, tile, frame, xhat_gain, xhat_shift,
                 [&](int /*m*/, int i, int e, float passing) { g[i][e] = passing; });

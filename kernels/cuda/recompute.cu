@@ -179,7 +179,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 #pragma unroll 1
   for (int row = rows.begin + thread_y(); row < rows.end; row += kWindowWarps) {
     Winners<kSumTiles> w;
-    find_winners<kSigned, kPositions, kSumTiles>(r, a, first_tile, row, w);
+    LaneSums<kSumTiles> y[kPositions];
+    find_winners<kSigned, kPositions, kSumTiles>(r, a, first_tile, row, w, y);
     add_winners(sums, w, a, dp, row, first_tile, first_frame_of_lane(r.grid.first_lane()),
                 xhat_gain, xhat_shift, [](int, int, int, float) {});
     sums.end_row();
@@ -214,13 +215,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
   Winners<kApplyTiles> w;
   LaneSums<kApplyTiles> y[kPositions];
+  find_winners<kSigned, kPositions, kApplyTiles>(r, a, first_tile, row, w, y);
   const int pool = pool_of<kPositions>(a);
-#pragma unroll 1
-  for (int j = 0; j < pool; j += kPositions) {
-    multiply_positions<kSigned, kPositions, kApplyTiles>(r, row * pool + j, first_tile, y);
-#pragma unroll
-    for (int p = 0; p < kPositions; ++p) w.add(a, first_tile, j + p, y[p]);
-  }
 #pragma unroll 1
   for (int j = 0; j < pool; j += kPositions) {
     if (kPositions < pool) {

@@ -123,13 +123,14 @@ struct Winners {
   }
 };
 
+// y: the sums of the last positions, which are all of the row where kPositions is the pool.
 template <bool kSigned, int kPositions, int kTiles>
 __device__ __forceinline__ void find_winners(const Recompute& r, const Activation& a,
-                                             int first_tile, int row, Winners<kTiles>& w) {
+                                             int first_tile, int row, Winners<kTiles>& w,
+                                             LaneSums<kTiles> (&y)[kPositions]) {
   const int pool = pool_of<kPositions>(a);
 #pragma unroll 1
   for (int j = 0; j < pool; j += kPositions) {
-    LaneSums<kTiles> y[kPositions];
     multiply_positions<kSigned, kPositions, kTiles>(r, row * pool + j, first_tile, y);
 #pragma unroll
     for (int p = 0; p < kPositions; ++p) w.add(a, first_tile, j + p, y[p]);
@@ -149,23 +150,10 @@ __device__ __forceinline__ void load_gradients(const Activation& a, const float*
 template <int kTiles>
 struct GradientSums {
   static constexpr int kSums = 3, kRowsInFloats = 8;
-  float few[kTiles][2][kSums];
-  double all[kTiles][2][kSums];
+  float few[kTiles][2][kSums] = {};
+  double all[kTiles][2][kSums] = {};
   int rows = 0;
 
-  __device__ __forceinline__ GradientSums() {
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int k = 0; k < kSums; ++k) {
-          few[m][half][k] = 0;
-          all[m][half][k] = 0;
-        }
-      }
-    }
-  }
   // Of a window with gradient dp: the winner's t, whether its gradient passes, xhat and code.
   __device__ __forceinline__ void add(int m, int half, float dp, float t, bool passing, float xhat,
                                       float code) {
@@ -286,7 +274,7 @@ struct RecomputeCall {
   template <typename F>
   void with_constants(bool pairs, const F& f) const {
     if (pairs) {
-      is_signed ? f.template operator()<true, 2>() : f.template operator()<false, 2>();
+      is_signed ? f.template operator()<true, kPair>() : f.template operator()<false, kPair>();
     } else {
       is_signed ? f.template operator()<true, 1>() : f.template operator()<false, 1>();
     }
