@@ -13,6 +13,9 @@ inline constexpr int kOutBlock = 8;
 // Surviving weights that a warp of the sparse gradient shares.
 inline constexpr int kGroup = 8;
 
+// Layers whose weights a launch takes at once: a kernel's parameters hold what it does for each.
+inline constexpr int kLayersAtOnce = 16;
+
 // How a matrix [out][tap][in] is taken from codes [O][T][C].
 struct Packing {
   int out, in, taps;

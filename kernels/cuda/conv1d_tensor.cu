@@ -120,9 +120,8 @@ struct PackJob {
   int count;  // of registers
   uint32_t* fragments;
 };
-constexpr int kPackJobs = 16;  // of a launch
 struct PackJobs {
-  PackJob of[kPackJobs];
+  PackJob of[kLayersAtOnce];
 };
 
 template <bool kBytes>
@@ -151,7 +150,7 @@ __global__ void __launch_bounds__(kBlockThreads) pack_fragments(PackJobs jobs) {
   job.fragments[i] = bits;
 }
 
-// Packs layer after layer, as many in a launch as it takes.
+// Packs up to kLayersAtOnce layers in one launch.
 template <bool kBytes>
 class Packer {
  public:
@@ -164,16 +163,13 @@ class Packer {
                          static_cast<size_t>(FragmentOrder<kBytes>::steps(p)) * kWarpLanes * 4;
     jobs_.of[size_++] = {p, codes, static_cast<int>(count), fragments.reserve(count)};
     largest_ = std::max(largest_, count);
-    if (size_ == kPackJobs) pack();
   }
-  void pack() {
+  void pack() const {
     if (size_ == 0) return;
     launch(Where(name_, native(stream_)),
            Shape{dim3(blocks_for(largest_, kBlockThreads), static_cast<unsigned>(size_)),
                  dim3(kBlockThreads)},
            pack_fragments<kBytes>, jobs_);
-    size_ = 0;
-    largest_ = 0;
   }
 
  private:

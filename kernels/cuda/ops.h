@@ -186,6 +186,7 @@ class Weights {
                            std::span<const uint8_t> mask, Stream stream) const;
   void compile_for_libraries(bool backward, Stream stream);
   void compile_for_others(Stream stream);
+  // At most kLayersAtOnce of them.
   static void compile_for_tensor_cores(std::span<Weights* const> layers, Stream stream);
   const float* values_of_input(const Input& x, Stream stream) const;
   void multiply_taps(const TapMatrices& taps, int lanes, const float* x, bool deterministic,

@@ -31,9 +31,8 @@ struct Job {
   double* partial;  // a sum of each block
   unsigned* ties;
 };
-constexpr int kJobs = 16;  // of a launch
 struct Jobs {
-  Job of[kJobs];
+  Job of[kLayersAtOnce];
 };
 
 __global__ void reset_status(Jobs jobs) { *jobs.of[thread_x()].status = Weights::Status{}; }
@@ -151,8 +150,8 @@ Shape over(size_t count) { return {dim3(blocks_for(count, kBlockThreads)), dim3(
 // Calls f with as many at a time as a launch takes.
 template <typename T, typename F>
 void for_all(std::span<T> layers, const F& f) {
-  for (; !layers.empty(); layers = layers.subspan(std::min<size_t>(layers.size(), kJobs))) {
-    f(layers.first(std::min<size_t>(layers.size(), kJobs)));
+  for (; !layers.empty(); layers = layers.subspan(std::min<size_t>(layers.size(), kLayersAtOnce))) {
+    f(layers.first(std::min<size_t>(layers.size(), kLayersAtOnce)));
   }
 }
 
