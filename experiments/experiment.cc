@@ -26,6 +26,7 @@ constexpr const char* kTeacher = "teacher";
 TrainerOptions trainer_options(const Options& options) {
   TrainerOptions trainer;
   trainer.batch = options.batch;
+  trainer.epoch_frames = options.epoch_frames;
   trainer.learning_rate = options.learning_rate;
   trainer.threads = options.threads;
   trainer.sparse_threshold = options.sparse_threshold;

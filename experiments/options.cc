@@ -234,6 +234,8 @@ void add_training_flags(CLI::App& app, Options& o) {
   group.value("--lr-patience", o.lr_patience, "N",
               "More epochs than this without a better accuracy cut the rate (plateau)");
   group.value("--batch", o.batch, "N", "Frames per optimizer step");
+  group.value("--epoch-frames", o.epoch_frames, "N",
+              "Most training frames of an epoch, after which the criterion is looked at; 0 = all");
   group.value("--label-smoothing", o.label_smoothing, "F",
               "Share of a label that is spread over all classes");
   group.text("--distill", "FILE",
@@ -444,6 +446,12 @@ void validate_training(const Options& o) {
           "throughout");
   }
   require(o.batch >= 2 && o.batch <= (1 << 20), "batch", "2..1048576", o.batch);
+  require(o.epoch_frames == 0 || o.epoch_frames >= o.batch, "epoch-frames",
+          "0 or at least --batch", o.epoch_frames);
+  if (o.epoch_frames > 0 && o.data.starts_with("synth:") && o.synth_frames != SynthFrames::kFixed)
+    usage(
+        "--epoch-frames: fresh synthesized frames are made for a whole pass, expected "
+        "--synth-frames fixed or fewer --frames-per-block");
 }
 
 void validate_machine(const Options& o) {
@@ -560,6 +568,7 @@ std::vector<std::string> to_arguments(const Options& o) {
   add("lr-schedule", to_string(o.lr_schedule));
   if (o.lr_schedule == LrSchedule::kPlateau) add("lr-patience", o.lr_patience);
   add("batch", o.batch);
+  add("epoch-frames", o.epoch_frames);
   add("label-smoothing", o.label_smoothing);
   if (!o.distill.empty()) {
     add("distill", o.distill);
@@ -617,6 +626,7 @@ nlohmann::json to_json(const Options& o) {
           {"lr-patience", o.lr_schedule == LrSchedule::kPlateau ? nlohmann::json(o.lr_patience)
                                                                 : nlohmann::json(nullptr)},
           {"batch", o.batch},
+          {"epoch-frames", o.epoch_frames},
           {"label-smoothing", o.label_smoothing},
           {"distill", o.distill.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.distill)},
           {"distill-weight", of_teacher(o.distill_weight)},

@@ -139,5 +139,20 @@ TEST(ShuffledTest, EveryFrameComesToEveryPlaceEquallyOften) {
   for (const int count : counts) EXPECT_NEAR(count, 1000, 150);  // 5 standard deviations
 }
 
+TEST(EpochOrderTest, EpochsOfAPassShareItsFramesEvenly) {
+  const std::vector<int64_t> frames = ascending(103);
+  EXPECT_EQ(epoch_order(frames, 0, 7, 5), shuffled(frames, 7, 5));
+  EXPECT_EQ(epoch_order(frames, 103, 7, 5), shuffled(frames, 7, 5));
+  for (const uint64_t pass : {0, 1, 6}) {
+    std::vector<int64_t> joined;
+    for (uint64_t part = 0; part < 4; ++part) {  // of at most 30: 25, 26, 26, 26
+      const std::vector<int64_t> order = epoch_order(frames, 30, 7, pass * 4 + part);
+      EXPECT_EQ(order.size(), part == 0 ? 25U : 26U);
+      joined.insert(joined.end(), order.begin(), order.end());
+    }
+    EXPECT_EQ(joined, shuffled(frames, 7, pass));
+  }
+}
+
 }  // namespace
 }  // namespace fmp

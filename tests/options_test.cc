@@ -135,7 +135,7 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
       {"--until-cost=0.0123", "--p-methods=taylor,lamp", "--p-methods-order=alternate"},
       {"--until-cost=0.0123", "--accuracy=0.56"},
       {"--distill=teacher.onnx", "--distill-weight=0.3", "--distill-temperature=4",
-       "--label-smoothing=0.1"},
+       "--label-smoothing=0.1", "--epoch-frames=5000"},
       {"--bits=32", "--accuracy=0.97x", "--dense=0", "--filters=8", "--lr=0.0003"},
       {"--weight-bits=4,8,8", "--filters=8", "--dense=5", "--snr-min=-20", "--classes=A,B",
        "--p=0.1234567890123", "--sparse-threshold=0.1", "--time-limit=90s", "--memory-limit=8G"}};
@@ -191,6 +191,8 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--lr=inf"}, {"--lr", "inf"}},
       {{"--lr-schedule=step"}, {"--lr-schedule", "plateau or cosine", "step"}},
       {{"--lr-schedule=cosine", "--lr-patience=2"}, {"--lr-patience", "cosine"}},
+      {{"--epoch-frames=100", "--batch=200"}, {"--epoch-frames", "100", "at least --batch"}},
+      {{"--data=synth:1", "--epoch-frames=100000"}, {"--epoch-frames", "--synth-frames fixed"}},
       {{"--label-smoothing=1"}, {"--label-smoothing", "[0, 1)"}},
       {{"--distill=baseline", "--distill-weight=0"}, {"--distill-weight", "(0, 1]"}},
       {{"--distill=baseline", "--distill-temperature=0"}, {"--distill-temperature", "above 0"}},

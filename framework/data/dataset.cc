@@ -112,6 +112,17 @@ std::vector<int64_t> shuffled(std::span<const int64_t> frames, uint64_t seed, ui
   return order;
 }
 
+std::vector<int64_t> epoch_order(std::span<const int64_t> frames, int64_t most, uint64_t seed,
+                                 uint64_t epoch) {
+  const auto count = static_cast<int64_t>(frames.size());
+  const int64_t epochs = most == 0 || count == 0 ? 1 : (count + most - 1) / most;  // of a pass
+  const int64_t part = static_cast<int64_t>(epoch) % epochs;
+  std::vector<int64_t> order = shuffled(frames, seed, epoch / static_cast<uint64_t>(epochs));
+  order.erase(order.begin() + count * (part + 1) / epochs, order.end());
+  order.erase(order.begin(), order.begin() + count * part / epochs);
+  return order;
+}
+
 void quantize_input(std::span<const float> values, int input_bits, int8_t* codes) {
   if (input_bits < 2 || input_bits > 8) fail("input bits are {}, expected 2 to 8", input_bits);
   const float levels = static_cast<float>(1 << (input_bits - 1));

@@ -93,7 +93,8 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
                                  const std::vector<int64_t>& frames, uint64_t seed, uint64_t epoch,
                                  double learning_rate, const ProgressCallback& progress) {
   const auto start = std::chrono::steady_clock::now();
-  BatchReader reader(data, shuffled(frames, seed, epoch), options_.batch);
+  const std::vector<int64_t> order = epoch_order(frames, options_.epoch_frames, seed, epoch);
+  BatchReader reader(data, order, options_.batch);
   const auto next = [&] {
     const FrameBatch* batch = reader.next();
     while (batch != nullptr && batch->count < kSmallestBatch) batch = reader.next();
@@ -110,7 +111,7 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
     result.loss = loss_sum / done;
     result.accuracy = static_cast<double>(correct) / done;
     if (progress) {
-      progress({result.frames, static_cast<int64_t>(frames.size()), result.loss,
+      progress({result.frames, static_cast<int64_t>(order.size()), result.loss,
                 done / seconds_since(start)});
     }
   });

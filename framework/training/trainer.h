@@ -17,6 +17,7 @@ namespace fmp {
 
 struct TrainerOptions {
   int batch = 1024;
+  int64_t epoch_frames = 0;  // most frames of an epoch; 0 = all
   double learning_rate = 1e-3;
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // Adam's, as PyTorch's defaults
   int threads = 0;                                    // of the CPU; 0 = all cores
@@ -65,7 +66,7 @@ class Trainer {
   explicit Trainer(const TrainerOptions& options);  // on the CPU
   Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine);
 
-  // One pass over `frames` in the order of shuffled(frames, seed, epoch), one Adam step a batch.
+  // One epoch over `frames` in the order of epoch_order(), one Adam step a batch.
   // Throws DivergedError when the loss is no longer finite.
   EpochResult train_epoch(Network& network, const Dataset& data, const std::vector<int64_t>& frames,
                           uint64_t seed, uint64_t epoch, double learning_rate,
