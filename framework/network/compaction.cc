@@ -14,43 +14,20 @@
 #include <span>
 #include <utility>
 
+#include "framework/network/channel_links.h"
 #include "framework/network/weight_codes.h"
 #include "kernels/cpu/ops.h"
 
 namespace fmp {
 namespace {
 
-// A hidden layer and the layer that reads its channels.
-struct Link {
+// A Link whose layers change.
+struct ChangingLink {
   Layer& layer;
   Layer& next;
-
-  // How often a channel occurs in the input of `next`: once per position where `next` reads the
-  // flattened activations (index = position * channels + channel), else once.
-  int copies() const { return next.in_channels / layer.out_channels; }
+  operator Link() const { return {layer, next}; }
+  int copies() const { return Link(*this).copies(); }
 };
-
-// Calls visit(output of `next`, index of the weight) for every weight that reads `channel`.
-template <typename Visitor>
-void for_each_reader(const Link& link, int channel, Visitor visit) {
-  const Layer& next = link.next;
-  size_t row = 0;
-  for (int output = 0; output < next.out_channels; ++output) {
-    for (int tap = 0; tap < next.taps; ++tap) {
-      for (int copy = 0; copy < link.copies(); ++copy) {
-        visit(output, row + static_cast<size_t>(copy * link.layer.out_channels + channel));
-      }
-      row += static_cast<size_t>(next.in_channels);
-    }
-  }
-}
-
-// Calls visit(index of the weight) for every weight that writes `channel`.
-template <typename Visitor>
-void for_each_writer(const Layer& layer, int channel, Visitor visit) {
-  const auto count = static_cast<size_t>(layer.taps) * static_cast<size_t>(layer.in_channels);
-  for (size_t i = 0; i < count; ++i) visit(static_cast<size_t>(channel) * count + i);
-}
 
 bool is_written(const Layer& layer, int channel) {
   bool alive = false;
@@ -101,21 +78,6 @@ class WeightMasker {
   int64_t masked_ = 0;
 };
 
-// What a channel without weights emits in evaluation, everywhere: batch-norm of 0, in the kernels'
-// arithmetic so that the code is the same even next to a rounding boundary.
-float constant_output(const Layer& layer, int channel) {
-  const auto c = static_cast<size_t>(channel);
-  const float batch_norm =
-      cpu::evaluation_affine(layer.gamma.value.floats()[c], layer.beta.value.floats()[c],
-                             layer.running_mean.floats()[c], layer.running_var.floats()[c])
-          .shift;
-  const float shift = std::max(0.0F, batch_norm);
-  if (layer.act_bits == kFloatBits) return shift;
-  const auto largest_code = static_cast<float>((1 << layer.act_bits) - 1);
-  const float scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
-  return std::min(std::nearbyint(shift / scale), largest_code) * scale;
-}
-
 // The weights that a layer multiplies, after quantization.
 std::vector<float> effective_weights(const Layer& layer) {
   const std::span<const float> values = layer.weight.value.floats();
@@ -129,7 +91,8 @@ std::vector<float> effective_weights(const Layer& layer) {
 
 // Moves what `next` computes from a channel that is always `constant` into `next` itself.
 // `weights`: effective_weights(next).
-void fold_constant(const Link& link, int channel, float constant, std::span<const float> weights) {
+void fold_constant(const ChangingLink& link, int channel, float constant,
+                   std::span<const float> weights) {
   Layer& next = link.next;
   std::vector<double> sums(static_cast<size_t>(next.out_channels));
   for_each_reader(link, channel,
@@ -154,7 +117,7 @@ void silence(Layer& layer, int channel) {
 }
 
 // One pass over a layer's channels. Returns whether anything changed.
-bool mark_superfluous(const Link& link, int64_t& weights_removed) {
+bool mark_superfluous(const ChangingLink& link, int64_t& weights_removed) {
   WeightMasker writers(link.layer), readers(link.next);
   const std::vector<float> next_weights = effective_weights(link.next);
   bool changed = false;
@@ -223,7 +186,7 @@ void keep_outputs(Layer& layer, const std::vector<int>& channels) {
 }
 
 // Keeps only what `next` reads from these channels of `layer`, which still has all of them.
-void keep_inputs(const Link& link, const std::vector<int>& channels) {
+void keep_inputs(const ChangingLink& link, const std::vector<int>& channels) {
   Layer& next = link.next;
   std::vector<size_t> readers;
   for (const int channel : channels) {
@@ -237,9 +200,22 @@ void keep_inputs(const Link& link, const std::vector<int>& channels) {
 
 }  // namespace
 
+float constant_output(const Layer& layer, int channel) {
+  const auto c = static_cast<size_t>(channel);
+  const float batch_norm =
+      cpu::evaluation_affine(layer.gamma.value.floats()[c], layer.beta.value.floats()[c],
+                             layer.running_mean.floats()[c], layer.running_var.floats()[c])
+          .shift;
+  const float shift = std::max(0.0F, batch_norm);
+  if (layer.act_bits == kFloatBits) return shift;
+  const auto largest_code = static_cast<float>((1 << layer.act_bits) - 1);
+  const float scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
+  return std::min(std::nearbyint(shift / scale), largest_code) * scale;
+}
+
 CompactionReport compact(Network& network) {
   std::vector<Layer> layers = Network(network).layers();  // a copy: all of it happens or nothing
-  const auto link = [&](size_t i) { return Link{layers[i], layers[i + 1]}; };
+  const auto link = [&](size_t i) { return ChangingLink{layers[i], layers[i + 1]}; };
   const size_t hidden = layers.size() - 1;
   CompactionReport report;
   bool changed = true;

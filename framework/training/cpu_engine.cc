@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "framework/network/working_part.h"
 #include "framework/threads.h"
 #include "framework/training/engine.h"
 #include "framework/training/functions.h"
@@ -23,14 +24,17 @@ class CpuEngine final : public Engine {
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
              const BatchSource& batches, const ResultSink& results) override {
     const std::span<LayerWorkspace> workspaces = prepare(network, plan);
+    WorkingPart part(network);
     while (const FrameBatch* batch = batches()) {
+      const int64_t statistic_steps = options.threshold_statistic_steps;
+      Network& trained = part.before_step(network, network.collects_thresholds(statistic_steps));
       Tape tape;
-      const Variable logits =
-          forward(tape, network, workspaces, *batch, options.threshold_statistic_steps, context_);
+      const Variable logits = forward(tape, trained, workspaces, *batch, statistic_steps, context_);
       const cpu::LossResult loss =
           cross_entropy(tape, logits, {batch->labels, batch->soft_targets, options.loss});
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, {}});
       tape.backward();
+      part.after_step(network);
       ++network.steps;
       adam(network, options.adam);
     }
@@ -39,10 +43,12 @@ class CpuEngine final : public Engine {
   void evaluate(const Network& network, std::span<const LayerPlan> plan, const BatchSource& batches,
                 const ResultSink& results) override {
     const std::span<LayerWorkspace> workspaces = prepare(network, plan);
+    WorkingPart part(network);
+    const Network& evaluated = part.for_evaluation(network);
     std::vector<uint8_t> predicted;
     while (const FrameBatch* batch = batches()) {
       predicted.resize(static_cast<size_t>(batch->count));
-      const Variable logits = forward(network, workspaces, *batch, context_);
+      const Variable logits = forward(evaluated, workspaces, *batch, context_);
       const cpu::LossResult loss =
           cpu::softmax_cross_entropy(logits->value.view(), {batch->labels, {}, {}}, {}, predicted);
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, predicted});
@@ -51,7 +57,9 @@ class CpuEngine final : public Engine {
 
   std::vector<float> logits(const Network& network, std::span<const LayerPlan> plan,
                             const FrameBatch& batch) override {
-    const Variable logits = forward(network, prepare(network, plan), batch, context_);
+    WorkingPart part(network);
+    const Variable logits =
+        forward(part.for_evaluation(network), prepare(network, plan), batch, context_);
     const int classes = network.config().classes;
     std::vector<float> result;
     result.reserve(static_cast<size_t>(batch.count * classes));

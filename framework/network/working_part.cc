@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: MIT
+#include "framework/network/working_part.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <utility>
+
+#include "framework/network/channel_links.h"
+
+namespace fmp {
+namespace {
+
+size_t size(int count) { return static_cast<size_t>(count); }
+
+// Calls visit(output, input channel, index) for every weight that is alive.
+template <typename Visitor>
+void for_each_alive(const Layer& layer, const Visitor& visit) {
+  size_t i = 0;
+  for (int o = 0; o < layer.out_channels; ++o) {
+    for (int t = 0; t < layer.taps; ++t) {
+      for (int c = 0; c < layer.in_channels; ++c, ++i) {
+        if (layer.weight.mask[i] != 0) visit(o, c, i);
+      }
+    }
+  }
+}
+
+// Whether batch-norm and ReLU turn sums of 0 into 0, and let no gradient pass in training.
+bool silences_zero(const Layer& layer, int channel, bool training) {
+  return training ? layer.beta.value.floats()[size(channel)] <= 0
+                  : constant_output(layer, channel) == 0;
+}
+
+void gather(const Tensor& from, std::span<const size_t> places, Tensor& to) {
+  std::ranges::transform(places, to.floats().begin(),
+                         [values = from.floats()](size_t i) { return values[i]; });
+}
+
+void scatter(const Tensor& from, std::span<const size_t> places, Tensor& to) {
+  const std::span<const float> values = from.floats();
+  const std::span<float> target = to.floats();
+  for (size_t i = 0; i < places.size(); ++i) target[places[i]] = values[i];
+}
+
+void copy(const Tensor& from, Tensor& to) {
+  if (from.defined()) std::ranges::copy(from.floats(), to.floats().begin());
+}
+
+// The running statistics after a batch whose own are 0.
+void forget(Tensor& statistic, size_t channel) {
+  float& value = statistic.floats()[channel];
+  value = static_cast<float>((1 - kBatchNormMomentum) * static_cast<double>(value));
+}
+
+}  // namespace
+
+WorkingPart::WorkingPart(const Network& whole) : all_work_(true) {
+  // A channel that works with all others at work, whatever its batch-norm does, always works.
+  const std::vector<Layer>& layers = whole.layers();
+  for (size_t l = 0; l + 1 < layers.size(); ++l) {
+    std::vector<uint8_t> written(size(layers[l].out_channels), 0), read = written;
+    for_each_alive(layers[l], [&](int o, int, size_t) { written[size(o)] = 1; });
+    for_each_alive(layers[l + 1],
+                   [&](int, int c, size_t) { read[size(c % layers[l].out_channels)] = 1; });
+    all_work_ = all_work_ && std::ranges::find(written, 0) == written.end() &&
+                std::ranges::find(read, 0) == read.end();
+  }
+}
+
+WorkingPart::Uses WorkingPart::find_uses(const Network& whole, bool training) const {
+  const std::vector<Layer>& layers = whole.layers();
+  const size_t hidden = layers.size() - 1;
+  Uses uses(hidden), all(hidden);
+  std::vector<std::vector<uint8_t>> sets_scale(hidden);
+  for (size_t l = 0; l < hidden; ++l) {
+    uses[l].assign(size(layers[l].out_channels), Use::kWorks);
+    sets_scale[l].assign(uses[l].size(), 0);
+  }
+  all = uses;
+  // The channel of layer l - 1 that is input c of layer l.
+  const auto source = [&](size_t l, int c) { return size(c % layers[l - 1].out_channels); };
+
+  for (size_t l = 0; l < layers.size(); ++l) {
+    if (layers[l].weight_bits == kFloatBits) continue;
+    const std::span<const float> weights = layers[l].weight.value.floats();
+    float largest = 0;
+    bool finite = true;
+    for_each_alive(layers[l], [&](int, int, size_t i) {
+      largest = std::max(largest, std::fabs(weights[i]));
+      finite = finite && std::isfinite(weights[i]);
+    });
+    if (!finite) return all;  // the pass will say so
+    if (largest == 0) continue;
+    for_each_alive(layers[l], [&](int o, int c, size_t i) {
+      if (std::fabs(weights[i]) != largest) return;
+      if (l < hidden) sets_scale[l][size(o)] = 1;
+      if (l > 0) sets_scale[l - 1][source(l, c)] = 1;
+    });
+  }
+
+  for (size_t l = 0; l < hidden; ++l) {
+    std::vector<uint8_t> written(uses[l].size(), 0);
+    for_each_alive(layers[l], [&](int o, int c, size_t) {
+      if (l == 0 || uses[l - 1][source(l, c)] == Use::kWorks) written[size(o)] = 1;
+    });
+    for (int o = 0; o < layers[l].out_channels; ++o) {
+      if (written[size(o)] == 0 && sets_scale[l][size(o)] == 0 &&
+          silences_zero(layers[l], o, training)) {
+        uses[l][size(o)] = Use::kSilent;
+      }
+    }
+  }
+  for (size_t l = hidden; l-- > 0;) {
+    std::vector<uint8_t> read(uses[l].size(), 0);
+    for_each_alive(layers[l + 1], [&](int o, int c, size_t) {
+      if (l + 1 == hidden || uses[l + 1][size(o)] == Use::kWorks) read[source(l + 1, c)] = 1;
+    });
+    for (size_t c = 0; c < read.size(); ++c) {
+      if (read[c] == 0 && sets_scale[l][c] == 0 && uses[l][c] == Use::kWorks) {
+        uses[l][c] = Use::kUnread;
+      }
+    }
+    if (std::ranges::find(uses[l], Use::kWorks) == uses[l].end()) uses[l][0] = Use::kWorks;
+  }
+  return uses;
+}
+
+void WorkingPart::build(const Network& whole, Uses uses) {
+  uses_ = std::move(uses);
+  places_.assign(whole.layers().size(), {});
+  NetworkConfig config = whole.config();
+  std::vector<Layer> layers = Network(whole).layers();
+  for (size_t l = 0; l < layers.size(); ++l) {
+    Layer& layer = layers[l];
+    const Layer& from = whole.layers()[l];
+    Places& places = places_[l];
+    for (int o = 0; o < from.out_channels; ++o) {
+      if (l == uses_.size() || uses_[l][size(o)] == Use::kWorks) places.channels.push_back(size(o));
+    }
+    std::vector<size_t> inputs;
+    for (int c = 0; c < from.in_channels; ++c) {
+      if (l == 0 || uses_[l - 1][size(c) % uses_[l - 1].size()] == Use::kWorks) {
+        inputs.push_back(size(c));
+      }
+    }
+    for (const size_t o : places.channels) {
+      for (size_t t = 0; t < size(from.taps); ++t) {
+        const size_t row = (o * size(from.taps) + t) * size(from.in_channels);
+        for (const size_t c : inputs) places.weights.push_back(row + c);
+      }
+    }
+    layer.in_channels = static_cast<int>(inputs.size());
+    layer.out_channels = static_cast<int>(places.channels.size());
+    layer.weight.mask.resize(places.weights.size());
+    std::ranges::transform(places.weights, layer.weight.mask.begin(),
+                           [&](size_t i) { return from.weight.mask[i]; });
+    const auto resize = [](Tensor& tensor, const std::vector<int64_t>& shape) {
+      if (tensor.defined()) tensor = Tensor::zeros(shape);
+    };
+    const std::vector<int64_t> channels = {layer.out_channels};
+    // Adam runs on the whole network; moments only have the shape that they must have.
+    const auto resize_all = [&](Parameter& p, const std::vector<int64_t>& shape) {
+      for (Tensor* tensor : {&p.value, &p.grad, &p.moment1, &p.moment2}) resize(*tensor, shape);
+    };
+    resize_all(layer.weight, {layer.out_channels, layer.taps, layer.in_channels});
+    resize_all(layer.gamma, channels);
+    resize_all(layer.beta, channels);
+    resize(layer.running_mean, channels);
+    resize(layer.running_var, channels);
+    if (l == uses_.size()) continue;
+    const size_t filters = config.filters.size();
+    (l < filters ? config.filters[l] : config.dense[l - filters]) = layer.out_channels;
+  }
+  part_.emplace(whole);
+  part_->replace(std::move(config), std::move(layers));
+}
+
+void WorkingPart::read_values(const Network& whole) {
+  part_->steps = whole.steps;
+  part_->optimizer_steps = whole.optimizer_steps;
+  for (size_t l = 0; l < places_.size(); ++l) {
+    const Layer& from = whole.layers()[l];
+    Layer& to = part_->layers()[l];
+    const Places& places = places_[l];
+    gather(from.weight.value, places.weights, to.weight.value);
+    copy(from.threshold.value, to.threshold.value);
+    copy(from.bias.value, to.bias.value);
+    if (l == uses_.size()) continue;
+    gather(from.gamma.value, places.channels, to.gamma.value);
+    gather(from.beta.value, places.channels, to.beta.value);
+    gather(from.running_mean, places.channels, to.running_mean);
+    gather(from.running_var, places.channels, to.running_var);
+  }
+}
+
+Network& WorkingPart::before_step(Network& whole, bool collects_thresholds) {
+  in_use_ = !all_work_ && !collects_thresholds;
+  if (!in_use_) return whole;
+  if (Uses uses = find_uses(whole, true); !part_ || uses != uses_) build(whole, std::move(uses));
+  read_values(whole);
+  return *part_;
+}
+
+void WorkingPart::after_step(Network& whole) const {
+  if (!in_use_) return;
+  for (size_t l = 0; l < places_.size(); ++l) {
+    const Layer& from = part_->layers()[l];
+    Layer& to = whole.layers()[l];
+    const Places& places = places_[l];
+    for (Parameter* p : to.parameters()) p->grad.fill_zero();
+    scatter(from.weight.grad, places.weights, to.weight.grad);
+    copy(from.threshold.grad, to.threshold.grad);
+    copy(from.bias.grad, to.bias.grad);
+    if (l == uses_.size()) continue;
+    scatter(from.gamma.grad, places.channels, to.gamma.grad);
+    scatter(from.beta.grad, places.channels, to.beta.grad);
+    scatter(from.running_mean, places.channels, to.running_mean);
+    scatter(from.running_var, places.channels, to.running_var);
+    for (size_t c = 0; c < uses_[l].size(); ++c) {
+      if (uses_[l][c] != Use::kSilent) continue;
+      forget(to.running_mean, c);
+      forget(to.running_var, c);
+    }
+  }
+}
+
+const Network& WorkingPart::for_evaluation(const Network& whole) {
+  if (all_work_) return whole;
+  build(whole, find_uses(whole, false));
+  read_values(whole);
+  return *part_;
+}
+
+}  // namespace fmp
