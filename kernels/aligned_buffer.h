@@ -6,21 +6,23 @@
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
-#include <new>
+
+#include "kernels/out_of_memory.h"
 
 namespace fmp {
 
 // Alignment of every buffer that vector code reads: a cache line and the widest vector.
 inline constexpr size_t kAlignment = 64;
 
-// Uninitialised memory, aligned to kAlignment; give it back with std::free. Large blocks ask for
-// huge pages: passes over activations touch a new page every few rows, and finding it costs time.
+// Uninitialised memory, aligned to kAlignment; give it back with std::free. Throws OutOfMemory,
+// which says what was asked for, where there is none. Large blocks ask for huge pages: passes over
+// activations touch a new page every few rows, and finding it costs time.
 inline void* allocate_aligned(size_t bytes) {
   constexpr size_t kHugePage = size_t{2} << 20;
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
   const size_t whole = (bytes + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, whole > 0 ? whole : alignment);
-  if (memory == nullptr) throw std::bad_alloc();
+  if (memory == nullptr) throw OutOfMemory(bytes);
   // A wish that the system may not grant.
   if (alignment == kHugePage) (void)madvise(memory, whole, MADV_HUGEPAGE);
   return memory;
