@@ -4,10 +4,14 @@
 #include <gtest/gtest.h>
 #include <hdf5.h>
 #include <unistd.h>
+#include <zlib.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <numeric>
+#include <span>
 
 #include "framework/data/hdf5_file.h"
 #include "framework/error.h"
@@ -250,6 +254,155 @@ TEST_F(Hdf5SourcesTest, CompressedChunksHaveASize) {
   H5Pset_deflate(creation, 1);
   write("bomb.h5", 100'000'000, {}, creation);
   EXPECT_THAT(error("bomb.h5"), HasSubstr("compressed chunks take 1200000000 bytes"));
+}
+
+// A gzip chunk that is stored as `bytes`, of a data set with one more before it.
+class StoredChunkTest : public Hdf5SourcesTest {
+ protected:
+  static std::string compressed(const std::string& text) {
+    uLongf size = compressBound(text.size());
+    std::string out(size, '\0');
+    if (compress(reinterpret_cast<Bytef*>(out.data()), &size,
+                 reinterpret_cast<const Bytef*>(text.data()), text.size()) != Z_OK) {
+      throw Error("zlib failed");
+    }
+    out.resize(size);
+    return out;
+  }
+
+  void write_chunk(const std::string& name, const std::string& bytes) const {
+    const Id creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const hsize_t chunk[] = {4, kColumns}, second[] = {4, 0};
+    H5Pset_chunk(creation, 2, chunk);
+    H5Pset_deflate(creation, 1);
+    write(name, 12, numbers(36), creation);
+    const Id f(H5Fopen(file(name).c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose);
+    const Id set(H5Dopen2(f, "X", H5P_DEFAULT), H5Dclose);
+    ASSERT_GE(H5Dwrite_chunk(set, H5P_DEFAULT, 0, second, bytes.size(), bytes.data()), 0);
+  }
+};
+
+TEST_F(StoredChunkTest, HoldsWhatTheDataSetSays) {
+  const std::vector<float> values = numbers(12, 500);
+  const std::string bytes(reinterpret_cast<const char*>(values.data()), 48);
+  write_chunk("right.h5", compressed(bytes));
+  std::vector<float> expected = numbers(36);
+  std::ranges::copy(values, expected.begin() + 12);
+  EXPECT_EQ(read("right.h5"), expected);
+}
+
+TEST_F(StoredChunkTest, ThatInflatesToMoreIsRefused) {
+  write_chunk("more.h5", compressed(std::string(3'000'000, 'x')));
+  EXPECT_THAT(error("more.h5"), HasSubstr("data set X: rows 4 to 7 cannot be read: their chunk "
+                                          "inflates to more than 52 bytes"));
+  write_chunk("one.h5", compressed(std::string(49, 'x')));
+  EXPECT_THAT(error("one.h5"), HasSubstr("chunk holds 49 bytes, expected 48"));
+  write_chunk("large.h5", std::string(6000, 'x'));
+  EXPECT_THAT(error("large.h5"), HasSubstr("takes 6000 bytes in the file, 48 without"));
+}
+
+TEST_F(StoredChunkTest, ThatInflatesToLessIsRefused) {
+  write_chunk("less.h5", compressed(std::string(40, 'x')));
+  EXPECT_THAT(error("less.h5"), HasSubstr("their chunk holds 40 bytes, expected 48"));
+  write_chunk("cut.h5", compressed(std::string(48, 'x')).substr(0, 10));
+  EXPECT_THAT(error("cut.h5"), HasSubstr("cut short"));
+  write_chunk("junk.h5", "no gzip");
+  EXPECT_THAT(error("junk.h5"), HasSubstr("cannot be inflated"));
+  write_virtual("v.h5", 12, {{"less.h5", "X", 0, 12, 0, 12}});
+  EXPECT_THAT(error("v.h5"), HasSubstr("less.h5: data set X: rows 4 to 7 cannot be read"));
+}
+
+// What the library reads.
+std::vector<double> read_by_library(const std::string& path, size_t values) {
+  const Id f(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
+  const Id set(H5Dopen2(f, "X", H5P_DEFAULT), H5Dclose);
+  std::vector<double> out(values);
+  H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, out.data());
+  return out;
+}
+
+TEST_F(Hdf5SourcesTest, ChunksOfAllShapesAreReadAsByTheLibrary) {
+  constexpr hsize_t kRows = 23, kLength = 5, kRowValues = kLength * 2;
+  std::vector<double> values(kRows * kRowValues);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(i * 37 % 241) - 120;
+  const std::vector<std::vector<hsize_t>> chunks = {{4, 3, 1},  {7, 5, 2},  {1, 5, 2},
+                                                    {23, 1, 2}, {40, 5, 2}, {6, 2, 2}};
+  for (const std::string filters : {"g", "sg", "sgf", "f", "s"}) {
+    for (const hid_t type : {H5T_IEEE_F32LE, H5T_STD_I16BE, H5T_STD_I8LE, H5T_IEEE_F64BE}) {
+      for (const auto& chunk : chunks) {
+        const Id creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+        H5Pset_chunk(creation, 3, chunk.data());
+        for (const char filter : filters) {
+          if (filter == 'g') H5Pset_deflate(creation, 1);
+          if (filter == 's') H5Pset_shuffle(creation);
+          if (filter == 'f') H5Pset_fletcher32(creation);
+        }
+        {
+          const Id f(H5Fcreate(file("c.h5").c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT),
+                     H5Fclose);
+          const hsize_t dims[] = {kRows, kLength, 2}, most[] = {H5S_UNLIMITED, kLength, 2};
+          const Id space(H5Screate_simple(3, dims, most), H5Sclose);
+          const Id set(H5Dcreate2(f, "X", type, space, H5P_DEFAULT, creation, H5P_DEFAULT),
+                       H5Dclose);
+          ASSERT_GE(H5Dwrite(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()),
+                    0);
+        }
+        ASSERT_EQ(read_by_library(file("c.h5"), values.size()), values);
+        const Hdf5DataSet set = Hdf5File(file("c.h5")).dataset("X");
+        for (const auto& [first, count] : {std::pair(0, 23), {3, 9}, {22, 1}, {5, 18}}) {
+          std::vector<double> part(static_cast<size_t>(count) * kRowValues);
+          set.read_rows(first, count, part.data());
+          const auto expected = std::span(values).subspan(static_cast<size_t>(first) * kRowValues);
+          EXPECT_TRUE(std::ranges::equal(part, expected.first(part.size())))
+              << filters << ", chunk " << chunk[0] << " " << chunk[1] << " " << chunk[2];
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Hdf5SourcesTest, AChecksumThatIsWrongIsAnError) {
+  const Id creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+  const hsize_t chunk[] = {4, kColumns};
+  H5Pset_chunk(creation, 2, chunk);
+  H5Pset_fletcher32(creation);
+  write("sum.h5", 4, numbers(12, 1000), creation);
+  EXPECT_EQ(read("sum.h5"), numbers(12, 1000));
+  std::ifstream in(file("sum.h5"), std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(in), {}};
+  const std::vector<float> values = numbers(12, 1000);
+  const size_t at = bytes.find(std::string(reinterpret_cast<const char*>(values.data()), 48));
+  ASSERT_NE(at, std::string::npos);
+  bytes[at + 3] ^= 1;
+  std::ofstream(file("sum.h5"), std::ios::binary) << bytes;
+  EXPECT_THAT(error("sum.h5"), HasSubstr("rows 0 to 3 cannot be read: their chunk does not fit"));
+}
+
+TEST_F(Hdf5SourcesTest, FiltersThatTheLibraryUndoesSayTheSizeOfAChunk) {
+  const hsize_t chunk[] = {4, kColumns};
+  const auto write_with = [&](const std::string& name, const std::vector<H5Z_filter_t>& filters) {
+    const Id creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    H5Pset_chunk(creation, 2, chunk);
+    for (const H5Z_filter_t filter : filters) {
+      if (filter == H5Z_FILTER_SZIP) H5Pset_szip(creation, H5_SZIP_NN_OPTION_MASK, 8);
+      if (filter == H5Z_FILTER_NBIT) H5Pset_nbit(creation);
+      if (filter == H5Z_FILTER_SCALEOFFSET) H5Pset_scaleoffset(creation, H5Z_SO_FLOAT_DSCALE, 2);
+      if (filter == H5Z_FILTER_DEFLATE) H5Pset_deflate(creation, 1);
+    }
+    write(name, 9, numbers(27), creation);
+  };
+  for (const H5Z_filter_t filter : {H5Z_FILTER_NBIT, H5Z_FILTER_SCALEOFFSET, H5Z_FILTER_SZIP}) {
+    unsigned can = 0;
+    if (H5Zget_filter_info(filter, &can) < 0 || (can & H5Z_FILTER_CONFIG_ENCODE_ENABLED) == 0) {
+      continue;
+    }
+    write_with("alone.h5", {filter});
+    EXPECT_EQ(read("alone.h5"), numbers(27)) << filter;
+    write_with("gzip.h5", {filter, H5Z_FILTER_DEFLATE});
+    EXPECT_THAT(error("gzip.h5"), HasSubstr("have gzip beside another one")) << filter;
+  }
+  write_with("twice.h5", {H5Z_FILTER_DEFLATE, H5Z_FILTER_DEFLATE});
+  EXPECT_THAT(error("twice.h5"), HasSubstr("compress twice"));
 }
 
 TEST_F(Hdf5SourcesTest, FiltersThatAreMissingAreNamed) {

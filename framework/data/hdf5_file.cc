@@ -13,6 +13,7 @@
 #include <system_error>
 #include <type_traits>
 
+#include "framework/data/hdf5_chunks.h"
 #include "framework/data/hdf5_sources.h"
 #include "framework/data/trial_process.h"
 #include "framework/error.h"
@@ -255,7 +256,7 @@ void Hdf5DataSet::check_filters() const {
   }
 }
 
-void Hdf5DataSet::check_chunks() const {
+void Hdf5DataSet::check_chunks() {
   const Hdf5Handle creation(H5Dget_create_plist(id_.get()));
   const Hdf5Handle type(H5Dget_type(id_.get()));
   std::vector<hsize_t> chunk(shape_.size());
@@ -273,6 +274,9 @@ void Hdf5DataSet::check_chunks() const {
         "with smaller ones, as by h5repack -l CHUNK=...",
         where_, chunk_bytes < 0 ? "over 2^63" : std::to_string(chunk_bytes), kMaxChunkBytes);
   }
+  if (H5Pget_nfilters(creation.get()) > 0) {
+    chunks_ = std::make_shared<const ChunkReader>(where_, id_.get(), shape_);
+  }
   const Hdf5Handle space(H5Dget_space(id_.get()));
   if (H5Dget_num_chunks(id_.get(), space.get(), &stored) < 0) {
     fail("{}: its chunks cannot be found ({})", where_, hdf5_error());
@@ -280,6 +284,11 @@ void Hdf5DataSet::check_chunks() const {
   if (stored < expected) {
     fail("{} is incomplete: {} of {} chunks are stored", where_, stored, expected);
   }
+}
+
+// Where the library is tried there is no time for that.
+void Hdf5DataSet::check_all_sizes() const {
+  if (chunks_ && !trying) chunks_->check_sizes(0, rows());
 }
 
 int64_t Hdf5DataSet::rows_per_read(int64_t element_bytes) const {
@@ -295,6 +304,11 @@ void Hdf5DataSet::read_rows(int64_t first, int64_t count, T* out) const {
     fail("{} has {} rows, rows {} to {} are asked for", where_, rows(), first, first + count - 1);
   }
   if (count == 0) return;
+  const hid_t type = std::is_same_v<T, float> ? H5T_NATIVE_FLOAT : H5T_NATIVE_DOUBLE;
+  if (chunks_ && chunks_->undoes_filters()) {
+    return chunks_->read(first, count, type, reinterpret_cast<std::byte*>(out));
+  }
+  if (chunks_) chunks_->check_sizes(first, count);
   const Hdf5Lock lock;
   std::vector<hsize_t> start(shape_.size(), 0), extent(shape_.begin(), shape_.end());
   start[0] = static_cast<hsize_t>(first);
@@ -302,7 +316,6 @@ void Hdf5DataSet::read_rows(int64_t first, int64_t count, T* out) const {
   const Hdf5Handle file_space(H5Dget_space(id_.get()));
   const Hdf5Handle memory_space(
       H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr));
-  const hid_t type = std::is_same_v<T, float> ? H5T_NATIVE_FLOAT : H5T_NATIVE_DOUBLE;
   if (H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start.data(), nullptr, extent.data(),
                           nullptr) < 0 ||
       H5Dread(id_.get(), type, memory_space.get(), file_space.get(), H5P_DEFAULT, out) < 0) {

@@ -4,6 +4,7 @@
 #include <hdf5.h>
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -11,6 +12,8 @@
 #include <vector>
 
 namespace fmp {
+
+class ChunkReader;
 
 // Held around every use of the HDF5 library, which is not thread-safe everywhere; also keeps the
 // library from printing its error stack. May be nested.
@@ -64,19 +67,23 @@ class Hdf5DataSet {
   }
 
   // Rows first .. first + count - 1 into out[count][row_elements()], converted from the file's type
-  // to T (float or double). Throws Error naming the rows. Thread-safe, one call at a time.
+  // to T (float or double). Throws Error naming the rows. Thread-safe; only chunks are decompressed
+  // side by side.
   template <typename T>
   void read_rows(int64_t first, int64_t count, T* out) const;
 
  private:
   friend class Hdf5File;
+  friend class VirtualSources;
   Hdf5DataSet() = default;
   void check_type();
   void read_shape();
   int64_t bytes() const;
   void check_filters() const;
   void check_contiguous() const;
-  void check_chunks() const;
+  void check_chunks();
+  // Of a data set that the library reads by itself.
+  void check_all_sizes() const;
   int64_t rows_per_read(int64_t element_bytes) const;
 
   std::string where_;
@@ -85,6 +92,7 @@ class Hdf5DataSet {
   int64_t row_elements_ = 1;
   int64_t chunk_rows_ = 0;
   std::optional<std::pair<float, float>> integer_limits_;
+  std::shared_ptr<const ChunkReader> chunks_;  // where chunks have filters; reads from id_
 };
 
 // An HDF5 file opened for reading. Files are not trusted: what does not fit together, is too short
@@ -99,8 +107,9 @@ class Hdf5File {
   const std::string& path() const { return path_; }
 
   // Follows links of all kinds. Throws Error when there is no such data set, it holds no numbers,
-  // part of it is missing, a filter of it is not installed, or it is compressed in chunks of over
-  // 256 MB, which take that much memory each.
+  // part of it is missing, a filter of it is not installed or hides the size of a chunk, or it is
+  // compressed in chunks of over 256 MB, which take that much memory each. A chunk that turns out
+  // to be larger or smaller than it should be is an error where it is read.
   Hdf5DataSet dataset(const std::string& name) const;
 
  private:

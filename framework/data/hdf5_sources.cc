@@ -232,8 +232,10 @@ const std::vector<int64_t>& VirtualSources::shape_of(const std::string& where, c
   if (!fs::exists(name.first, error)) {
     fail("{}: holds frames of '{}', which is not there", where, name.first);
   }
-  std::vector<int64_t> shape = Hdf5File(name.first).open(name.second, *this).shape();
-  return entry->second = std::move(shape);
+  const Hdf5File file(name.first);
+  const Hdf5DataSet source = file.open(name.second, *this);
+  source.check_all_sizes();
+  return entry->second = source.shape();
 }
 
 void VirtualSources::check(const std::string& where, hid_t data_set,
