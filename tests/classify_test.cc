@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The streams that `classify` reads, and the program itself: what it prints against what the
 // integer network says, and one line of error for each kind of damage.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -24,6 +25,7 @@
 #include "framework/error.h"
 #include "framework/inference/integer_network.h"
 #include "framework/network/checkpoint.h"
+#include "framework/onnx/export.h"
 #include "framework/synth/hdf5_writer.h"
 #include "framework/training/trainer.h"
 #include "tests/integer_fixture.h"
@@ -179,9 +181,10 @@ class Classify : public testing::Test {
     int exit_code = -1;
     std::string out, error;
   };
-  Outcome run(const std::string& arguments, const std::string& before = "") const {
-    const std::string command = before + "'" + FMP_BINARY_DIR + "/tools/classify' " + arguments +
-                                " >'" + file("out") + "' 2>'" + file("error") + "'";
+  Outcome run(const std::string& arguments, const std::string& before = "",
+              const std::string& program = "classify") const {
+    const std::string command = before + "'" + FMP_BINARY_DIR + "/tools/" + program + "' " +
+                                arguments + " >'" + file("out") + "' 2>'" + file("error") + "'";
     // NOLINTNEXTLINE(concurrency-mt-unsafe): the test has one thread
     const int status = std::system(command.c_str());
     return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read("out"), read("error")};
@@ -335,6 +338,58 @@ TEST_F(Classify, KnowsTheNamesOfItsClasses) {
               1);
   EXPECT_EQ(run(model + file("data.h5") + "' --classes BPSK,FM").exit_code, 2);
   EXPECT_EQ(run(model + file("data.h5") + "' --classes BPSK,FM,none").exit_code, 1);
+}
+
+// The same of onnx_eval, whichever way it takes. 24 frames, one of each class: a network is right
+// where it answers the frame's own class.
+TEST_F(Classify, OnnxFilesKnowTheNamesOfTheirClasses) {
+  NetworkConfig small = config();
+  small.classes = 3;
+  Network network = random_network(small, 0.5, 51);
+  network.class_names = {"OOK", "BPSK", "FM"};
+  const std::vector<float> values = some_frames(24);
+  std::vector<size_t> answers;
+  {
+    std::vector<int8_t> codes(values.size());
+    quantize_input(values, small.input_bits, codes.data());
+    std::vector<int32_t> logits(24 * 3);
+    std::vector<uint8_t> predicted(24);
+    IntegerNetwork(network).run(codes, logits, predicted, 1);
+    answers.assign(predicted.begin(), predicted.end());
+    synth::RadioMlWriter writer(path_ / "data.h5", 24, 24, 0);
+    for (size_t c = 0; c < 24; ++c)
+      writer.append(std::span(values).subspan(c * 2048, 2048), static_cast<int>(c), 10);
+    writer.finish();
+  }
+  onnx::export_network(network, path_ / "named.onnx");
+  network.class_names = {"OOK", "BPSK"};
+  onnx::export_network(network, path_ / "two.onnx");
+  network.class_names.clear();
+  onnx::export_network(network, path_ / "nameless.onnx");
+  // frames: of each of the network's classes, in its order.
+  const auto expect = [&](const std::string& arguments, const std::vector<size_t>& frames) {
+    int right = 0;
+    for (size_t c = 0; c < 3; ++c) right += answers[frames[c]] == c ? 1 : 0;
+    for (const char* engine : {" --engine graph", " --engine network"}) {
+      const Outcome r =
+          run("--data '" + file("data.h5") + "' " + arguments + engine, "", "onnx_eval");
+      EXPECT_THAT(r.out,
+                  testing::HasSubstr(": 3 frames, accuracy " + fmt::format("{:.4f}", right / 3.0)))
+          << arguments << engine << r.error;
+    }
+  };
+  const std::string named = "'" + file("named.onnx") + "'",
+                    nameless = "'" + file("nameless.onnx") + "'";
+  expect(named, {0, 3, 21});
+  expect(named + " --classes 'GMSK, 8PSK,BPSK'", {22, 5, 3});
+  expect(nameless + " --classes bpsk,ook,FM", {3, 0, 21});
+  for (const char* engine : {" --engine graph", " --engine network"}) {
+    const std::string data = std::string(" --data '") + file("data.h5") + "'" + engine;
+    EXPECT_THAT(run(nameless + data, "", "onnx_eval").error, testing::HasSubstr("24 classes, but"));
+    EXPECT_THAT(run("'" + file("two.onnx") + "'" + data, "", "onnx_eval").error,
+                testing::HasSubstr("its fmp_class_names name 2 classes, but its output"));
+    EXPECT_EQ(run(named + " --classes BPSK,FM" + data, "", "onnx_eval").exit_code, 2);
+  }
 }
 
 TEST_F(Classify, WarnsOfAnotherLevel) {

@@ -109,10 +109,7 @@ class Engine {
   int input_bits() const { return network_ ? network_->config().input_bits : kFloatBits; }
   int64_t classes() const { return graph_.output_size(); }
   // Empty where the file does not say.
-  std::vector<std::string> class_names() const {
-    const std::vector<std::string>& names = graph_.graph().class_names;
-    return static_cast<int64_t>(names.size()) == classes() ? names : std::vector<std::string>();
-  }
+  const std::vector<std::string>& class_names() const { return graph_.graph().class_names; }
   std::vector<float> logits(const FrameBatch& batch, int length) {
     return network_ ? trainer_->logits(*network_, batch) : graph_.run(batch, length, threads_);
   }
@@ -152,6 +149,12 @@ void evaluate(const EvalOptions& options) {
   if (static_cast<int64_t>(data->class_names().size()) > engine.classes()) {
     fail("{}: {} classes, but {} gives {} values", options.data, data->class_names().size(),
          options.model, engine.classes());
+  }
+  if (names.empty() && static_cast<int64_t>(data->class_names().size()) < engine.classes()) {
+    warn(
+        fmt::format("{} does not say what its {} values are; the first {} are taken for the "
+                    "classes of {}, as long as --classes names no others",
+                    options.model, engine.classes(), data->class_names().size(), options.data));
   }
   const std::vector<int64_t> frames = chosen_frames(*data, options.max_frames);
   std::map<int, std::pair<int64_t, int64_t>> by_snr;  // frames, correct

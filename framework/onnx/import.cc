@@ -103,9 +103,7 @@ class Importer {
     Network network(config(), 0);
     for (size_t i = 0; i < layers_.size(); ++i) fill(layers_[i], network.layers()[i]);
     network.apply_masks();
-    if (graph_.class_names.size() == static_cast<size_t>(network.config().classes)) {
-      network.class_names = graph_.class_names;
-    }
+    network.class_names = graph_.class_names;
     // The thresholds are learned ones: further training must not replace them by percentiles.
     network.steps = kThresholdStatisticSteps;
     return {std::move(network), std::move(form_)};

@@ -456,6 +456,12 @@ void infer(Graph& graph, const ::onnx::ModelProto& model, Reading reading) {
     fail("{}: its output {} has {} values for a frame, at most {} are supported", graph.file,
          output.name, elements(output.shape), kMaxOutputElements);
   }
+  const size_t names = graph.class_names.size();
+  if (reading == Reading::kValues && names > 0 &&
+      static_cast<int64_t>(names) != elements(output.shape)) {
+    fail("{}: its {} name {} classes, but its output {} has {} values", graph.file, kClassNamesKey,
+         names, output.name, elements(output.shape));
+  }
 }
 
 ::onnx::ModelProto parse(const std::filesystem::path& file) {
