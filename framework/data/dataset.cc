@@ -20,6 +20,14 @@ namespace {
 // each other at every batch; several even out what one of them takes longer for.
 constexpr size_t kBatchesAhead = 3;
 
+std::vector<size_t> batch_sizes(size_t frames, int batch_size) {
+  if (batch_size < 1) fail("batch size is {}, expected at least 1", batch_size);
+  std::vector<size_t> sizes;
+  for (size_t first = 0; first < frames; first += sizes.back())
+    sizes.push_back(std::min(frames - first, static_cast<size_t>(batch_size)));
+  return sizes;
+}
+
 }  // namespace
 
 // A queue: `reader` appends a batch while there are fewer than kBatchesAhead, the caller takes the
@@ -27,7 +35,7 @@ constexpr size_t kBatchesAhead = 3;
 struct BatchReader::State {
   const Dataset& dataset;
   const std::vector<int64_t> frames;
-  const size_t batch_size;
+  const std::vector<size_t> sizes;  // of the batches
 
   FrameBatch current;  // the caller's
   std::mutex mutex;    // of the following
@@ -39,11 +47,12 @@ struct BatchReader::State {
   std::exception_ptr error;       // what read() threw
   std::thread reader;             // last: starts when everything above exists
 
-  State(const Dataset& source, std::vector<int64_t> order, int size)
-      : dataset(source), frames(std::move(order)), batch_size(static_cast<size_t>(size)) {}
+  State(const Dataset& source, std::vector<int64_t> order, std::vector<size_t> batch_sizes)
+      : dataset(source), frames(std::move(order)), sizes(std::move(batch_sizes)) {}
 
   void read_all() {
-    for (size_t first = 0; first < frames.size(); first += batch_size) {
+    size_t first = 0;
+    for (const size_t count : sizes) {
       std::unique_lock lock(mutex);
       changed.wait(lock, [this] { return ready.size() < kBatchesAhead || stop; });
       if (stop) return;
@@ -53,8 +62,12 @@ struct BatchReader::State {
         spare.pop_back();
       }
       lock.unlock();
-      const size_t count = std::min(batch_size, frames.size() - first);
-      dataset.read(std::span(frames).subspan(first, count), batch);
+      if (count > 0) {
+        dataset.read(std::span(frames).subspan(first, count), batch);
+      } else {
+        batch = {};
+      }
+      first += count;
       lock.lock();
       ready.push_back(std::move(batch));
       changed.notify_one();
@@ -75,9 +88,12 @@ struct BatchReader::State {
   }
 };
 
-BatchReader::BatchReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size) {
-  if (batch_size < 1) fail("batch size is {}, expected at least 1", batch_size);
-  state_ = std::make_unique<State>(dataset, std::move(frames), batch_size);
+BatchReader::BatchReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size)
+    : BatchReader(dataset, frames, batch_sizes(frames.size(), batch_size)) {}
+
+BatchReader::BatchReader(const Dataset& dataset, std::vector<int64_t> frames,
+                         std::vector<size_t> sizes) {
+  state_ = std::make_unique<State>(dataset, std::move(frames), std::move(sizes));
   state_->reader = std::thread(&State::run, state_.get());
 }
 

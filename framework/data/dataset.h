@@ -36,6 +36,8 @@ class Dataset {
   virtual const std::vector<std::string>& class_names() const = 0;
   virtual uint8_t label(int64_t frame) const = 0;
   virtual int16_t snr_db(int64_t frame) const = 0;
+  // Numbers that read() puts into FrameBatch::soft_targets for each frame.
+  virtual int soft_targets() const { return 0; }
 
   // Reads the frames with these indices, in this order, into `batch` (whose buffers are reused).
   virtual void read(std::span<const int64_t> frames, FrameBatch& batch) const = 0;
@@ -53,6 +55,8 @@ class BatchReader {
   // `frames` in the order in which they are wanted (see shuffled()); `dataset` must outlive the
   // reader; batch_size >= 1.
   BatchReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size);
+  // Batches of these sizes, which may be 0 and add up to frames.size().
+  BatchReader(const Dataset& dataset, std::vector<int64_t> frames, std::vector<size_t> sizes);
   ~BatchReader();
   BatchReader(const BatchReader&) = delete;
   BatchReader& operator=(const BatchReader&) = delete;

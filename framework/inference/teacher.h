@@ -31,6 +31,7 @@ class TaughtFrames final : public Dataset {
   const std::vector<std::string>& class_names() const override { return source_.class_names(); }
   uint8_t label(int64_t frame) const override { return source_.label(frame); }
   int16_t snr_db(int64_t frame) const override { return source_.snr_db(frame); }
+  int soft_targets() const override { return static_cast<int>(class_names().size()); }
   // Fills soft_targets, too.
   void read(std::span<const int64_t> frames, FrameBatch& batch) const override;
 

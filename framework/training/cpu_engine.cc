@@ -15,10 +15,14 @@ namespace {
 
 class CpuEngine final : public Engine {
  public:
-  explicit CpuEngine(int threads) { context_.threads = threads_or_all_cores(threads); }
+  CpuEngine(int threads, Communicator* ranks) : ranks_(ranks) {
+    context_.threads = threads_or_all_cores(threads);
+  }
 
   std::string description() const override {
-    return fmt::format("CPU, {}, {} threads", cpu::target_name(), context_.threads);
+    const std::string one =
+        fmt::format("CPU, {}, {} threads", cpu::target_name(), context_.threads);
+    return ranks_ == nullptr ? one : fmt::format("{} ranks: {} each", ranks_->ranks(), one);
   }
 
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
@@ -29,7 +33,13 @@ class CpuEngine final : public Engine {
       const int64_t statistic_steps = options.threshold_statistic_steps;
       Network& trained = part.before_step(network, network.collects_thresholds(statistic_steps));
       Tape tape;
-      const Variable logits = forward(tape, trained, workspaces, *batch, statistic_steps, context_);
+      cpu::RunContext context = context_;
+      BatchShare share;
+      if (ranks_ != nullptr) {
+        share = BatchShare::of(std::ssize(batch->labels), ranks_->rank(), *ranks_);
+        context.share = &share;
+      }
+      const Variable logits = forward(tape, trained, workspaces, *batch, statistic_steps, context);
       const cpu::LossResult loss =
           cross_entropy(tape, logits, {batch->labels, batch->soft_targets, options.loss});
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, {}});
@@ -97,13 +107,14 @@ class CpuEngine final : public Engine {
   }
 
   cpu::RunContext context_;
+  Communicator* ranks_;
   std::vector<LayerWorkspace> workspaces_;
 };
 
 }  // namespace
 
-std::unique_ptr<Engine> make_cpu_engine(int threads) {
-  return std::make_unique<CpuEngine>(threads);
+std::unique_ptr<Engine> make_cpu_engine(int threads, Communicator* ranks) {
+  return std::make_unique<CpuEngine>(threads, ranks);
 }
 
 }  // namespace fmp

@@ -12,6 +12,7 @@
 
 #include "framework/data/dataset.h"
 #include "framework/network/network.h"
+#include "kernels/communicator.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/layer.h"
 
@@ -82,7 +83,10 @@ class Engine {
   virtual void set_profile(cpu::Profile* /*profile*/) {}
 };
 
-// threads: 0 = all cores; results do not depend on it.
-std::unique_ptr<Engine> make_cpu_engine(int threads);
+// threads: 0 = all cores; results do not depend on it. ranks: null, or the processes that train
+// together; must outlive the engine. train() then takes this rank's share of the frames of every
+// batch (see BatchShare) with the labels, SNRs and soft targets of all, and returns the results of
+// all. Everything else is this rank's own.
+std::unique_ptr<Engine> make_cpu_engine(int threads, Communicator* ranks = nullptr);
 
 }  // namespace fmp

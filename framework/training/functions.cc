@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "framework/training/functions.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "framework/error.h"
+#include "kernels/communicator.h"
 #include "kernels/cpu/parallel.h"
 
 namespace fmp {
@@ -145,6 +148,32 @@ Variable flatten(Tape& tape, const Variable& x) {
   return y;
 }
 
+Variable gather(Tape& tape, const Variable& x, const BatchShare& share) {
+  TileShape shape = x->value.tile_shape();
+  shape.frames = share.batch_frames;
+  Variable y = std::make_shared<Activation>(*x);
+  y->producer.reset();
+  y->value = Tensor::tile(shape, x->value.type());
+  const int64_t tile_bytes =
+      shape.tile_elements() * static_cast<int64_t>(element_bytes(x->value.type()));
+  std::vector<int64_t> sizes;
+  for (int rank = 0; rank < share.ranks->ranks(); ++rank) {
+    const int64_t frames = BatchShare::of(share.batch_frames, rank, *share.ranks).frames;
+    sizes.push_back(BatchShare::tiles_of(frames) * tile_bytes);
+  }
+  share.ranks->gather({x->value.data<std::byte>(), x->value.bytes()}, sizes,
+                      {y->value.data<std::byte>(), y->value.bytes()});
+  if (!x->needs_grad) return y;
+  tape.record([x, y, first_tile = share.first_tile] {
+    x->grad = Tensor::tile(without_padding(x->value.tile_shape()), ElementType::kF32);
+    const int64_t skipped = first_tile * x->grad.tile_shape().tile_elements();
+    std::copy_n(y->grad.data<float>() + skipped, x->grad.size(), x->grad.data<float>());
+    x->scale_grad += y->scale_grad;
+    y->grad = {};
+  });
+  return y;
+}
+
 Variable output_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
                       const cpu::RunContext& context) {
   compile(layer, workspace, false);
@@ -190,6 +219,10 @@ void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> wor
     workspaces[layer].compiled = true;
   });
 }
+// Whether it is a convolution of several positions, whose frames do not meet within a tile.
+bool has_positions(const Layer& layer) {
+  return layer.kind == Layer::Kind::kConv && (layer.taps != 1 || layer.length != 1);
+}
 bool flatten_before(const Layer& layer, const Variable& x) {
   return layer.kind != Layer::Kind::kConv && x->value.tile_shape().length != 1;
 }
@@ -198,17 +231,21 @@ bool flatten_before(const Layer& layer, const Variable& x) {
 
 Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, int64_t threshold_statistic_steps,
-                 const cpu::RunContext& context) {
+                 const cpu::RunContext& of_share) {
   std::vector<Layer>& layers = network.layers();
+  cpu::RunContext context = of_share;
   const bool collect = network.collects_thresholds(threshold_statistic_steps);
   Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
   compile_all(layers, workspaces, context.threads);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
+    if (context.share != nullptr && !has_positions(layers[i]))
+      x = gather(tape, x, *std::exchange(context.share, nullptr));
     if (flatten_before(layers[i], x)) x = flatten(tape, x);
     LayerWorkspace* reader = i + 2 < layers.size() ? &workspaces[i + 1] : nullptr;
     x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
                      padding_after(network, i), context, reader);
   }
+  if (context.share != nullptr) x = gather(tape, x, *std::exchange(context.share, nullptr));
   if (flatten_before(layers.back(), x)) x = flatten(tape, x);
   return output_layer(tape, x, layers.back(), workspaces[layers.size() - 1], context);
 }

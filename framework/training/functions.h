@@ -37,6 +37,9 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
 Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& workspace,
                       int out_padding, const cpu::RunContext& context);
 
+// The activations of a whole batch, from those of the ranks that share it.
+Variable gather(Tape& tape, const Variable& x, const BatchShare& share);
+
 // [length][channels] seen as length * channels channels of a single position.
 Variable flatten(Tape& tape, const Variable& x);
 Variable flatten(const Variable& x);
@@ -50,7 +53,9 @@ Variable output_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
 // Mean softmax cross-entropy of the batch; starts the backward pass from its gradient 1.
 cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, const cpu::Targets& targets);
 
-// The whole network. Training: returns the logits with everything recorded on the tape.
+// The whole network. Training: returns the logits with everything recorded on the tape. If ranks
+// share the batch (see RunContext), its convolutions are computed by shares, and the few operations
+// of the layers behind them by every rank for the whole batch, whose logits are returned.
 Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, int64_t threshold_statistic_steps,
                  const cpu::RunContext& context);

@@ -2,13 +2,17 @@
 #include "framework/training/trainer.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <map>
+#include <numeric>
 #include <span>
 #include <stdexcept>
 #include <utility>
 
+#include "framework/data/shared_reader.h"
 #include "framework/error.h"
 #include "framework/training/plan.h"
 
@@ -43,13 +47,28 @@ void check_finite(const Network& network) {
   }
 }
 
+// The first rank's choices, which are those of the record, on all ranks.
+void take_first_ranks_plan(Communicator& ranks, std::vector<LayerPlan>& plan) {
+  std::vector<int64_t> kernels;
+  for (const LayerPlan& layer : plan) {
+    for (const Kernel kernel : {layer.forward, layer.backward_data, layer.backward_weight})
+      kernels.push_back(ranks.rank() == 0 ? static_cast<int64_t>(kernel) : 0);
+  }
+  ranks.sum(kernels);
+  auto next = kernels.begin();
+  for (LayerPlan& layer : plan) {
+    for (Kernel* kernel : {&layer.forward, &layer.backward_data, &layer.backward_weight})
+      *kernel = static_cast<Kernel>(*next++);
+  }
+}
+
 // A batch of one frame has no variance in a dense layer, and batch-norm no meaning.
 constexpr int64_t kSmallestBatch = 2;
 
 }  // namespace
 
 Trainer::Trainer(const TrainerOptions& options)
-    : Trainer(options, make_cpu_engine(options.threads)) {}
+    : Trainer(options, make_cpu_engine(options.threads, options.ranks)) {}
 
 Trainer::Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine)
     : options_(options), engine_(std::move(engine)) {}
@@ -94,59 +113,141 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
                                  double learning_rate, const ProgressCallback& progress) {
   const auto start = std::chrono::steady_clock::now();
   const std::vector<int64_t> order = epoch_order(frames, options_.epoch_frames, seed, epoch);
-  BatchReader reader(data, order, options_.batch);
-  const auto next = [&] {
-    const FrameBatch* batch = reader.next();
-    while (batch != nullptr && batch->count < kSmallestBatch) batch = reader.next();
-    return batch;
-  };
+  SharedReader reader(data, order, options_.batch,
+                      network.config().input_bits, SharedReader::Give::kShares, options_.ranks,
+                      kSmallestBatch);
   EpochResult result;
   double loss_sum = 0;
   int64_t correct = 0;
-  train(network, learning_rate, next, [&](const BatchResult& batch) {
-    loss_sum += batch.loss_sum;
-    correct += batch.correct;
-    result.frames += batch.frames();
-    const double done = static_cast<double>(result.frames);
-    result.loss = loss_sum / done;
-    result.accuracy = static_cast<double>(correct) / done;
-    if (progress) {
-      progress({result.frames, static_cast<int64_t>(order.size()), result.loss,
-                done / seconds_since(start)});
-    }
-  });
+  train(
+      network, learning_rate, [&] { return reader.next(); },
+      [&](const BatchResult& batch) {
+        loss_sum += batch.loss_sum;
+        correct += batch.correct;
+        result.frames += batch.frames();
+        const double done = static_cast<double>(result.frames);
+        result.loss = loss_sum / done;
+        result.accuracy = static_cast<double>(correct) / done;
+        if (progress) {
+          progress({result.frames, static_cast<int64_t>(order.size()), result.loss,
+                    done / seconds_since(start)});
+        }
+      });
+  check_agreement(network);
   result.seconds = seconds_since(start);
   return result;
 }
+
+// All ranks compute the same steps from the same sums: a difference is a fault of a machine or of
+// this program, and must not become a result.
+void Trainer::check_agreement(const Network& network) const {
+  if (options_.ranks == nullptr) return;
+  std::vector<int64_t> sums;  // a checksum of each rank
+  sums.resize(static_cast<size_t>(options_.ranks->ranks()), 0);
+  uint64_t sum = 0;
+  for (const Layer& layer : network.layers()) {
+    for (const Parameter* parameter : layer.parameters()) {
+      for (const float value : parameter->value.floats())
+        sum = sum * 0x100000001B3 + std::bit_cast<uint32_t>(value);
+    }
+  }
+  sums[static_cast<size_t>(options_.ranks->rank())] = std::bit_cast<int64_t>(sum);
+  options_.ranks->sum(sums);
+  for (size_t rank = 1; rank < sums.size(); ++rank) {
+    if (sums[rank] == sums[0]) continue;
+    fail("after step {} {} has another network than {}", network.steps,
+         options_.ranks->name(static_cast<int>(rank)), options_.ranks->name(0));
+  }
+}
+
+namespace {
+
+// What a rank tells of a batch that it evaluated: this, and a byte for every frame's class.
+struct BatchEvaluation {
+  double loss_sum = 0;
+  int64_t correct = 0;
+};
+
+}  // namespace
 
 Evaluation Trainer::evaluate(const Network& network, const Dataset& data,
                              const std::vector<int64_t>& frames, const ProgressCallback& progress) {
   const auto start = std::chrono::steady_clock::now();
   const size_t classes = static_cast<size_t>(network.config().classes);
-  BatchReader reader(data, frames, options_.batch);
+  Communicator* ranks = options_.ranks;
+  SharedReader reader(data, frames, options_.batch, network.config().input_bits,
+                      SharedReader::Give::kBatches, ranks);
   Evaluation result;
   result.confusion.assign(classes * classes, 0);
   std::map<int, Evaluation::Snr> by_snr;
   double loss_sum = 0;
-  engine_->evaluate(
-      network, plan_, [&] { return reader.next(); },
-      [&](const BatchResult& batch) {
-        loss_sum += batch.loss_sum;
-        result.correct += batch.correct;
-        result.frames += batch.frames();
-        for (size_t i = 0; i < batch.labels.size(); ++i) {
-          Evaluation::Snr& snr = by_snr[batch.snr_db[i]];
-          snr.snr_db = batch.snr_db[i];
-          ++snr.frames;
-          snr.correct += batch.predicted[i] == batch.labels[i];
-          ++result.confusion[batch.labels[i] * classes + batch.predicted[i]];
-        }
-        result.loss = loss_sum / static_cast<double>(result.frames);
-        if (progress) {
-          progress({result.frames, static_cast<int64_t>(frames.size()), result.loss,
-                    static_cast<double>(result.frames) / seconds_since(start)});
-        }
-      });
+  const auto count = [&](const BatchResult& batch) {
+    loss_sum += batch.loss_sum;
+    result.correct += batch.correct;
+    result.frames += batch.frames();
+    for (size_t i = 0; i < batch.labels.size(); ++i) {
+      Evaluation::Snr& snr = by_snr[batch.snr_db[i]];
+      snr.snr_db = batch.snr_db[i];
+      ++snr.frames;
+      snr.correct += batch.predicted[i] == batch.labels[i];
+      ++result.confusion[batch.labels[i] * classes + batch.predicted[i]];
+    }
+    result.loss = loss_sum / static_cast<double>(result.frames);
+  };
+  const auto show = [&] {
+    if (!progress) return;
+    progress({result.frames, static_cast<int64_t>(frames.size()), result.loss,
+              static_cast<double>(result.frames) / seconds_since(start)});
+  };
+  // What this rank found, or nothing, to all; counted by all in the order of the batches.
+  bool told = true;
+  const auto tell = [&](std::span<const std::byte> mine) {
+    told = true;
+    std::vector<int64_t> sizes;
+    const std::span<const size_t> cuts = reader.cuts();
+    for (size_t rank = 0; rank + 1 < cuts.size(); ++rank) {
+      const size_t batch = cuts[rank + 1] - cuts[rank];
+      sizes.push_back(static_cast<int64_t>(batch == 0 ? 0 : sizeof(BatchEvaluation) + batch));
+    }
+    std::vector<std::byte> all(
+        static_cast<size_t>(std::accumulate(sizes.begin(), sizes.end(), int64_t{0})));
+    ranks->gather(mine, sizes, all);
+    const std::byte* at = all.data();
+    for (size_t rank = 0; rank + 1 < cuts.size(); ++rank) {
+      if (sizes[rank] == 0) continue;
+      BatchEvaluation evaluation;
+      std::memcpy(&evaluation, at, sizeof evaluation);
+      std::vector<uint8_t> labels;
+      std::vector<int16_t> snr_db;
+      for (size_t i = cuts[rank]; i < cuts[rank + 1]; ++i) {
+        labels.push_back(data.label(frames[i]));
+        snr_db.push_back(data.snr_db(frames[i]));
+      }
+      const auto* predicted = reinterpret_cast<const uint8_t*>(at + sizeof evaluation);
+      count({evaluation.loss_sum, evaluation.correct, labels, snr_db, {predicted, labels.size()}});
+      at += sizes[rank];
+    }
+    show();
+  };
+  const auto next = [&]() -> const FrameBatch* {
+    const FrameBatch* batch = reader.next();
+    if (ranks == nullptr || batch == nullptr) return batch;
+    told = false;
+    return batch->count > 0 ? batch : nullptr;
+  };
+  engine_->evaluate(network, plan_, next, [&](const BatchResult& batch) {
+    if (ranks == nullptr) {
+      count(batch);
+      return show();
+    }
+    const BatchEvaluation evaluation{batch.loss_sum, batch.correct};
+    std::vector<std::byte> mine(sizeof evaluation + batch.predicted.size());
+    std::memcpy(mine.data(), &evaluation, sizeof evaluation);
+    std::ranges::copy(std::as_bytes(batch.predicted),
+                      mine.begin() + static_cast<ptrdiff_t>(sizeof evaluation));
+    tell(mine);
+  });
+  if (!told) tell({});  // there were not enough batches for this rank the last time
   result.seconds = seconds_since(start);
   for (const auto& [snr_db, snr] : by_snr) result.by_snr.push_back(snr);
   return result;
@@ -158,10 +259,14 @@ std::vector<float> Trainer::logits(const Network& network, const FrameBatch& bat
 
 const std::vector<LayerPlan>& Trainer::plan(const Network& network) {
   plan_.clear();
+  const bool timed = !options_.sparse_threshold;
+  const bool elsewhere = options_.ranks != nullptr && options_.ranks->rank() != 0;
   for (const Layer& layer : network.layers()) {
-    plan_.push_back(options_.sparse_threshold ? plan_by_density(layer, *options_.sparse_threshold)
-                                              : engine_->plan_by_timing(layer, options_.batch));
+    plan_.push_back(!timed      ? plan_by_density(layer, *options_.sparse_threshold)
+                    : elsewhere ? dense_plan(layer)
+                                : engine_->plan_by_timing(layer, options_.batch));
   }
+  if (timed && options_.ranks != nullptr) take_first_ranks_plan(*options_.ranks, plan_);
   return plan_;
 }
 

@@ -27,6 +27,9 @@ struct TrainerOptions {
   // Training steps in which QuantReLU thresholds follow the batches' percentiles.
   int64_t threshold_statistic_steps = kThresholdStatisticSteps;
   LossOptions loss;  // of training
+  // The processes that train together, each of which makes the same calls; null = this one alone.
+  // Must outlive the trainer.
+  Communicator* ranks = nullptr;
 };
 
 struct Progress {
@@ -59,15 +62,16 @@ struct Evaluation {
 };
 
 // Trains and evaluates a Network on an engine. Results depend on the network, the data, the
-// options, the seed and the kind of engine, never on the number of threads. The network is the
-// caller's: it may be replaced, pruned, compacted between calls.
+// options, the seed and the kind of engine, never on the number of threads or ranks. The network is
+// the caller's: it may be replaced, pruned, compacted between calls.
 class Trainer {
  public:
   explicit Trainer(const TrainerOptions& options);  // on the CPU
   Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine);
 
   // One epoch over `frames` in the order of epoch_order(), one Adam step a batch.
-  // Throws DivergedError when the loss is no longer finite.
+  // Throws DivergedError when the loss is no longer finite. Ranks need to hold their part of the
+  // frames alone (see first_held()), and know the labels of all.
   EpochResult train_epoch(Network& network, const Dataset& data, const std::vector<int64_t>& frames,
                           uint64_t seed, uint64_t epoch, double learning_rate,
                           const ProgressCallback& progress = {});
@@ -101,6 +105,7 @@ class Trainer {
   // engine.train() with divergence told from other errors.
   void train(Network& network, double learning_rate, const BatchSource& batches,
              const ResultSink& results);
+  void check_agreement(const Network& network) const;
 
   TrainerOptions options_;
   std::unique_ptr<Engine> engine_;

@@ -19,8 +19,6 @@ namespace fmp::cpu {
 inline constexpr int kDenseItemTiles = 16;
 // Channels whose sums are made and used together: 16 rows of them take 8 KiB.
 inline constexpr int kRunChannels = 8;
-// Partial sums of a weight gradient: as many as can be of use, few enough to add up quickly.
-inline constexpr int64_t kMaxGradientGroups = 64;
 
 // An item is a tile of a convolution, or kDenseItemTiles tiles of a dense layer, whose single
 // positions are consecutive rows in memory.

@@ -13,32 +13,35 @@
 
 namespace fmp::cpu {
 
-// Partial weight gradients, one per group of consecutive items, added up in order.
+// Partial weight gradients, one per group of consecutive items, added up in order. With a share
+// the groups are this rank's, and its items are tiles.
 class WeightGradient {
  public:
-  WeightGradient(const ChunkConv& conv, int64_t items)
+  WeightGradient(const ChunkConv& conv, int64_t items, const BatchShare* share)
       : conv_(conv),
+        share_(share),
         items_(items),
-        groups_(std::min(items, kMaxGradientGroups)),
+        groups_(share != nullptr ? share->groups : std::min(items, kMaxGradientGroups)),
         size_(conv.gradient_size()),
         partial_(static_cast<size_t>(groups_) * size_, 0.0F) {}
 
   int64_t groups() const { return groups_; }
-  int64_t first_item(int64_t group) const { return group * items_ / groups_; }
+  int64_t first_item(int64_t group) const {
+    if (share_ == nullptr) return group * items_ / groups_;
+    return share_->first_tile_of(share_->first_group + group) - share_->first_tile;
+  }
   float* of(int64_t group) { return partial_.data() + static_cast<size_t>(group) * size_; }
 
   void total(float scale, std::span<float> gradient) const {
-    std::vector<float> sum(size_, 0.0F);
-    for (int64_t g = 0; g < groups_; ++g) {
-      const float* part = partial_.data() + static_cast<size_t>(g) * size_;
-      for (size_t i = 0; i < size_; ++i) sum[i] += part[i];
-    }
+    std::vector<float> sum(size_);
+    sum_rows<float>(share_ != nullptr ? share_->ranks : nullptr, partial_, sum);
     std::fill(gradient.begin(), gradient.end(), 0.0F);
     for (size_t i = 0; i < size_; ++i) gradient[conv_.gradient_place(i)] = sum[i] * scale;
   }
 
  private:
   const ChunkConv& conv_;
+  const BatchShare* share_;
   int64_t items_, groups_;
   size_t size_;
   std::vector<float> partial_;
@@ -123,7 +126,7 @@ void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTa
                    std::span<float> dweight, const RunContext& context, const Fill& fill) {
   const LayerShape& shape = conv.shape();
   const Items& items = conv.items();
-  WeightGradient gradient(conv, items.count());
+  WeightGradient gradient(conv, items.count(), context.share);
   const ptrdiff_t dx_stride = static_cast<ptrdiff_t>(shape.in_channels) * kLanes;
 
   // The dx rows that a chunk completes.

@@ -113,10 +113,10 @@ void hidden_forward_train(const Input& x, const Weights& weights,
                   [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
                     sums.add(item, scratch, timer, mine);
                   });
-    sums.finish();
+    sums.finish(ranks_of(context));
   }
   state.summed = state.gradient_summed = false;
-  normalise(shape, pass.count(),
+  normalise(shape, pass.count(context),
             static_cast<double>(x.scale) * static_cast<double>(weights.scale()), parameters,
             running, state);
 
@@ -150,7 +150,7 @@ void hidden_forward_train(const Input& x, const Weights& weights,
                   }
                   if (sums_of_reader) sums_of_reader->add(item, scratch, timer, mine);
                 });
-  if (sums_of_reader) sums_of_reader->finish();
+  if (sums_of_reader) sums_of_reader->finish(ranks_of(context));
 }
 
 float activation_scale(float threshold, int act_bits) {
@@ -238,7 +238,7 @@ BackwardConstants backward_constants(const HiddenState& state, const HiddenParam
 
 // Sums of the gradient that nobody took on the way.
 void take_sums(const HiddenOperands& layer, ConstTileView dp, const RunContext& context) {
-  SumsOfGradient sums(layer);
+  SumsOfGradient sums(layer, context.share);
   const Items& items = sums.pass().items();
   const LayerShape& shape = layer.weights->shape();
   const int length = shape.length / shape.pool;
@@ -252,25 +252,32 @@ void take_sums(const HiddenOperands& layer, ConstTileView dp, const RunContext& 
         }
         sums.end(group, scratch);
       });
-  sums.finish();
+  sums.finish(ranks_of(context));
 }
 
 // The input codes of the percentile's window, times `gradient`, to its channel's weights.
-void add_statistic_window(const HiddenOperands& layer, float gradient, std::span<float> dweight) {
+void add_statistic_window(const HiddenOperands& layer, float gradient, const RunContext& context,
+                          std::span<float> dweight) {
   const HiddenState& state = *layer.state;
   const LayerShape& s = layer.weights->shape();
-  const int64_t tile = state.statistic_row / s.length;
-  const int first = static_cast<int>(state.statistic_row % s.length) - s.padding();
   const ConstTileView& x = layer.x.tile;
-  const int8_t* codes = static_cast<const int8_t*>(x.data) + tile * x.shape.tile_elements();
-  size_t k = static_cast<size_t>(state.statistic_channel) * static_cast<size_t>(s.fan_in());
-  for (int t = 0; t < s.taps; ++t) {
-    for (int c = 0; c < s.in_channels; ++c, ++k) {
+  const int64_t tile =
+      state.statistic_row / s.length - (context.share != nullptr ? context.share->first_tile : 0);
+  std::vector<int64_t> window(static_cast<size_t>(s.fan_in()), 0);
+  if (tile >= 0 && tile < x.shape.tiles()) {
+    const int first = static_cast<int>(state.statistic_row % s.length) - s.padding();
+    const int8_t* codes = static_cast<const int8_t*>(x.data) + tile * x.shape.tile_elements();
+    for (size_t k = 0; k < window.size(); ++k) {
+      const int t = static_cast<int>(k) / s.in_channels, c = static_cast<int>(k) % s.in_channels;
       const int64_t row = x.shape.pad + first + t;
-      const int8_t code = codes[row * x.shape.row_elements() + c * kLanes + state.statistic_lane];
-      dweight[k] += gradient * static_cast<float>(code);
+      window[k] = codes[row * x.shape.row_elements() + c * kLanes + state.statistic_lane];
     }
   }
+  // The other ranks have zeros.
+  if (Communicator* ranks = ranks_of(context)) ranks->sum(window);
+  const size_t channel = static_cast<size_t>(state.statistic_channel) * window.size();
+  for (size_t k = 0; k < window.size(); ++k)
+    dweight[channel + k] += gradient * static_cast<float>(window[k]);
 }
 
 }  // namespace
@@ -318,7 +325,7 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
     gradients.gamma[c] = static_cast<float>(sum_g_xhat[c]);
   }
   const BackwardConstants k =
-      backward_constants(state, parameters, sum_g, sum_g_xhat, pass.count());
+      backward_constants(state, parameters, sum_g, sum_g_xhat, pass.count(context));
   const float statistic_dy =
       statistic_gradient == 0.0F
           ? 0.0F
@@ -328,7 +335,7 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
     weight_gradient_of_sums(layer, {k.of_g.data(), k.of_y.data(), k.of_one.data()},
                             gradients.weight);
     if (statistic_dy != 0.0F)
-      add_statistic_window(layer, layer.x.scale * statistic_dy, gradients.weight);
+      add_statistic_window(layer, layer.x.scale * statistic_dy, context, gradients.weight);
     return;
   }
 
@@ -343,7 +350,8 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
                             dy + c * layout.channel, layout.row, layout.channel);
       timer.lap(mine.activation_backward);
     });
-    const int64_t statistic = state.statistic_row - items.row(item, r0, shape.length, 0);
+    const int64_t statistic =
+        state.statistic_row - pass.rows_before(context) - items.row(item, r0, shape.length, 0);
     if (statistic_dy != 0.0F && statistic >= 0 && statistic < rows) {
       dy[statistic * layout.row + state.statistic_channel * layout.channel +
          state.statistic_lane] += statistic_dy;
@@ -353,11 +361,11 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
   };
   std::optional<SumsOfGradient> sums_of_producer;
   if (producer != nullptr && same_items(producer->weights->shape(), shape)) {
-    sums_of_producer.emplace(*producer);
+    sums_of_producer.emplace(*producer, context.share);
   }
   conv_backward(pass.conv(), layer.x.scale, dx, sums_of_producer ? &*sums_of_producer : nullptr,
                 gradients.weight, context, fill);
-  if (sums_of_producer) sums_of_producer->finish();
+  if (sums_of_producer) sums_of_producer->finish(ranks_of(context));
 }
 
 }  // namespace fmp::cpu

@@ -33,7 +33,15 @@ class HiddenPass {
   const ChunkConv& conv() const { return conv_; }
   const Items& items() const { return conv_.items(); }
   size_t channels() const { return static_cast<size_t>(shape_.out_channels); }
-  double count() const { return static_cast<double>(frames_) * shape_.length; }
+  // Of the batch's values in a channel.
+  double count(const RunContext& context) const {
+    const int64_t frames = context.share != nullptr ? context.share->batch_frames : frames_;
+    return static_cast<double>(frames) * shape_.length;
+  }
+  // Rows of the batch that lie before this rank's; 0 if all are here.
+  int64_t rows_before(const RunContext& context) const {
+    return context.share != nullptr ? context.share->first_tile * shape_.length : 0;
+  }
 
   // Sums that are cheap to make are made again whenever they are wanted. Others are kept.
   bool keeps_sums() const {
@@ -90,6 +98,10 @@ class HiddenPass {
   ptrdiff_t stride_;
 };
 
+inline Communicator* ranks_of(const RunContext& context) {
+  return context.share != nullptr ? context.share->ranks : nullptr;
+}
+
 // Whether the items of one layer are those of the other that reads its output, row for row.
 inline bool same_items(const LayerShape& producer, const LayerShape& reader) {
   const auto dense = [](const LayerShape& s) { return s.taps == 1 && s.length == 1; };
@@ -128,9 +140,10 @@ class PartialSums {
   PartialSums(int64_t items, size_t width)
       : width_(width), sums_(static_cast<size_t>(items) * width, 0.0) {}
   double* of(int64_t item) { return sums_.data() + static_cast<size_t>(item) * width_; }
-  std::vector<double> total() const {
-    std::vector<double> total(width_, 0.0);
-    for (size_t i = 0; i < sums_.size(); ++i) total[i % width_] += sums_[i];
+  // ranks: null = the items of this process are all.
+  std::vector<double> total(Communicator* ranks) const {
+    std::vector<double> total(width_);
+    sum_rows<double>(ranks, sums_, total);
     return total;
   }
 

@@ -108,47 +108,66 @@ void SumsOfOutput::add_inputs(int64_t item, int r0, int rows, Scratch& scratch) 
   simd().add_lane_sums(sums, static_cast<int>(count), floats_.of(item));
 }
 
-void SumsOfOutput::finish() {
+void SumsOfOutput::finish(Communicator* ranks) {
   const size_t channels = pass_.channels();
   state_.sum_y.assign(channels, 0.0);
   state_.sum_squares.assign(channels, 0.0);
   state_.summed = true;
-  const std::vector<double> totals = floats_.total();
+  if (of_inputs_) return finish_inputs(ranks);
+  if (pass_.conv().sums_are_integers()) return finish_integers(ranks);
+  const std::vector<double> totals = floats_.total(ranks);
   const auto total = totals.begin();
-  if (of_inputs_) {
-    const size_t inputs = fan_in(pass_.shape());
-    state_.input_sums.assign(total, total + static_cast<ptrdiff_t>(inputs));
-    state_.input_products.assign(total + static_cast<ptrdiff_t>(inputs), totals.end());
-    for (size_t o = 0; o < channels; ++o) {
-      const float* w = pass_.conv().codes() + o * inputs;
-      for (size_t k = 0; k < inputs; ++k) {
-        const double weight = static_cast<double>(w[k]);
-        state_.sum_y[o] += weight * state_.input_sums[k];
-        for (size_t j = 0; j < inputs; ++j) {
-          state_.sum_squares[o] +=
-              weight * static_cast<double>(w[j]) * state_.input_products[k * inputs + j];
-        }
+  std::copy_n(total, channels, state_.sum_y.begin());
+  std::copy_n(total + static_cast<ptrdiff_t>(channels), channels, state_.sum_squares.begin());
+}
+
+void SumsOfOutput::finish_inputs(Communicator* ranks) {
+  std::vector<double> totals = floats_.total(nullptr);
+  if (ranks != nullptr) {  // they are integers
+    std::vector<int64_t> sums(totals.begin(), totals.end());
+    ranks->sum(sums);
+    std::ranges::transform(sums, totals.begin(), [](int64_t s) { return static_cast<double>(s); });
+  }
+  const auto total = totals.begin();
+  const size_t inputs = fan_in(pass_.shape());
+  state_.input_sums.assign(total, total + static_cast<ptrdiff_t>(inputs));
+  state_.input_products.assign(total + static_cast<ptrdiff_t>(inputs), totals.end());
+  for (size_t o = 0; o < pass_.channels(); ++o) {
+    const float* w = pass_.conv().codes() + o * inputs;
+    for (size_t k = 0; k < inputs; ++k) {
+      const double weight = static_cast<double>(w[k]);
+      state_.sum_y[o] += weight * state_.input_sums[k];
+      for (size_t j = 0; j < inputs; ++j) {
+        state_.sum_squares[o] +=
+            weight * static_cast<double>(w[j]) * state_.input_products[k * inputs + j];
       }
     }
-  } else if (!integers_.empty()) {
-    for (size_t o = 0; o < channels; ++o) {
-      IntegerTotals sum;
-      for (size_t i = o; i < integers_.size(); i += channels) sum.add(integers_[i]);
-      state_.sum_y[o] = static_cast<double>(sum.sum);
-      state_.sum_squares[o] = sum.squares();
-    }
-  } else {
-    std::copy_n(total, channels, state_.sum_y.begin());
-    std::copy_n(total + static_cast<ptrdiff_t>(channels), channels, state_.sum_squares.begin());
   }
 }
 
-SumsOfGradient::SumsOfGradient(const HiddenOperands& layer)
+void SumsOfOutput::finish_integers(Communicator* ranks) {
+  const size_t channels = pass_.channels();
+  std::vector<IntegerTotals> totals(channels);
+  for (size_t i = 0; i < integers_.size(); ++i) totals[i % channels].add(integers_[i]);
+  if (ranks != nullptr) {
+    std::vector<int64_t> sums;
+    for (const IntegerTotals& t : totals) sums.insert(sums.end(), {t.sum, t.low, t.high});
+    ranks->sum(sums);
+    for (size_t o = 0; o < channels; ++o)
+      totals[o] = {sums[3 * o], sums[3 * o + 1], sums[3 * o + 2]};
+  }
+  for (size_t o = 0; o < channels; ++o) {
+    state_.sum_y[o] = static_cast<double>(totals[o].sum);
+    state_.sum_squares[o] = totals[o].squares();
+  }
+}
+
+SumsOfGradient::SumsOfGradient(const HiddenOperands& layer, const BatchShare* share)
     : layer_(layer),
       pass_(layer.x.tile, *layer.weights),
       state_(*layer.state),
       of_inputs_(sums_of_inputs_suffice(layer)),
-      gradient_(pass_.conv(), pass_.items().count()),
+      gradient_(pass_.conv(), pass_.items().count(), share),
       partial_(gradient_.groups(), pass_.channels() * kGradientSums) {}
 
 PooledGradient SumsOfGradient::gradient(int64_t item, int first_row, const float* dp) const {
@@ -206,8 +225,8 @@ void SumsOfGradient::add_inputs(int64_t /*group*/, int64_t item, int r0, int row
   timer.lap(profile.conv_backward_weight);
 }
 
-void SumsOfGradient::finish() {
-  const std::vector<double> total = partial_.total();
+void SumsOfGradient::finish(Communicator* ranks) {
+  const std::vector<double> total = partial_.total(ranks);
   const size_t channels = pass_.channels();
   state_.gradient_summed = true;
   state_.sum_g.assign(channels, 0.0);

@@ -37,12 +37,14 @@ class SumsOfOutput {
 
   const Items& items() const { return pass_.items(); }
   void add(int64_t item, Scratch& scratch, LapTimer& timer, Profile& profile);
-  // Totals to the layer's state.
-  void finish();
+  // Totals of the batch to the layer's state. ranks: that share it; null = it is here.
+  void finish(Communicator* ranks);
 
  private:
   void add_runs(int64_t item, Scratch& scratch, LapTimer& timer, Profile& profile);
   void add_inputs(int64_t item, int r0, int rows, Scratch& scratch);
+  void finish_inputs(Communicator* ranks);
+  void finish_integers(Communicator* ranks);
   IntegerTotals* totals_of(int64_t item) {
     return integers_.data() + static_cast<size_t>(item) * pass_.channels();
   }
@@ -56,7 +58,7 @@ class SumsOfOutput {
 
 class SumsOfGradient final : public GradientTaker {
  public:
-  explicit SumsOfGradient(const HiddenOperands& layer);
+  SumsOfGradient(const HiddenOperands& layer, const BatchShare* share);
 
   const HiddenPass& pass() const { return pass_; }
   int64_t groups() const { return gradient_.groups(); }
@@ -67,7 +69,7 @@ class SumsOfGradient final : public GradientTaker {
   void add(int64_t group, int64_t item, int begin, int end, const float* dp, Scratch& scratch,
            LapTimer& timer, Profile& profile) override;
   void end(int64_t group, Scratch& scratch) override;
-  void finish();
+  void finish(Communicator* ranks);
 
  private:
   PooledGradient gradient(int64_t item, int first_row, const float* dp) const;

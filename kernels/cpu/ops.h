@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "kernels/aligned_buffer.h"
+#include "kernels/communicator.h"
 #include "kernels/layer.h"
 #include "kernels/tile.h"
 
@@ -40,6 +41,8 @@ struct Profile {
 struct RunContext {
   int threads = 1;
   Profile* profile = nullptr;  // filled when not null
+  // In training, if the frames here are a share of a batch: which. All ranks call the operation.
+  const BatchShare* share = nullptr;
 };
 
 // What a layer reads: codes or values, [L][C] with room for the taps' padding, and the scale of the
@@ -109,7 +112,8 @@ struct HiddenState {
   std::vector<float> gain, shift;            // t = gain * y + shift, in units of codes
   std::vector<float> xhat_gain, xhat_shift;  // normalised value before gamma and beta
   std::vector<float> inv_std;                // of the real-valued convolution output
-  // The element that is the percentile: row among all rows of all tiles, channel, lane, xhat there.
+  // The element that is the percentile: row among all rows of all tiles of the batch, channel,
+  // lane, xhat there.
   int64_t statistic_row = -1;  // -1: none
   int statistic_channel = 0, statistic_lane = 0;
   float statistic_xhat = 0;

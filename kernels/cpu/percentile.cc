@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/hidden_pass.h"
@@ -36,14 +39,34 @@ struct LargestElements {
   }
 };
 
+// Adds the largest elements of all other ranks.
+void gather_largest(Communicator& ranks, size_t wanted,
+                    std::vector<LargestElements::Element>& elements) {
+  if (elements.size() > wanted) {
+    std::nth_element(elements.begin(), elements.begin() + static_cast<ptrdiff_t>(wanted),
+                     elements.end(), LargestElements::before);
+    elements.resize(wanted);
+  }
+  std::vector<int64_t> sizes(static_cast<size_t>(ranks.ranks()), 0);
+  sizes[static_cast<size_t>(ranks.rank())] =
+      static_cast<int64_t>(std::as_bytes(std::span(elements)).size());
+  ranks.sum(sizes);
+  const int64_t bytes = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+  std::vector<LargestElements::Element> all(static_cast<size_t>(bytes) /
+                                            sizeof(LargestElements::Element));
+  ranks.gather(std::as_bytes(std::span(elements)), sizes, std::as_writable_bytes(std::span(all)));
+  elements = std::move(all);
+}
+
 }  // namespace
 
 // The k-th smallest, k = floor(0.01 q n + 0.5), is one of the few largest: those are collected.
 void collect_threshold(const HiddenPass& pass, HiddenState& state, const RunContext& context) {
   const LayerShape& shape = pass.shape();
-  const double n = pass.count() * shape.out_channels;
+  const double n = pass.count(context) * shape.out_channels;
   const double k = std::floor(0.01 * kThresholdPercentile * n + 0.5);
   const size_t wanted = static_cast<size_t>(n - k) + 1;
+  const int64_t before = pass.rows_before(context);
   std::vector<LargestElements> largest(static_cast<size_t>(pass.items().count()));
   const auto collect = [&](int64_t item, int r0, int first, const Sums& sums) {
     LargestElements& mine = largest[static_cast<size_t>(item)];
@@ -55,7 +78,8 @@ void collect_threshold(const HiddenPass& pass, HiddenState& state, const RunCont
           {sums.y + r * sums.stride, sums.stride, 1, sums.channels}, affine, mine.at_least,
           pass.items().lanes_used(item, r0 + r), values.data(), places.data());
       for (size_t i = 0; i < static_cast<size_t>(found); ++i) {
-        mine.elements.push_back({values[i], pass.items().row(item, r0 + r, shape.length, 0),
+        mine.elements.push_back({values[i],
+                                 before + pass.items().row(item, r0 + r, shape.length, 0),
                                  first * kLanes + places[i]});
       }
       mine.trim(wanted);
@@ -76,6 +100,7 @@ void collect_threshold(const HiddenPass& pass, HiddenState& state, const RunCont
   for (const LargestElements& item : largest) {
     all.insert(all.end(), item.elements.begin(), item.elements.end());
   }
+  if (Communicator* ranks = ranks_of(context)) gather_largest(*ranks, wanted, all);
   state.statistic_row = -1;
   float threshold = kMinQuantizerRange;
   if (all.size() >= wanted) {

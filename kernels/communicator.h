@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+// Several processes, called ranks, that train one network: each computes a share of every batch.
+//
+// A result has the same bits for any number of ranks, and with no ranks at all, because what is
+// added up across frames is added up in one of two ways:
+//   - integers (sums of codes, counts): exact, in any order;
+//   - floats: partial sums of groups of tiles, which depend on the batch alone, are added from the
+//     first group to the last. One process does the same with the groups that it keeps in memory;
+//     across ranks a sum travels from rank to rank, each of which adds its groups, and comes back.
+// This order costs nothing in one process and has the rounding error that one process has. Between
+// ranks it moves each sum twice, once along the chain and once back, as the usual ring algorithms
+// do. Fixed point would need an exponent before the first group is added, hence one more exchange,
+// and 8 bytes a sum instead of 4. The price is that a rank needs at least one group.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "kernels/tile.h"
+
+namespace fmp {
+
+// Partial sums of a batch: as many as can be of use, few enough to add up quickly. So many ranks
+// can share a batch.
+inline constexpr int64_t kMaxGradientGroups = 64;
+
+// What ranks do together. Every rank makes the same calls in the same order, with sizes that fit
+// together. A call returns when this rank's part is done; if a rank is lost the program ends.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int ranks() const = 0;
+  // Of them on this rank's machine, itself included.
+  virtual int ranks_on_host() const = 0;
+  // How messages call a rank: "rank 3 on node17".
+  virtual std::string name(int rank) const = 0;
+
+  // values[i] = the sum of all ranks' values[i].
+  virtual void sum(std::span<int64_t> values) = 0;
+  // rows: [n][total.size()], n >= 0 differs between ranks. total = 0, then all rows of rank 0 are
+  // added one after the other, then those of rank 1, and so on.
+  virtual void sum_in_order(std::span<const float> rows, std::span<float> total) = 0;
+  virtual void sum_in_order(std::span<const double> rows, std::span<double> total) = 0;
+  // Puts the parts of all ranks one behind the other into `all`; that of rank r has sizes[r] bytes.
+  virtual void gather(std::span<const std::byte> mine, std::span<const int64_t> sizes,
+                      std::span<std::byte> all) = 0;
+  // send: what rank 0 gets, then what rank 1 gets, ...; send_sizes and receive_sizes in bytes.
+  virtual void exchange(std::span<const std::byte> send, std::span<const int64_t> send_sizes,
+                        std::span<std::byte> receive, std::span<const int64_t> receive_sizes) = 0;
+};
+
+// total = the sum of the rows, in their order and that of the ranks; ranks: null = this process.
+template <typename T>
+void sum_rows(Communicator* ranks, std::span<const T> rows, std::span<T> total) {
+  if (ranks != nullptr) return ranks->sum_in_order(rows, total);
+  std::fill(total.begin(), total.end(), T{0});
+  for (size_t first = 0; first < rows.size(); first += total.size()) {
+    for (size_t i = 0; i < total.size(); ++i) total[i] += rows[first + i];
+  }
+}
+
+// A rank's part of a batch: consecutive groups of consecutive tiles (kernels/tile.h). It may be
+// empty.
+struct BatchShare {
+  Communicator* ranks = nullptr;
+  int64_t batch_frames = 0;
+  int64_t first_group = 0, groups = 0;  // of the rank
+  int64_t first_tile = 0;
+  int64_t frames = 0;
+
+  static int64_t tiles_of(int64_t frames) { return (frames + kLanes - 1) / kLanes; }
+  int64_t batch_groups() const { return std::min(tiles_of(batch_frames), kMaxGradientGroups); }
+  // Of the batch.
+  int64_t first_tile_of(int64_t group) const {
+    return group * tiles_of(batch_frames) / batch_groups();
+  }
+
+  // The share of `rank`.
+  static BatchShare of(int64_t batch_frames, int rank, Communicator& ranks) {
+    BatchShare share;
+    share.ranks = &ranks;
+    share.batch_frames = batch_frames;
+    const int64_t groups = share.batch_groups();
+    share.first_group = rank * groups / ranks.ranks();
+    share.groups = (rank + 1) * groups / ranks.ranks() - share.first_group;
+    share.first_tile = share.first_tile_of(share.first_group);
+    const int64_t end = share.first_tile_of(share.first_group + share.groups);
+    share.frames = std::min(batch_frames, end * kLanes) - share.first_tile * kLanes;
+    return share;
+  }
+  int64_t first_frame() const { return first_tile * kLanes; }
+};
+
+}  // namespace fmp
