@@ -15,6 +15,7 @@
 #include "framework/random.h"
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/code_tiles.h"
+#include "kernels/cpu/gradient_tiles.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/quad_weights.h"
 #include "kernels/cpu/weights.h"
@@ -158,6 +159,117 @@ void for_each_target(const Check& check) {
     check();
   }
   cpu::use_target(cpu::target_names().front());
+}
+
+// Sizes around those of tiles.
+const ConvSize kTileSizes[] = {{8, 1, 8, 1},    {9, 3, 10, 4},  {16, 3, 16, 16}, {17, 5, 33, 15},
+                               {33, 2, 15, 18}, {40, 7, 24, 9}, {64, 3, 64, 16}, {32, 4, 17, 7}};
+
+// Nearer than this to the exact sums: of the largest of them.
+constexpr double kDataTolerance = 1e-6, kWeightTolerance = 1e-5;
+
+template <typename Values>
+void expect_near(const Values& actual, const std::vector<double>& expected, double tolerance) {
+  double largest = 0;
+  for (const double value : expected) largest = std::max(largest, std::fabs(value));
+  for (size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_NEAR(actual[i], expected[i], tolerance * largest) << "at " << i;
+  }
+}
+
+TEST(SimdTest, GradientTilesAreNearTheExactSums) {
+  namespace gt = cpu::gradient_tiles;
+  if (!gt::available()) GTEST_SKIP() << "no AMX on bf16 here";
+  for (const ConvSize& size : kTileSizes) {
+    SCOPED_TRACE(size);
+    const gt::Chunk chunk{size.out, size.channels, size.taps, size.rows};
+    const ptrdiff_t window = size.rows + size.taps - 1;
+    const ptrdiff_t out_row = static_cast<ptrdiff_t>(size.out) * kLanes;
+    const ptrdiff_t in_row = static_cast<ptrdiff_t>(size.channels) * kLanes;
+    Random random(kSeed, "gradient tiles");
+    std::vector<float> w(static_cast<size_t>(size.out * size.taps * size.channels));
+    for (float& value : w) value = std::nearbyint(random.uniform(-127.0F, 127.0F));
+    Aligned<float> dy(static_cast<size_t>(window * out_row));
+    // Gradients of very different sizes.
+    for (size_t i = 0; i < dy.size; ++i)
+      dy[i] = random.uniform(-1.0F, 1.0F) * std::ldexp(1.0F, -20 - static_cast<int>(i % 12));
+    const auto w_at = [&](int o, int t, int c) {
+      return w[static_cast<size_t>((o * size.taps + t) * size.channels + c)];
+    };
+    const auto dy_at = [&](ptrdiff_t row, int o, int lane) {
+      return static_cast<double>(dy[static_cast<size_t>(row * out_row + o * kLanes + lane)]);
+    };
+
+    AlignedBuffer<uint16_t> packed;
+    gt::pack_weights(
+        chunk, [&](int c, int t, int o) { return w_at(o, size.taps - 1 - t, c); }, packed);
+    Aligned<uint16_t> operand(gt::data_operand_size(chunk), 0xffff);  // NaN
+    constexpr float kScale = 0.0123F, kUntouched = 7;
+    Aligned<float> dx(static_cast<size_t>(size.rows * in_row) + 1, kUntouched);
+    gt::backward_data(chunk, packed.data(), kScale, dy.data(), out_row, operand.data(), dx.data(),
+                      in_row);
+    std::vector<double> expected;
+    for (int l = 0; l < size.rows; ++l) {
+      for (int c = 0; c < size.channels; ++c) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          double& sum = expected.emplace_back(0);
+          for (int t = 0; t < size.taps; ++t) {
+            for (int o = 0; o < size.out; ++o) {
+              sum += static_cast<double>(kScale) *
+                     static_cast<double>(w_at(o, size.taps - 1 - t, c)) * dy_at(l + t, o, lane);
+            }
+          }
+        }
+      }
+    }
+    expect_near(dx, expected, kDataTolerance);
+    EXPECT_EQ(dx[dx.size - 1], kUntouched);
+
+    for (const bool are_signed : {false, true}) {
+      const int padded = (size.channels + kLanes - 1) / kLanes * kLanes;
+      std::vector<uint8_t> codes(static_cast<size_t>(window * padded * kLanes), 0);
+      const auto code = [&](ptrdiff_t row, int c, int lane) -> uint8_t& {
+        return codes[static_cast<size_t>((row * kLanes + lane) * padded + c)];
+      };
+      for (ptrdiff_t row = 0; row < window; ++row) {
+        for (int c = 0; c < size.channels; ++c) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            code(row, c, lane) = static_cast<uint8_t>(random.below(256));
+          }
+        }
+      }
+      Aligned<uint16_t> x(gt::x_operand_size(chunk), 0xffff);
+      const std::vector<uint8_t> zeros(static_cast<size_t>(padded * kLanes), 0);
+      for (ptrdiff_t row = 0; row < window + size.rows % 2; ++row) {
+        gt::pack_x(chunk, row < window ? &code(row, 0, 0) : zeros.data(), are_signed,
+                   static_cast<int>(row), x.data());
+      }
+      Aligned<uint16_t> gradient(gt::gradient_operand_size(chunk), 0xffff);
+      Aligned<float> dw(gt::dw_size(chunk), 0.0F);
+      const int repeats = 2;  // sums go on
+      for (int i = 0; i < repeats; ++i) {
+        gt::backward_weight(chunk, x.data(), dy.data(), out_row, gradient.data(), dw.data());
+      }
+      std::vector<double> sums;
+      std::vector<float> actual;
+      for (int o = 0; o < size.out; ++o) {
+        for (int t = 0; t < size.taps; ++t) {
+          for (int c = 0; c < size.channels; ++c) {
+            double& sum = sums.emplace_back(0);
+            for (int l = 0; l < size.rows; ++l) {
+              for (int lane = 0; lane < kLanes; ++lane) {
+                const uint8_t byte = code(l + t, c, lane);
+                sum += repeats * dy_at(l, o, lane) *
+                       (are_signed ? static_cast<int8_t>(byte) : static_cast<int>(byte));
+              }
+            }
+            actual.push_back(dw[gt::dw_place(chunk, o, t, c)]);
+          }
+        }
+      }
+      expect_near(actual, sums, kWeightTolerance);
+    }
+  }
 }
 
 TEST(SimdTest, UnknownTargetsAreRefused) {

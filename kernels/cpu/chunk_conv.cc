@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/cpu/code_tiles.h"
+#include "kernels/cpu/gradient_tiles.h"
 #include "kernels/cpu/simd.h"
 
 namespace fmp::cpu {
@@ -60,6 +61,11 @@ void ChunkConv::backward_data(const float* dy, int rows, float* dx, Scratch& scr
   const ptrdiff_t dx_stride = static_cast<ptrdiff_t>(shape_.in_channels) * kLanes;
   if (w_.plan.backward_data == Kernel::kSparse) {
     simd().conv1d_sparse(dy, stride, rows, w_.backward_sparse.view(), dx, dx_stride);
+  } else if (w_.backward_data_algorithm == DenseAlgorithm::kTiles) {
+    const gradient_tiles::Chunk chunk = w_.tile_chunk(rows);
+    uint16_t* operand = scratch.tile_data.reserve(gradient_tiles::data_operand_size(chunk));
+    gradient_tiles::backward_data(chunk, w_.backward_tiles.data(), w_.scale, dy, stride, operand,
+                                  dx, dx_stride);
   } else if (w_.backward_data_algorithm == DenseAlgorithm::kWinograd) {
     backward_data_at_points(dy, rows, dx, dx_stride, scratch);
   } else {
@@ -71,6 +77,10 @@ const float* ChunkConv::unpack_for_weight_gradient(int64_t item, int r0, int row
                                                    Scratch& scratch) const {
   if (w_.plan.backward_weight == Kernel::kSparse) {
     return unpack_by_channel(item, r0, rows, scratch);
+  }
+  if (w_.backward_weight_algorithm == DenseAlgorithm::kTiles) {
+    pack_tiles(item, r0, rows, scratch);
+    return nullptr;
   }
   return sums_directly() ? unpack_floats(item, r0, rows, scratch)
                          : unpack_transposed(item, r0, rows, scratch);
@@ -86,6 +96,11 @@ void ChunkConv::backward_weight(const float* x, const float* dy, int rows, float
   } else if (sums_directly()) {
     simd().conv1d_backward_weight_dense(x, x_stride, dy, of_dy.row, rows, shape_.out_channels,
                                         shape_.taps, shape_.in_channels, dw);
+  } else if (w_.backward_weight_algorithm == DenseAlgorithm::kTiles) {
+    const gradient_tiles::Chunk chunk = w_.tile_chunk(rows);
+    uint16_t* gradient =
+        scratch.tile_gradient.reserve(gradient_tiles::gradient_operand_size(chunk));
+    gradient_tiles::backward_weight(chunk, scratch.tile_x.data(), dy, of_dy.row, gradient, dw);
   } else if (w_.backward_weight_algorithm == DenseAlgorithm::kWinograd) {
     backward_weight_at_points(x, dy, rows, dw, scratch);
   } else {
@@ -99,6 +114,9 @@ void ChunkConv::backward_weight(const float* x, const float* dy, int rows, float
 
 size_t ChunkConv::gradient_sums() const {
   if (sums_directly()) return gradient_size() * kLanes;
+  if (w_.backward_weight_algorithm == DenseAlgorithm::kTiles) {
+    return gradient_tiles::dw_size(w_.tile_chunk(0));
+  }
   const int matrices =
       w_.backward_weight_algorithm == DenseAlgorithm::kWinograd ? winograd::kPoints : shape_.taps;
   return static_cast<size_t>(matrices * product_size());
@@ -109,6 +127,17 @@ void ChunkConv::add_gradient(const float* sums, float* gradient) const {
     std::vector<double> totals(gradient_size(), 0.0);
     simd().add_lane_sums(sums, static_cast<int>(totals.size()), totals.data());
     for (size_t i = 0; i < totals.size(); ++i) gradient[i] += static_cast<float>(totals[i]);
+    return;
+  }
+  if (w_.backward_weight_algorithm == DenseAlgorithm::kTiles) {
+    const gradient_tiles::Chunk chunk = w_.tile_chunk(0);
+    for (int o = 0; o < shape_.out_channels; ++o) {
+      for (int t = 0; t < shape_.taps; ++t) {
+        for (int c = 0; c < shape_.in_channels; ++c) {
+          *gradient++ += sums[gradient_tiles::dw_place(chunk, o, t, c)];
+        }
+      }
+    }
     return;
   }
   const bool points = w_.backward_weight_algorithm == DenseAlgorithm::kWinograd;
@@ -280,6 +309,23 @@ void ChunkConv::backward_weight_at_points(const float* x, const float* dy, int r
         data + p * x_points, transposed_stride(), gradient + p * dy_points, dy_stride, groups,
         shape_.out_channels, padded_channels(), dw + static_cast<ptrdiff_t>(p) * product_size());
   }
+}
+
+void ChunkConv::pack_tiles(int64_t item, int r0, int rows, Scratch& scratch) const {
+  const gradient_tiles::Chunk chunk = w_.tile_chunk(rows);
+  uint16_t* out = scratch.tile_x.reserve(gradient_tiles::x_operand_size(chunk));
+  const size_t row_size = static_cast<size_t>(padded_channels() * kLanes);
+  uint8_t* codes = scratch.codes.reserve(row_size);
+  const int window = rows + shape_.taps - 1;
+  const bool are_signed = x_.type == ElementType::kS8;
+  for (int r = 0; r < window; ++r) {
+    simd().transpose_codes(static_cast<const uint8_t*>(input_row(item, r0 + r)), shape_.in_channels,
+                           codes);
+    gradient_tiles::pack_x(chunk, codes, are_signed, r, out);
+  }
+  if (rows % 2 == 0) return;
+  std::fill_n(codes, row_size, uint8_t{0});  // meets rows of dy that are 0
+  gradient_tiles::pack_x(chunk, codes, are_signed, window, out);
 }
 
 const float* ChunkConv::unpack_transposed(int64_t item, int r0, int rows, Scratch& scratch) const {

@@ -73,7 +73,8 @@ class ChunkConv {
   // dx rows from dy rows; dy points to the row `half` before the first dx row.
   void backward_data(const float* dy, int rows, float* dx, Scratch& scratch) const;
 
-  // The operand of backward_weight: the window rows of rows r0 .. r0 + rows - 1.
+  // The operand of backward_weight: the window rows of rows r0 .. r0 + rows - 1. Null where it only
+  // is in `scratch`, in a form of its own.
   const float* unpack_for_weight_gradient(int64_t item, int r0, int rows, Scratch& scratch) const;
   // Adds the chunk's part of the weight gradient to dw, which has room for gradient_sums().
   void backward_weight(const float* x, const float* dy, int rows, float* dw,
@@ -120,6 +121,9 @@ class ChunkConv {
 
   // Window rows as floats, the rows of a channel behind one another.
   const float* unpack_by_channel(int64_t item, int r0, int rows, Scratch& scratch) const;
+
+  // Window rows for gradient_tiles.h.
+  void pack_tiles(int64_t item, int r0, int rows, Scratch& scratch) const;
 
   // Window rows as [kLanes][channels padded].
   const float* unpack_transposed(int64_t item, int r0, int rows, Scratch& scratch) const;

@@ -112,6 +112,8 @@ struct Scratch {
   AlignedBuffer<float> data_points, gradient_points, output_points;
   AlignedBuffer<int16_t> pair_points;
   AlignedBuffer<int32_t> sum_points;
+  // See gradient_tiles.h.
+  AlignedBuffer<uint16_t> tile_x, tile_gradient, tile_data;
 };
 
 // Calls body(item, scratch, timer, profile) for items 0 .. count - 1, shared out to the threads.

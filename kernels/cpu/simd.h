@@ -124,7 +124,8 @@ struct CodeWeights;  // quad_weights.h
 
 struct Simd {
   const char* target;
-  bool has_tiles;  // code_tiles.h can be used
+  bool has_tiles;           // code_tiles.h can be used
+  bool has_gradient_tiles;  // gradient_tiles.h likewise
 
   // y[l][o] = sum over taps t, channels c of w[o][t][c] * x[l + t][c].
   void (*conv1d_dense)(const float* x, ptrdiff_t x_stride, int rows, const DenseWeights& w,

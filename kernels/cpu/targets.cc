@@ -4,6 +4,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/cpu/code_tiles.h"
+#include "kernels/cpu/gradient_tiles.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
@@ -20,6 +21,7 @@ Simd table_of_chosen_target() {
   fill_integer_table(table);
   fill_winograd_table(table);
   table.has_tiles = table.integer.has_vnni && tiles_available();
+  table.has_gradient_tiles = table.has_tiles && gradient_tiles::available();
   return table;
 }
 

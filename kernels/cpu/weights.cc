@@ -155,6 +155,10 @@ bool same_geometry(const LayerShape& a, const LayerShape& b) {
 
 void choose_backward_algorithms(Weights::Compiled& w, bool fast) {
   const LayerShape& shape = w.shape;
+  if (fast && w.integers && simd().has_gradient_tiles) {
+    w.backward_data_algorithm = w.backward_weight_algorithm = DenseAlgorithm::kTiles;
+    return;
+  }
   w.backward_data_algorithm =
       fast && three_taps(shape) ? DenseAlgorithm::kWinograd : DenseAlgorithm::kDirect;
   // Winograd's weight gradient wants whole groups of positions in each chunk.
@@ -227,6 +231,11 @@ void Weights::compile(const LayerShape& shape, std::span<const float> weight,
   if (w.plan.backward_data == Kernel::kSparse) {
     pack_sparse(shape.in_channels, shape.taps, shape.out_channels, w.gradient_layout(), transposed,
                 w.backward_sparse);
+  } else if (w.backward_data_algorithm == DenseAlgorithm::kTiles) {
+    const auto transposed_code = [&](int c, int t, int o) {
+      return code(o, shape.taps - 1 - t, c);
+    };
+    gradient_tiles::pack_weights(w.tile_chunk(0), transposed_code, w.backward_tiles);
   } else if (w.backward_data_algorithm == DenseAlgorithm::kWinograd) {
     const auto part = [&](int c, int t, int o) {
       return transposed(c, t, o) / winograd::kWeightDenominator;

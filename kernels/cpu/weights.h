@@ -6,6 +6,7 @@
 
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/chunks.h"
+#include "kernels/cpu/gradient_tiles.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/quad_weights.h"
 #include "kernels/cpu/simd.h"
@@ -54,6 +55,7 @@ enum class DenseAlgorithm : uint8_t {
   kDirect,    // tap by tap, in the order of the sparse kernels
   kProduct,   // weight gradient: a matrix product with positions and lanes inside
   kWinograd,  // see winograd.h
+  kTiles,     // backward passes: see gradient_tiles.h
 };
 
 // What makes a layer's signed input codes unsigned.
@@ -84,7 +86,8 @@ struct Weights::Compiled {
   std::vector<int16_t> forward_pairs;  // of each point in turn with Winograd's algorithm
   std::vector<float> forward_dense;
   OwnedSparse forward_sparse;
-  std::vector<float> backward_dense;  // transposed, taps flipped, times scale; likewise
+  std::vector<float> backward_dense;       // transposed, taps flipped, times scale; likewise
+  AlignedBuffer<uint16_t> backward_tiles;  // or as gradient_tiles.h wants them
   OwnedSparse backward_sparse;
   OwnedSparse gradient_sparse;          // the surviving weights; values empty
   std::vector<int64_t> gradient_index;  // where each of its entries stands in [O][T][C]
@@ -95,6 +98,9 @@ struct Weights::Compiled {
     return plan.backward_data == Kernel::kSparse && plan.backward_weight == Kernel::kSparse
                ? by_channel(gradient_rows(shape))
                : by_row(shape.out_channels);
+  }
+  gradient_tiles::Chunk tile_chunk(int rows) const {
+    return {shape.out_channels, shape.in_channels, shape.taps, rows};
   }
   ChunkLayout sparse_x_layout() const { return by_channel(window_rows(shape)); }
 
