@@ -458,9 +458,13 @@ TEST(SimdTest, SumsOfCodesAreExact) {
                                    quads.data() + r * cpu::kQuadRow, weights.quad_stride());
           }
           Aligned<float> y(test.dy.size);
-          (tiles ? cpu::tile_sums : cpu::simd().code_sums)(view, 0, size.out, quads.data(),
-                                                           size.rows, offsets.data(), y.data(),
-                                                           test.y_stride());
+          {
+            const cpu::TilesInUse in_use(tiles);
+            (tiles ? cpu::tile_sums : cpu::simd().code_sums)(view, 0, size.out, quads.data(),
+                                                             size.rows, offsets.data(), y.data(),
+                                                             test.y_stride());
+          }
+
           Aligned<int64_t> totals(static_cast<size_t>(size.out * 2 * cpu::kTotalParts), 1);
           (tiles ? cpu::tile_totals : cpu::simd().code_totals)(
               view, size.out, quads.data(), size.rows, offsets.data(), totals.data());

@@ -17,7 +17,9 @@ void ChunkConv::forward(int64_t item, int r0, int rows, float* y, ptrdiff_t y_st
   if (w_.forward_on_quads) {
     const uint8_t* operand = pack_quads(item, r0, rows, scratch);
     timer.lap(profile.unpack);
-    code_sums(w_.forward_quads.view(w_.dot), 0, shape_.out_channels, operand, rows, y, y_stride);
+    const CodeWeights weights = w_.forward_quads.view(w_.dot);
+    const TilesInUse in_use(weights.tiles != nullptr);
+    code_sums(weights, 0, shape_.out_channels, operand, rows, y, y_stride);
   } else if (w_.forward_on_pairs) {
     const int16_t* operand = unpack_pairs(item, r0, rows, scratch);
     timer.lap(profile.unpack);

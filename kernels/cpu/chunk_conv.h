@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/chunks.h"
+#include "kernels/cpu/code_tiles.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/weights.h"
@@ -50,6 +51,7 @@ class ChunkConv {
     const int run = weights.tiles != nullptr ? kTileOutputs : kRunChannels;
     const ptrdiff_t stride = run * kLanes;
     float* y = scratch.run.reserve(static_cast<size_t>(rows * stride));
+    const TilesInUse in_use(weights.tiles != nullptr);
     for (int c = 0; c < shape_.out_channels; c += run) {
       const int channels = std::min(run, shape_.out_channels - c);
       code_sums(weights, c, channels, operand, rows, y, stride);

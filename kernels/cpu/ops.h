@@ -8,7 +8,7 @@
 //
 // The integer part of the forward pass is exact: sums of products of codes do not depend on order,
 // plan, instruction set or number of threads. All floating-point sums run in an order that depends
-// on the shapes alone.
+// on the shapes alone, and for dense layers on whether the machine has AMX (gradient_tiles.h).
 #pragma once
 
 #include <cstddef>
@@ -26,9 +26,10 @@
 namespace fmp::cpu {
 
 // Whether a layer's dense backward kernels are those that sum in an order of their own (Winograd's
-// algorithm, matrix products) and so leave sparse ones behind. A layer that is dense enough for
-// them does not choose by time, or its results would depend on it: the answer follows from the
-// shape and the mask alone, and removing channels without weights does not change it.
+// algorithm, matrix products, products of tiles) and so leave sparse ones behind. A layer that is
+// dense enough for them does not choose by time, or its results would depend on it: the answer
+// follows from the shape and the mask alone, and removing channels without weights does not change
+// it.
 bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask);
 
 // Seconds of all threads together by what they were spent on.

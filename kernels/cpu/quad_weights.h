@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/aligned_buffer.h"
 #include "kernels/cpu/integer_ops.h"
 
 namespace fmp::cpu {
@@ -45,10 +46,11 @@ class QuadWeights {
     channels_ = channels;
     window_rows_ = window_rows;
     sparse_ = sparse;
-    tiles_.assign(tiles ? static_cast<size_t>((out + kTileOutputs - 1) / kTileOutputs) *
-                              static_cast<size_t>(quad_tiles() * taps * kTileBytes)
-                        : 0,
-                  0);
+    has_tiles_ = tiles;
+    const size_t tile_bytes = tiles ? static_cast<size_t>((out + kTileOutputs - 1) / kTileOutputs) *
+                                          static_cast<size_t>(quad_tiles() * taps * kTileBytes)
+                                    : 0;
+    std::fill_n(tiles_.reserve(tile_bytes), tile_bytes, int8_t{0});
     int64_t largest = 0;  // positive or negative sum of an output
     row_begin_.assign(1, 0);
     offset_.clear();
@@ -76,7 +78,7 @@ class QuadWeights {
   int out_quads() const { return quads(out_); }
   int in_quads() const { return in_quads_; }
   // Quads of an operand, those included that fill a last tile.
-  int operand_quads() const { return tiles_.empty() ? in_quads_ : quad_tiles() * kTileQuads; }
+  int operand_quads() const { return has_tiles_ ? quad_tiles() * kTileQuads : in_quads_; }
   ptrdiff_t quad_stride() const { return static_cast<ptrdiff_t>(window_rows_) * kQuadRow; }
   // The largest sum of weights of one sign of an output.
   int64_t largest() const { return largest_; }
@@ -95,7 +97,7 @@ class QuadWeights {
       v.dense[i] = dense_[i].data();
       v.values[i] = values_[i].data();
     }
-    v.tiles = tiles_.empty() ? nullptr : tiles_.data();
+    v.tiles = has_tiles_ ? tiles_.data() : nullptr;
     return v;
   }
 
@@ -121,7 +123,7 @@ class QuadWeights {
       return;
     }
     const size_t at = static_cast<size_t>((o / kQuad * taps_ * in_quads_ + i) * kQuad + o % kQuad);
-    if (!tiles_.empty()) {
+    if (has_tiles_) {
       const int q = i / taps_, tap = i % taps_;
       const int tile = (o / kTileOutputs * quad_tiles() + q / kTileQuads) * taps_ + tap;
       std::memcpy(tiles_.data() + static_cast<ptrdiff_t>(tile) * kTileBytes +
@@ -139,9 +141,9 @@ class QuadWeights {
   }
 
   int out_ = 0, taps_ = 1, in_quads_ = 0, channels_ = 0, window_rows_ = 0;
-  bool sparse_ = false;
+  bool sparse_ = false, has_tiles_ = false;
   int64_t largest_ = 0;
-  std::vector<int8_t> tiles_;
+  AlignedBuffer<int8_t> tiles_;
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];  // see CodeWeights
 };
 
