@@ -26,10 +26,9 @@
 namespace fmp::cpu {
 
 // Whether a layer's dense backward kernels are those that sum in an order of their own (Winograd's
-// algorithm, matrix products, products of tiles) and so leave sparse ones behind. A layer that is
-// dense enough for them does not choose by time, or its results would depend on it: the answer
-// follows from the shape and the mask alone, and removing channels without weights does not change
-// it.
+// algorithm, matrix products, tiles) and so leave sparse ones behind. A layer that is dense enough
+// for them does not choose by time, or its results would depend on it: the answer follows from the
+// shape and the mask alone, and removing channels without weights does not change it.
 bool prefers_dense_backward(const LayerShape& shape, std::span<const uint8_t> mask);
 
 // Seconds of all threads together by what they were spent on.
