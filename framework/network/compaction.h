@@ -22,9 +22,9 @@ struct CompactionReport {
 //    quantized layer: it sets the scale of all others.
 // Dropping changes no output bit in evaluation, and none in training once the thresholds are
 // learned (the percentiles before that are of all channels) while cpu::prefers_dense_backward says
-// the same of a layer. The folded constant is exact, up to the rounding of the value that it is
-// added to, but for the positions where the next convolution's window reaches into the zero
-// padding.
+// the same of a layer and it is not summed on AMX (kernels/cpu/gradient_tiles.h). The folded
+// constant is exact, up to the rounding of the value that it is added to, but for the positions
+// where the next convolution's window reaches into the zero padding.
 CompactionReport compact(Network& network);
 
 }  // namespace fmp

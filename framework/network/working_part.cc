@@ -56,28 +56,22 @@ void forget(Tensor& statistic, size_t channel) {
 }  // namespace
 
 WorkingPart::WorkingPart(const Network& whole) : all_work_(true) {
-  // A channel that works with all others at work, whatever its batch-norm does, always works.
+  // A channel with weights works, whatever batch-norm does, if all others do.
   const std::vector<Layer>& layers = whole.layers();
   for (size_t l = 0; l + 1 < layers.size(); ++l) {
-    std::vector<uint8_t> written(size(layers[l].out_channels), 0), read = written;
+    std::vector<uint8_t> written(size(layers[l].out_channels), 0);
     for_each_alive(layers[l], [&](int o, int, size_t) { written[size(o)] = 1; });
-    for_each_alive(layers[l + 1],
-                   [&](int, int c, size_t) { read[size(c % layers[l].out_channels)] = 1; });
-    all_work_ = all_work_ && std::ranges::find(written, 0) == written.end() &&
-                std::ranges::find(read, 0) == read.end();
+    all_work_ = all_work_ && std::ranges::find(written, 0) == written.end();
   }
 }
 
-WorkingPart::Uses WorkingPart::find_uses(const Network& whole, bool training) const {
+WorkingPart::Flags WorkingPart::find_silent(const Network& whole, bool training) {
   const std::vector<Layer>& layers = whole.layers();
   const size_t hidden = layers.size() - 1;
-  Uses uses(hidden), all(hidden);
-  std::vector<std::vector<uint8_t>> sets_scale(hidden);
-  for (size_t l = 0; l < hidden; ++l) {
-    uses[l].assign(size(layers[l].out_channels), Use::kWorks);
-    sets_scale[l].assign(uses[l].size(), 0);
-  }
-  all = uses;
+  Flags silent(hidden);
+  for (size_t l = 0; l < hidden; ++l) silent[l].assign(size(layers[l].out_channels), 0);
+  const Flags none = silent;
+  Flags sets_scale = silent;
   // The channel of layer l - 1 that is input c of layer l.
   const auto source = [&](size_t l, int c) { return size(c % layers[l - 1].out_channels); };
 
@@ -90,7 +84,7 @@ WorkingPart::Uses WorkingPart::find_uses(const Network& whole, bool training) co
       largest = std::max(largest, std::fabs(weights[i]));
       finite = finite && std::isfinite(weights[i]);
     });
-    if (!finite) return all;  // the pass will say so
+    if (!finite) return none;  // the pass will say so
     if (largest == 0) continue;
     for_each_alive(layers[l], [&](int o, int c, size_t i) {
       if (std::fabs(weights[i]) != largest) return;
@@ -100,34 +94,20 @@ WorkingPart::Uses WorkingPart::find_uses(const Network& whole, bool training) co
   }
 
   for (size_t l = 0; l < hidden; ++l) {
-    std::vector<uint8_t> written(uses[l].size(), 0);
+    std::vector<uint8_t> works = sets_scale[l];
     for_each_alive(layers[l], [&](int o, int c, size_t) {
-      if (l == 0 || uses[l - 1][source(l, c)] == Use::kWorks) written[size(o)] = 1;
+      if (l == 0 || silent[l - 1][source(l, c)] == 0) works[size(o)] = 1;
     });
     for (int o = 0; o < layers[l].out_channels; ++o) {
-      if (written[size(o)] == 0 && sets_scale[l][size(o)] == 0 &&
-          silences_zero(layers[l], o, training)) {
-        uses[l][size(o)] = Use::kSilent;
-      }
+      silent[l][size(o)] = works[size(o)] == 0 && silences_zero(layers[l], o, training) ? 1 : 0;
     }
+    if (std::ranges::find(silent[l], 0) == silent[l].end()) silent[l][0] = 0;
   }
-  for (size_t l = hidden; l-- > 0;) {
-    std::vector<uint8_t> read(uses[l].size(), 0);
-    for_each_alive(layers[l + 1], [&](int o, int c, size_t) {
-      if (l + 1 == hidden || uses[l + 1][size(o)] == Use::kWorks) read[source(l + 1, c)] = 1;
-    });
-    for (size_t c = 0; c < read.size(); ++c) {
-      if (read[c] == 0 && sets_scale[l][c] == 0 && uses[l][c] == Use::kWorks) {
-        uses[l][c] = Use::kUnread;
-      }
-    }
-    if (std::ranges::find(uses[l], Use::kWorks) == uses[l].end()) uses[l][0] = Use::kWorks;
-  }
-  return uses;
+  return silent;
 }
 
-void WorkingPart::build(const Network& whole, Uses uses) {
-  uses_ = std::move(uses);
+void WorkingPart::build(const Network& whole, Flags silent) {
+  silent_ = std::move(silent);
   places_.assign(whole.layers().size(), {});
   NetworkConfig config = whole.config();
   std::vector<Layer> layers = Network(whole).layers();
@@ -136,11 +116,11 @@ void WorkingPart::build(const Network& whole, Uses uses) {
     const Layer& from = whole.layers()[l];
     Places& places = places_[l];
     for (int o = 0; o < from.out_channels; ++o) {
-      if (l == uses_.size() || uses_[l][size(o)] == Use::kWorks) places.channels.push_back(size(o));
+      if (l == silent_.size() || silent_[l][size(o)] == 0) places.channels.push_back(size(o));
     }
     std::vector<size_t> inputs;
     for (int c = 0; c < from.in_channels; ++c) {
-      if (l == 0 || uses_[l - 1][size(c) % uses_[l - 1].size()] == Use::kWorks) {
+      if (l == 0 || silent_[l - 1][size(c) % silent_[l - 1].size()] == 0) {
         inputs.push_back(size(c));
       }
     }
@@ -168,7 +148,7 @@ void WorkingPart::build(const Network& whole, Uses uses) {
     resize_all(layer.beta, channels);
     resize(layer.running_mean, channels);
     resize(layer.running_var, channels);
-    if (l == uses_.size()) continue;
+    if (l == silent_.size()) continue;
     const size_t filters = config.filters.size();
     (l < filters ? config.filters[l] : config.dense[l - filters]) = layer.out_channels;
   }
@@ -186,7 +166,7 @@ void WorkingPart::read_values(const Network& whole) {
     gather(from.weight.value, places.weights, to.weight.value);
     copy(from.threshold.value, to.threshold.value);
     copy(from.bias.value, to.bias.value);
-    if (l == uses_.size()) continue;
+    if (l == silent_.size()) continue;
     gather(from.gamma.value, places.channels, to.gamma.value);
     gather(from.beta.value, places.channels, to.beta.value);
     gather(from.running_mean, places.channels, to.running_mean);
@@ -197,7 +177,9 @@ void WorkingPart::read_values(const Network& whole) {
 Network& WorkingPart::before_step(Network& whole, bool collects_thresholds) {
   in_use_ = !all_work_ && !collects_thresholds;
   if (!in_use_) return whole;
-  if (Uses uses = find_uses(whole, true); !part_ || uses != uses_) build(whole, std::move(uses));
+  if (Flags silent = find_silent(whole, true); !part_ || silent != silent_) {
+    build(whole, std::move(silent));
+  }
   read_values(whole);
   return *part_;
 }
@@ -212,13 +194,13 @@ void WorkingPart::after_step(Network& whole) const {
     scatter(from.weight.grad, places.weights, to.weight.grad);
     copy(from.threshold.grad, to.threshold.grad);
     copy(from.bias.grad, to.bias.grad);
-    if (l == uses_.size()) continue;
+    if (l == silent_.size()) continue;
     scatter(from.gamma.grad, places.channels, to.gamma.grad);
     scatter(from.beta.grad, places.channels, to.beta.grad);
     scatter(from.running_mean, places.channels, to.running_mean);
     scatter(from.running_var, places.channels, to.running_var);
-    for (size_t c = 0; c < uses_[l].size(); ++c) {
-      if (uses_[l][c] != Use::kSilent) continue;
+    for (size_t c = 0; c < silent_[l].size(); ++c) {
+      if (silent_[l][c] == 0) continue;
       forget(to.running_mean, c);
       forget(to.running_var, c);
     }
@@ -227,7 +209,7 @@ void WorkingPart::after_step(Network& whole) const {
 
 const Network& WorkingPart::for_evaluation(const Network& whole) {
   if (all_work_) return whole;
-  build(whole, find_uses(whole, false));
+  build(whole, find_silent(whole, false));
   read_values(whole);
   return *part_;
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The part of a network that a pass must compute. Channels without weights, and channels that no
-// weight reads, are not always removed from a network (compaction.h); while they are there, they
-// take memory and time like all others. Here they are left out of the passes, and the network keeps
-// its shape.
+// The part of a network that a pass must compute. Channels without weights are not always removed
+// from a network (compaction.h); while they are there, they take memory and time like all others.
+// Here they are left out of the passes, and the network keeps its shape.
 #pragma once
 
 #include <cstddef>
@@ -13,14 +12,11 @@
 
 namespace fmp {
 
-// Left out of a hidden layer are
-//  - silent channels: no weight writes them (from a channel that is not silent itself), and what
-//    batch-norm makes of 0 is not positive, so that they emit code 0 and let no gradient pass;
-//  - channels that no weight of the rest reads; their gradients are 0. Their running statistics
-//    stay as they are: nothing depends on them.
-// One channel always stays, and so does one whose weights include the largest of a quantized layer.
-// Results are those of the whole network, to the bit, but for the statistics of channels that
-// nobody reads.
+// Left out are silent channels of hidden layers: no weight writes them (from a channel that is not
+// silent itself), and what batch-norm makes of 0 is not positive, so that they emit code 0 and let
+// no gradient pass. One channel always stays, and so does one whose weights include the largest of
+// a quantized layer. Results are those of the whole network, to the bit where
+// compact() would keep them so.
 class WorkingPart {
  public:
   // For one pass: masks must not change while it lives.
@@ -36,12 +32,10 @@ class WorkingPart {
   const Network& for_evaluation(const Network& whole);
 
  private:
-  enum class Use : uint8_t { kWorks, kSilent, kUnread };
-  // Of the channels of every hidden layer.
-  using Uses = std::vector<std::vector<Use>>;
+  using Flags = std::vector<std::vector<uint8_t>>;  // of the channels of every hidden layer
 
-  Uses find_uses(const Network& whole, bool training) const;
-  void build(const Network& whole, Uses uses);
+  static Flags find_silent(const Network& whole, bool training);
+  void build(const Network& whole, Flags silent);
   void read_values(const Network& whole);
 
   // Where the entries of a layer's weights and channels stand in the whole one.
@@ -51,7 +45,7 @@ class WorkingPart {
 
   bool all_work_;  // whatever the values are
   bool in_use_ = false;
-  Uses uses_;
+  Flags silent_;
   std::vector<Places> places_;
   std::optional<Network> part_;
 };
