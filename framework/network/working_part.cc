@@ -70,7 +70,7 @@ WorkingPart::Flags WorkingPart::find_silent(const Network& whole, bool training)
   const size_t hidden = layers.size() - 1;
   Flags silent(hidden);
   for (size_t l = 0; l < hidden; ++l) silent[l].assign(size(layers[l].out_channels), 0);
-  const Flags none = silent;
+  Flags none = silent;
   Flags sets_scale = silent;
   // The channel of layer l - 1 that is input c of layer l.
   const auto source = [&](size_t l, int c) { return size(c % layers[l - 1].out_channels); };
