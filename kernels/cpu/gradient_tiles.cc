@@ -35,8 +35,7 @@ size_t x_operand_size(const Chunk& chunk) {
   return static_cast<size_t>(tiles(chunk.in_channels, kSide) * x_rows(chunk) * kTileElements / 2);
 }
 size_t gradient_operand_size(const Chunk& chunk) {
-  return static_cast<size_t>(kWeightParts * tiles(chunk.out_channels, kSide) * kSide *
-                             even_rows(chunk) * kLanes);
+  return static_cast<size_t>(kWeightParts * kSide * even_rows(chunk) * kLanes);
 }
 
 }  // namespace fmp::cpu::gradient_tiles
@@ -110,17 +109,17 @@ FMP_TILES void pack_data_operand(const Chunk& chunk, float scale, const float* d
   }
 }
 
-// [parts][out channels][even rows][kLanes].
-FMP_TILES void pack_gradient(const Chunk& chunk, const float* dy, ptrdiff_t dy_stride,
-                             uint16_t* gradient) {
+// A tile of out channels from `first` on: [parts][kSide][even rows][kLanes].
+FMP_TILES_INLINE void pack_gradient(const Chunk& chunk, int first, const float* dy,
+                                    ptrdiff_t dy_stride, uint16_t* gradient) {
   const int rows = even_rows(chunk);
-  const int channels = tiles(chunk.out_channels, kSide) * kSide;
-  const ptrdiff_t part = static_cast<ptrdiff_t>(channels) * rows * kLanes;
+  const ptrdiff_t part = static_cast<ptrdiff_t>(kSide) * rows * kLanes;
   const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  for (int o = 0; o < channels; ++o, gradient += rows * kLanes) {
+  for (int o = first; o < first + kSide; ++o, gradient += rows * kLanes) {
     if (o >= chunk.out_channels) {
-      for (int p = 0; p < kWeightParts; ++p)
+      for (int p = 0; p < kWeightParts; ++p) {
         std::fill_n(gradient + p * part, rows * kLanes, uint16_t{0});
+      }
       continue;
     }
     const float* from = dy + static_cast<ptrdiff_t>(o) * kLanes;
@@ -289,33 +288,30 @@ FMP_TILES void pack_x(const Chunk& chunk, const uint8_t* codes, bool are_signed,
 
 FMP_TILES void backward_weight(const Chunk& chunk, const uint16_t* x, const float* dy,
                                ptrdiff_t dy_stride, uint16_t* gradient, float* dw) {
-  pack_gradient(chunk, dy, dy_stride, gradient);
   constexpr int kXRow = kTileElements / 2;
-  const int rows = even_rows(chunk);
-  const int out_tiles = tiles(chunk.out_channels, kSide);
   const int in_tiles = tiles(chunk.in_channels, kSide);
-  const ptrdiff_t of_outputs = static_cast<ptrdiff_t>(kSide) * rows * kLanes;
-  const ptrdiff_t part = out_tiles * of_outputs;
+  const ptrdiff_t part = static_cast<ptrdiff_t>(kSide) * even_rows(chunk) * kLanes;
   configure(kTileQuads);
-  for (int c = 0; c < in_tiles; ++c) {
-    const uint16_t* x_tile = x + static_cast<ptrdiff_t>(c) * x_rows(chunk) * kXRow;
-    for (int o = 0; o < out_tiles; ++o) {
-      const uint16_t* of_tile = gradient + o * of_outputs;
+  // The gradient of a tile of outputs stays in the first-level cache for all of x.
+  for (int o = 0; o < chunk.out_channels; o += kSide) {
+    pack_gradient(chunk, o, dy, dy_stride, gradient);
+    for (int c = 0; c < in_tiles; ++c) {
+      const uint16_t* x_tile = x + static_cast<ptrdiff_t>(c) * x_rows(chunk) * kXRow;
       for (int t = 0; t < chunk.taps; t += 3) {
-        float* sums =
-            dw + ((static_cast<ptrdiff_t>(o) * in_tiles + c) * chunk.taps + t) * kSide * kSide;
         const uint16_t* from = x_tile + t * kXRow;
-        switch (chunk.taps - t) {
+        const int some = std::min(3, chunk.taps - t);
+        switch (some) {
           case 1:
-            weight_taps<1>(chunk, from, of_tile, part, sums);
+            weight_taps<1>(chunk, from, gradient, part, dw);
             break;
           case 2:
-            weight_taps<2>(chunk, from, of_tile, part, sums);
+            weight_taps<2>(chunk, from, gradient, part, dw);
             break;
           default:
-            weight_taps<3>(chunk, from, of_tile, part, sums);
+            weight_taps<3>(chunk, from, gradient, part, dw);
             break;
         }
+        dw += some * kSide * kSide;
       }
     }
   }
