@@ -54,7 +54,7 @@ Network initial_network(const Options& options, const Dataset& data) {
     network.class_names = data.class_names();
     return network;
   }
-  Network network = onnx::import_for_training(options.init);
+  Network network = onnx::import_network(options.init);
   const NetworkConfig& config = network.config();
   constexpr int kChannels = 2;
   if (config.input_channels != kChannels || config.length != data.length() ||
@@ -64,6 +64,10 @@ Network initial_network(const Options& options, const Dataset& data) {
         "classes",
         options.init, config.input_channels, config.length, config.classes, options.data, kChannels,
         data.length(), classes);
+  }
+  if (!network.class_names.empty() && network.class_names != data.class_names()) {
+    fail("{}: a network for the classes {}, but {} has {} in this order", options.init,
+         fmt::join(network.class_names, ","), options.data, fmt::join(data.class_names(), ","));
   }
   network.class_names = data.class_names();
   return network;

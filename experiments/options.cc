@@ -349,7 +349,7 @@ void adopt_initial_network(const CLI::App& app, Options& options) {
     if (app.count(fmt::format("--{}", flag)) != 0)
       usage("--{} cannot be given with --init: the file says what the network is", flag);
   }
-  const NetworkConfig config = onnx::import_for_training(options.init).config();
+  const NetworkConfig config = onnx::import_network(options.init).config();
   options.input_bits = config.input_bits;
   options.weight_bits = config.weight_bits;
   options.act_bits = config.act_bits;
@@ -446,8 +446,8 @@ void validate_training(const Options& o) {
           "throughout");
   }
   require(o.batch >= 2 && o.batch <= (1 << 20), "batch", "2..1048576", o.batch);
-  require(o.epoch_frames == 0 || o.epoch_frames >= o.batch, "epoch-frames",
-          "0 or at least --batch", o.epoch_frames);
+  require(o.epoch_frames == 0 || o.epoch_frames >= o.batch, "epoch-frames", "0 or at least --batch",
+          o.epoch_frames);
   if (o.epoch_frames > 0 && o.data.starts_with("synth:") && o.synth_frames != SynthFrames::kFixed)
     usage(
         "--epoch-frames: fresh synthesized frames are made for a whole pass, expected "

@@ -462,42 +462,43 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
   });
 }
 
-TEST_P(CudaOpsTest, OutputLayer) {
-  const Operands o(GetParam());
-  if (o.shape.length != 1) return;  // an output layer has one position
+void check_output_layer(const Operands& o, const Floats& gain) {
   const LayerShape& s = o.shape;
   const Dims logits_dims{o.out.frames, 1, s.out_channels};
   cpu::Weights cpu_weights;
   cpu_weights.compile(s, o.weight, o.mask, PassPlan::all(Kernel::kSparse), true);
   Tensor logits = Tensor::tile({o.out.frames, 1, s.out_channels, 0}, kF32);
   const cpu::Input cpu_x{o.cpu_x.view(), o.x_scale};
-  cpu::output_forward(cpu_x, cpu_weights, o.bias, logits.view(), {});
+  cpu::output_forward(cpu_x, cpu_weights, {o.bias, gain}, logits.view(), {});
   Floats dw(o.weight.size()), dbias(o.bias.size());
   cpu::OutputGradients cpu_gradients{dw, dbias};
   const Dims seen{o.in.frames, 1, s.in_channels};
   Tensor dx = Tensor::tile({seen.frames, 1, seen.channels, 0}, kF32);
   const Tensor dlogits = cpu_tile(o.dp, logits_dims, 0, kF32);
-  cpu::output_backward(cpu_x, cpu_weights, o.bias, dlogits.view(), cpu_gradients, dx.view(), {});
+  cpu::output_backward(cpu_x, cpu_weights, {o.bias, gain}, dlogits.view(), cpu_gradients, dx.view(),
+                       {});
   for (size_t i = 0; i < o.mask.size(); ++i) {
     if (o.mask[i] == 0) dw[i] = 0;
   }
 
-  const Buffer<float> bias = upload(o.bias), device_dlogits = cuda_tile(o.dp, logits_dims, 0);
+  const Buffer<float> bias = upload(o.bias), device_gain = upload(gain.empty() ? Floats{1} : gain);
+  const cuda::OutputParameters parameters{bias.data(), gain.empty() ? nullptr : device_gain.data()};
   for_each_kernel(o, [&](Kernel kernel) {
+    Buffer<float> device_dlogits = cuda_tile(o.dp, logits_dims, 0);
     DeviceWeights device(o, kernel);
     const cuda::Tile out{o.out.frames, 1, s.out_channels, 0};
     Buffer<float> device_logits(out.floats()), device_dw(dw.size()), device_dbias(dbias.size()),
         device_dx(o.in.count() / static_cast<size_t>(o.in.frames) *
                   static_cast<size_t>(out.lanes()));
     Buffer<double> sums(dbias.size()), scales(2);
-    cuda::output_forward(o.input(), device.weights, bias.data(), device_logits.data(), kStream);
+    cuda::output_forward(o.input(), device.weights, parameters, device_logits.data(), kStream);
     const Floats actual = from_cuda(device_logits, logits_dims, 0);
     if (o.integers() && s.weight_bits != kFloatBits) {
       EXPECT_EQ(actual, from_cpu<float>(logits, logits_dims));
     } else {
       expect_close(actual, from_cpu<float>(logits, logits_dims), "logits");
     }
-    cuda::output_backward(o.input(), device.weights, bias.data(), device_dlogits.data(),
+    cuda::output_backward(o.input(), device.weights, parameters, device_dlogits.data(),
                           {device_dw.data(), device_dbias.data(), sums.data(), scales.data()},
                           device_dx.data(), kStream);
     Floats actual_dw = device_dw.to_host(kStream);
@@ -511,6 +512,15 @@ TEST_P(CudaOpsTest, OutputLayer) {
     EXPECT_NEAR(of_scales[0], cpu_gradients.weight_scale, kTolerance);
     EXPECT_NEAR(of_scales[1], cpu_gradients.x_scale, kTolerance);
   });
+}
+
+TEST_P(CudaOpsTest, OutputLayer) {
+  const Operands o(GetParam());
+  if (o.shape.length != 1) return;  // an output layer has one position
+  check_output_layer(o, {});
+  Floats gain(o.bias.size());
+  for (size_t i = 0; i < gain.size(); ++i) gain[i] = 0.2F + 0.8F / static_cast<float>(1 + i);
+  check_output_layer(o, gain);
 }
 
 TEST_P(CudaOpsTest, ResultsAreTheSameFromRunToRun) {

@@ -9,17 +9,24 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "framework/data/dataset.h"
 #include "framework/error.h"
 #include "framework/inference/model_file.h"
+#include "framework/network/checkpoint.h"
+#include "framework/onnx/export.h"
+#include "framework/onnx/import.h"
+#include "framework/training/trainer.h"
 #include "tests/base64.h"
 #include "tests/integer_fixture.h"
 
@@ -368,6 +375,60 @@ TEST(EmitC, ForeignNetworksAnswerAsQonnxDoes) {
             << name << ", frame " << n;
       }
     }
+  }
+}
+
+// As the first network of a run (--init): with the same answers, or refused by the node's name.
+TEST(OnnxImport, ForeignNetworksGoOnTrainingAsTheyAreOrAreRefused) {
+  const std::map<std::string, std::string> refused = {
+      {"signed activations", "activations is signed"},
+      {"signed, narrow activations", "activations is signed"},
+      {"QuantizeLinear, signed", "input scale 0.02, expected 0.015625"},
+      {"another input scale", "input scale 0.0137, expected 0.015625"},
+      {"8 bits of everything", "input scale 0.031, expected 0.015625"},
+  };
+  const nlohmann::json fixture = foreign_fixture();
+  const std::vector<float> x = flat(fixture.at("x"));
+  const Directory directory;
+  for (const nlohmann::json& entry : fixture.at("cases")) {
+    const auto name = entry.at("name").get<std::string>();
+    SCOPED_TRACE(name);
+    const fs::path file = directory.path() / "model.onnx";
+    directory.write("model.onnx", from_base64(entry.at("model").get<std::string>()));
+    if (const auto reason = refused.find(name); reason != refused.end()) {
+      EXPECT_THAT([&] { onnx::import_network(file); },
+                  testing::ThrowsMessage<Error>(testing::AllOf(
+                      testing::HasSubstr("node "), testing::HasSubstr(reason->second))));
+      continue;
+    }
+    const Network network = onnx::import_network(file);
+    FrameBatch batch;
+    batch.count = static_cast<int64_t>(fixture.at("x").size());
+    batch.codes.resize(x.size());
+    quantize_input(by_sample(x, network.config().length), network.config().input_bits,
+                   batch.codes.data());
+    const std::vector<float> logits = Trainer({}).logits(network, batch);
+    const std::vector<float> expected = flat(entry.at("y"));
+    ASSERT_EQ(logits.size(), expected.size());
+    const auto classes = static_cast<size_t>(network.config().classes);
+    std::vector<int32_t> of_integers(logits.size());
+    std::vector<uint8_t> predicted(logits.size() / classes);
+    IntegerNetwork(network).run(batch.codes, of_integers, predicted, 1);
+    for (size_t i = 0; i < logits.size(); ++i) {
+      EXPECT_NEAR(logits[i], expected[i], 1e-5F * (1 + std::abs(expected[i])));
+    }
+    for (size_t n = 0; n < predicted.size(); ++n) {
+      const auto row = logits.begin() + static_cast<ptrdiff_t>(n * classes);
+      EXPECT_EQ(predicted[n], std::max_element(row, row + static_cast<ptrdiff_t>(classes)) - row);
+    }
+    // Neither a checkpoint nor an export changes a bit.
+    Checkpoint checkpoint;
+    checkpoint.networks.emplace("network", network);
+    save_checkpoint(directory.path() / "model.fmp", checkpoint);
+    const Network back = load_checkpoint(directory.path() / "model.fmp").networks.at("network");
+    EXPECT_EQ(Trainer({}).logits(back, batch), logits);
+    onnx::export_network(network, file);
+    EXPECT_EQ(Trainer({}).logits(onnx::import_network(file), batch), logits);
   }
 }
 

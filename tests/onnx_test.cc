@@ -179,6 +179,10 @@ Network trained_network(const NetworkConfig& config, uint64_t seed) {
   std::uniform_real_distribution<float> uniform(0.0F, 1.0F);
   for (Layer& layer : network.layers()) {
     for (uint8_t& alive : layer.weight.mask) alive = uniform(random) < 0.4F ? 0 : 1;
+    if (layer.gain.defined()) {
+      for (float& gain : layer.gain.floats()) gain = 0.1F + 0.9F * uniform(random);
+      layer.gain.floats()[1] = 1;  // the largest is the layer's own scale
+    }
     if (layer.kind == Layer::Kind::kOutput) continue;
     for (size_t c = 0; c < static_cast<size_t>(layer.out_channels); ++c) {
       layer.gamma.value.floats()[c] = 1.5F - 2 * uniform(random);
@@ -217,7 +221,9 @@ std::vector<NetworkConfig> export_configs() {
   flat.dense = {};
   flat.input_bits = kFloatBits;
   flat.weight_bits = flat.act_bits = {kFloatBits};
-  return {small, mixed, flat};
+  NetworkConfig scaled = small;
+  scaled.class_scales = true;
+  return {small, mixed, flat, scaled};
 }
 
 TEST(OnnxExport, ComesBackBitForBit) {
@@ -230,6 +236,7 @@ TEST(OnnxExport, ComesBackBitForBit) {
     onnx::export_network(network, file.path());
     const Network back = onnx::import_network(file.path());
     EXPECT_EQ(back.config().filters, config.filters);
+    EXPECT_EQ(back.config().class_scales, config.class_scales);
     EXPECT_EQ(back.class_names, network.class_names);
     const std::vector<float> x = random_frames(config, 50, 22);
     EXPECT_EQ(logits_of(network, x), logits_of(back, x));

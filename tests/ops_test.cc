@@ -72,6 +72,7 @@ struct Case {
   bool collect = false;
   float threshold = 2.0F;
   bool first_layer = false;  // reads signed codes, and nobody wants their gradient
+  bool gains = false;  // of an output layer
 };
 
 std::ostream& operator<<(std::ostream& stream, const Case& c) { return stream << c.name; }
@@ -512,7 +513,10 @@ TEST_P(OutputLayerTest, GradientsAreDifferenceQuotients) {
   const Operands o(GetParam(), kSeed);
   const LayerShape& s = o.shape;
   const int64_t frames = o.x.tile_shape().frames;
-  const bool quantized = s.weight_bits != kFloatBits && s.input_bits != kFloatBits;
+  Floats gain;
+  for (int c = 0; GetParam().gains && c < s.out_channels; ++c)
+    gain.push_back(0.3F + 0.7F / static_cast<float>(1 + c));
+  const bool quantized = s.weight_bits != kFloatBits && s.input_bits != kFloatBits && gain.empty();
   Doubles x = o.inputs(), weight = as_doubles(o.weight), bias = as_doubles(o.bias);
   Doubles x_scale = {static_cast<double>(o.x_scale)};
   const WeightSurrogate weights(s, weight);
@@ -525,7 +529,8 @@ TEST_P(OutputLayerTest, GradientsAreDifferenceQuotients) {
         quantized ? bias_scale() * rounding[channel](bias[channel] / bias_scale()) : bias[channel];
     for (int i = 0; i < s.in_channels; ++i) {
       sum += w[static_cast<size_t>(c * s.in_channels + i)] *
-             x[static_cast<size_t>(n * s.in_channels + i)];
+             x[static_cast<size_t>(n * s.in_channels + i)] *
+             (gain.empty() ? 1.0 : static_cast<double>(gain[channel]));
     }
     return sum;
   };
@@ -545,7 +550,7 @@ TEST_P(OutputLayerTest, GradientsAreDifferenceQuotients) {
   compiled.compile(s, o.weight, o.mask, {}, true);
   Tensor logits = Tensor::tile(o.dp.tile_shape(), ElementType::kF32);
   const cpu::Input input{o.x.view(), o.x_scale};
-  cpu::output_forward(input, compiled, o.bias, logits.view(), {2});
+  cpu::output_forward(input, compiled, {o.bias, gain}, logits.view(), {2});
   const Doubles w = weights(weight);
   for (int64_t n = 0; n < frames; ++n) {
     for (int c = 0; c < s.out_channels; ++c) {
@@ -556,7 +561,7 @@ TEST_P(OutputLayerTest, GradientsAreDifferenceQuotients) {
   Floats d_weight(o.weight.size()), d_bias(o.bias.size());
   cpu::OutputGradients gradients{d_weight, d_bias};
   Tensor dx = Tensor::tile({frames, 1, s.in_channels, 0}, ElementType::kF32);
-  cpu::output_backward(input, compiled, o.bias, o.dp.view(), gradients, dx.view(), {2});
+  cpu::output_backward(input, compiled, {o.bias, gain}, o.dp.view(), gradients, dx.view(), {2});
   compiled.backward(o.weight, gradients.weight_scale, d_weight);
   Doubles expected_weight = differences(weight, loss);
   for (size_t i = 0; i < o.mask.size(); ++i) {
@@ -573,6 +578,7 @@ const Case kOutputCases[] = {
     {"EightBits", {17, 5, 1, 1, 1, 8, 8, kFloat}, 19},
     {"FourBitsMasked", {9, 24, 1, 1, 1, 4, 4, kFloat}, 16, true},
     {"TwoBits", {6, 3, 1, 1, 1, 2, 2, kFloat}, 35},
+    {"ClassScales", {9, 5, 1, 1, 1, 4, 8, kFloat}, 19, false, false, 2.0F, false, true},
     {"Float", {7, 4, 1, 1, 1, kFloat, kFloat, kFloat}, 5},
 };
 INSTANTIATE_TEST_SUITE_P(Ops, OutputLayerTest, testing::ValuesIn(kOutputCases),

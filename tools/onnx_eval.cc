@@ -107,6 +107,8 @@ class Engine {
 
   bool is_network() const { return network_.has_value(); }
   int input_bits() const { return network_ ? network_->config().input_bits : kFloatBits; }
+  // Of a frame; 0: the graph says so itself.
+  int length() const { return network_ ? network_->config().length : 0; }
   int64_t classes() const { return graph_.output_size(); }
   // Empty where the file does not say.
   const std::vector<std::string>& class_names() const { return graph_.graph().class_names; }
@@ -149,6 +151,10 @@ void evaluate(const EvalOptions& options) {
   if (static_cast<int64_t>(data->class_names().size()) > engine.classes()) {
     fail("{}: {} classes, but {} gives {} values", options.data, data->class_names().size(),
          options.model, engine.classes());
+  }
+  if (const int expected = engine.length(); expected != 0 && data->length() != expected) {
+    fail("{}: frames of {} samples, but {} is for {}", options.data, data->length(), options.model,
+         expected);
   }
   if (names.empty() && static_cast<int64_t>(data->class_names().size()) < engine.classes()) {
     warn(

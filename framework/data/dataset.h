@@ -73,8 +73,9 @@ class BatchReader {
 // counter-based generator of ours: the same on every machine and standard library).
 std::vector<int64_t> shuffled(std::span<const int64_t> frames, uint64_t seed, uint64_t epoch);
 
-// The frames of an epoch of at most `most` frames (0 = all of them), in their order. A pass over all
-// frames, shuffled(frames, seed, pass), is divided evenly among as few epochs in a row as that takes.
+// The frames of an epoch of at most `most` frames (0 = all of them), in their order. A pass over
+// all frames, shuffled(frames, seed, pass), is divided evenly among as few epochs in a row as that
+// takes.
 std::vector<int64_t> epoch_order(std::span<const int64_t> frames, int64_t most, uint64_t seed,
                                  uint64_t epoch);
 

@@ -320,7 +320,7 @@ IntegerNetwork::IntegerNetwork(const Network& network, const InferenceForm& form
     const float weight_scale = set_codes(layer, data);
     check_sums(data);
     if (layer.kind == Layer::Kind::kOutput) {
-      set_output(layer, x_scale * weight_scale, form);
+      set_output(layer, x_scale * weight_scale);
     } else {
       const int smallest = form.smallest_codes.empty() ? 0 : form.smallest_codes.at(index);
       x_scale = set_thresholds(layer, x_scale, weight_scale, smallest, data);
@@ -331,7 +331,7 @@ IntegerNetwork::IntegerNetwork(const Network& network, const InferenceForm& form
   }
 }
 
-void IntegerNetwork::set_output(const Layer& layer, float scale, const InferenceForm& form) {
+void IntegerNetwork::set_output(const Layer& layer, float scale) {
   IntegerLayerData& data = data_.back();
   for (int o = 0; o < layer.out_channels; ++o) {
     output_offset_.push_back(static_cast<int32_t>(offset_of_sums(data, o)));
@@ -340,19 +340,20 @@ void IntegerNetwork::set_output(const Layer& layer, float scale, const Inference
   if (!std::isnormal(scale)) {
     fail("{}: the scale of its sums is {}, not a normal number", layer.name, scale);
   }
-  if (form.output_gain.empty()) {
+  if (!layer.gain.defined()) {
     set_bias(layer, scale, data);
     rounding_ = LogitRounding(scale, data.bias);
     return;
   }
   data.bias.assign(static_cast<size_t>(layer.out_channels), 0);
+  const std::span<const float> gains = gain_of(layer), biases = layer.bias.value.floats();
   int64_t largest = 1;
   double largest_logit = 0;
   for (int o = 0; o < layer.out_channels; ++o) {
     const cpu::SumRange range = data.range(o);
     const int64_t own = std::max(-int64_t{range.low}, int64_t{range.high});
     const auto c = static_cast<size_t>(o);
-    const float gain = form.output_gain[c], bias = form.output_bias[c];
+    const float gain = gains[c], bias = biases[c];
     if (!std::isnormal(scale * gain) || !std::isfinite(bias)) {
       fail("{}: the scale or bias of output {} is not a normal number", layer.name, o);
     }
@@ -361,7 +362,7 @@ void IntegerNetwork::set_output(const Layer& layer, float scale, const Inference
         largest_logit, static_cast<double>(own) * double{scale * gain} + std::abs(double{bias}));
   }
   try {
-    rounding_ = LogitRounding(scale, form.output_gain, form.output_bias, largest);
+    rounding_ = LogitRounding(scale, gains, biases, largest);
   } catch (const std::range_error& error) {
     fail("{}: {}", layer.name, error.what());
   }

@@ -108,7 +108,7 @@ class IntegerNetwork {
            int threads) const;
 
  private:
-  void set_output(const Layer& layer, float scale, const InferenceForm& form);
+  void set_output(const Layer& layer, float scale);
   size_t buffer_bytes() const;
   // `count` frames through all layers; sums: [classes padded][kLanes]. buffers: of buffer_bytes().
   void run_tile(const int8_t* frames, int count, uint8_t* const (&buffers)[2], int32_t* sums) const;

@@ -74,6 +74,7 @@ void visit_arrays(AnyNetwork& network, Visitor&& visit) {
     }
     visit(layer.running_mean.floats());
     visit(layer.running_var.floats());
+    visit(layer.gain.floats());
   }
 }
 
@@ -263,6 +264,7 @@ void to_json(nlohmann::json& json, const NetworkConfig& config) {
           {"input_bits", config.input_bits},
           {"weight_bits", config.weight_bits},
           {"act_bits", config.act_bits}};
+  if (config.class_scales) json["class_scales"] = true;
 }
 
 void from_json(const nlohmann::json& json, NetworkConfig& config) {
@@ -276,6 +278,7 @@ void from_json(const nlohmann::json& json, NetworkConfig& config) {
   read_field(json, "input_bits", config.input_bits);
   read_field(json, "weight_bits", config.weight_bits);
   read_field(json, "act_bits", config.act_bits);
+  config.class_scales = json.contains("class_scales") && json.at("class_scales").get<bool>();
 }
 
 }  // namespace fmp

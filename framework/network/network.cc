@@ -110,7 +110,7 @@ void draw(Parameter& parameter, int64_t fan_in, uint64_t seed) {
   for (float& value : parameter.value.floats()) value = random.uniform(-bound, bound);
 }
 
-void initialize(Layer& layer, uint64_t seed) {
+void initialize(Layer& layer, bool class_scales, uint64_t seed) {
   const int64_t outputs = layer.out_channels;
   const int64_t fan_in = layer.fan_in();
   layer.weight = make_parameter(layer.name + ".weight", {outputs, layer.taps, layer.in_channels});
@@ -119,6 +119,10 @@ void initialize(Layer& layer, uint64_t seed) {
   if (layer.kind == Layer::Kind::kOutput) {
     layer.bias = make_parameter(layer.name + ".bias", {outputs});
     draw(layer.bias, fan_in, seed);
+    if (class_scales) {
+      layer.gain = Tensor::zeros({outputs});
+      std::ranges::fill(layer.gain.floats(), 1.0F);
+    }
     return;
   }
   layer.gamma = make_parameter(layer.name + ".gamma", {outputs});
@@ -144,6 +148,7 @@ Layer clone(const Layer& layer) {
   copy.beta = layer.beta.clone();
   copy.threshold = layer.threshold.clone();
   copy.bias = layer.bias.clone();
+  copy.gain = clone_if_defined(layer.gain);
   copy.running_mean = clone_if_defined(layer.running_mean);
   copy.running_var = clone_if_defined(layer.running_var);
   return copy;
@@ -172,7 +177,7 @@ void check_parameter(const std::string& name, const Parameter& parameter, int64_
 }
 
 // `layer` has the shape that `expected` describes, in every tensor.
-void check_layer(const Layer& layer, const Layer& expected) {
+void check_layer(const Layer& layer, const Layer& expected, bool class_scales) {
   const std::string& name = expected.name;
   if (layer.kind != expected.kind) fail("{}: wrong kind of layer", name);
   check_size(name + " inputs", layer.in_channels, expected.in_channels);
@@ -189,6 +194,7 @@ void check_layer(const Layer& layer, const Layer& expected) {
   check_parameter(name + ".beta", layer.beta, hidden ? outputs : 0);
   check_parameter(name + ".threshold", layer.threshold, expected.act_bits != kFloatBits ? 1 : 0);
   check_parameter(name + ".bias", layer.bias, hidden ? 0 : outputs);
+  check_size(name + " gain", layer.gain.size(), class_scales && !hidden ? outputs : 0);
   check_size(name + " running mean", layer.running_mean.size(), hidden ? outputs : 0);
   check_size(name + " running variance", layer.running_var.size(), hidden ? outputs : 0);
 }
@@ -216,6 +222,10 @@ void NetworkConfig::validate() const {
   check_bits("input bits", input_bits);
   check_bits("weight bits", weight_bits, layers());
   check_bits("activation bits", act_bits, layers() - 1);
+  const int last = layers() - 1;
+  if (class_scales && (weight_bits_of(last) == kFloatBits || input_bits_of(last) == kFloatBits)) {
+    throw UsageError("class scales: the output layer does not multiply codes");
+  }
   if (weights() > kMaxWeights) {
     throw UsageError(
         fmt::format("network: {} weights, at most {} are supported", weights(), kMaxWeights));
@@ -269,7 +279,7 @@ int64_t Layer::weights_alive() const {
 Network::Network(const NetworkConfig& config, uint64_t seed) : config_(config) {
   config_.validate();
   layers_ = describe_layers(config_);
-  for (Layer& layer : layers_) initialize(layer, seed);
+  for (Layer& layer : layers_) initialize(layer, config_.class_scales, seed);
 }
 
 Network::Network(const Network& other)
@@ -328,7 +338,8 @@ void Network::replace(NetworkConfig config, std::vector<Layer> layers) {
   if (layers.size() != expected.size()) {
     fail("network: {} layers, expected {}", layers.size(), expected.size());
   }
-  for (size_t i = 0; i < layers.size(); ++i) check_layer(layers[i], expected[i]);
+  for (size_t i = 0; i < layers.size(); ++i)
+    check_layer(layers[i], expected[i], config.class_scales);
   config_ = std::move(config);
   layers_ = std::move(layers);
 }

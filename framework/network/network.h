@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,9 @@ struct NetworkConfig {
   int input_bits = 8;                                       // 2..8, or 32 for float
   std::vector<int> weight_bits = {8};  // 2..8 or 32; one for all layers, or one per layer
   std::vector<int> act_bits = {8};     // 2..8 or 32; one for all hidden layers, or one per layer
+  // Whether each class has a scale of its own (Layer::gain) and a bias that is not quantized, as
+  // networks from elsewhere may. Where the output layer multiplies codes.
+  bool class_scales = false;
 
   // Throws UsageError that names the field when a value is out of range.
   void validate() const;
@@ -66,7 +70,10 @@ struct Layer : LayerShape {
   // QuantReLU's largest value v, [1]; hidden layers with act_bits < 32. In the first training steps
   // the running mean of the batches' percentiles, afterwards learned.
   Parameter threshold;
-  Parameter bias;                    // [out_channels]; output layer
+  Parameter bias;  // [out_channels]; output layer
+  // Of each class's scale to the layer's, fixed, [out_channels]: logit = sum * scale * gain + bias;
+  // output layer with class_scales.
+  Tensor gain;
   Tensor running_mean, running_var;  // [out_channels]; hidden layers
 
   std::vector<Parameter*> parameters();  // those that this kind of layer has, in a fixed order
@@ -79,6 +86,11 @@ struct Layer : LayerShape {
 // Whether a layer multiplies codes: its weights and its inputs are quantized.
 inline bool multiplies_codes(const Layer& layer) {
   return layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
+}
+
+// A layer's gains; empty where it has none.
+inline std::span<const float> gain_of(const Layer& layer) {
+  return layer.gain.defined() ? layer.gain.floats() : std::span<const float>();
 }
 
 // The network: layers with all that training changes. A value: copying shares nothing, so a copy is

@@ -166,6 +166,7 @@ void WorkingPart::read_values(const Network& whole) {
     gather(from.weight.value, places.weights, to.weight.value);
     copy(from.threshold.value, to.threshold.value);
     copy(from.bias.value, to.bias.value);
+    copy(from.gain, to.gain);
     if (l == silent_.size()) continue;
     gather(from.gamma.value, places.channels, to.gamma.value);
     gather(from.beta.value, places.channels, to.beta.value);

@@ -62,10 +62,10 @@ class Writer {
       if (on_codes) {
         // The input of the network keeps its scale, a power of two.
         const float factor = i == 0 ? weight_scale : scale * weight_scale;
-        advance("Mul", layer.name, {add_scalar(layer.name + ".sum_scale", factor)});
+        advance("Mul", layer.name, {add_sum_scale(layer, factor)});
       }
       if (layer.kind == Layer::Kind::kOutput) {
-        add_bias(layer, on_codes, scale * weight_scale);
+        add_bias(layer, on_codes && !layer.gain.defined(), scale * weight_scale);
       } else {
         scale = add_activation(layer, multiplies_codes(layers[i + 1]));
       }
@@ -227,6 +227,15 @@ class Writer {
         add_weight(layer, weight_scale, {layer.in_channels, layer.out_channels}, weight);
     shape_ = {1, layer.out_channels};
     advance("MatMul", layer.name, {operand});
+  }
+
+  // What sums of codes are multiplied by: one number, or one for each class.
+  std::string add_sum_scale(const Layer& layer, float scale) {
+    const std::string name = layer.name + ".sum_scale";
+    if (!layer.gain.defined()) return add_scalar(name, scale);
+    std::vector<float> scales;
+    for (const float gain : layer.gain.floats()) scales.push_back(scale * gain);
+    return add_constant(name, {layer.out_channels}, scales);
   }
 
   // is_quantized: to multiples of `scale`.

@@ -75,7 +75,7 @@ struct WeightOperand {
   float divisor = 1;  // of the values, before the quantizer
 };
 
-enum class Purpose : uint8_t { kExact, kTraining, kInference };
+enum class Purpose : uint8_t { kTraining, kInference };
 
 class Importer {
  public:
@@ -273,9 +273,48 @@ class Importer {
     return is_division ? 1 / double{*scalar} : double{*scalar};
   }
 
+  // A positive number for each output, along the axis of the outputs, as floats; empty if the
+  // constant is none.
+  std::vector<float> factors_of_outputs(const FoundLayer& layer) const {
+    const auto& constant = graph_.input_of(*node_, node_->inputs[0] == value_ ? 1 : 0).constant;
+    const size_t behind = layer.kind == Layer::Kind::kConv ? 1 : 0;  // axes behind that one
+    if (!constant || !constant->is_float() || layer.outputs < 2 ||
+        elements(constant->shape) != layer.outputs || constant->shape.size() <= behind ||
+        constant->shape[constant->shape.size() - 1 - behind] != layer.outputs ||
+        (at("Div") && node_->inputs[0] != value_)) {
+      return {};
+    }
+    const bool usable = std::ranges::all_of(
+        constant->floats(), [](float factor) { return factor > 0 && std::isfinite(factor); });
+    return usable ? constant->floats() : std::vector<float>();
+  }
+
+  // Passes a Mul or Div by a number for each output, if one is there: the largest is a factor of
+  // the layer, and the others are relative to it.
+  bool read_factors_of_outputs(FoundLayer& layer) {
+    const std::vector<float> factors = factors_of_outputs(layer);
+    if (factors.empty()) return false;
+    const auto factor = [&](size_t i) {
+      return at("Div") ? 1 / double{factors[i]} : double{factors[i]};
+    };
+    double largest = 0;
+    if (layer.scale_ratio.empty()) layer.scale_ratio.assign(factors.size(), 1.0);
+    for (size_t i = 0; i < factors.size(); ++i) {
+      layer.scale_ratio[i] *= factor(i);
+      largest = std::max(largest, layer.scale_ratio[i]);
+      if (!layer.bias.empty()) layer.bias[i] = static_cast<float>(layer.bias[i] * factor(i));
+    }
+    for (double& ratio : layer.scale_ratio) ratio /= largest;
+    layer.factor *= largest;
+    advance();
+    skip_transparent();
+    return true;
+  }
+
   // Factors of the sums of a Conv, Gemm or MatMul.
   void read_sum_factors(FoundLayer& layer) {
     while (at("Mul") || at("Div")) {
+      if (read_factors_of_outputs(layer)) continue;
       const double factor = read_factor();
       layer.factor *= factor;
       for (float& bias : layer.bias) bias = static_cast<float>(bias * factor);
@@ -725,37 +764,33 @@ class Importer {
     }
   }
 
-  // An output layer with a scale for each class, or with a bias that is not in codes.
+  // An output layer with a scale for each class, or with a bias that is not in codes, keeps them.
   void finish_output() {
     FoundLayer& output = layers_.back();
     if (output.weight_bits == kFloatBits || layers_[layers_.size() - 2].act_bits == kFloatBits) {
       if (!output.scale_ratio.empty()) weigh_outputs(output);
       return;
     }
-    const std::string fraction = fraction_of_bias();
-    if (output.scale_ratio.empty() && fraction.empty()) return;
-    switch (purpose_) {
-      case Purpose::kExact:
-        fail_at(graph_, *layer_node_,
-                fraction.empty() ? "its outputs have scales of their own" : fraction);
-      case Purpose::kTraining:
-        if (!output.scale_ratio.empty()) weigh_outputs(output);
-        return;
-      case Purpose::kInference:
-        break;
-    }
-    const auto classes = static_cast<size_t>(output.outputs);
-    form_.output_gain.assign(classes, 1.0F);
+    if (output.scale_ratio.empty() && !bias_has_fractions()) return;
+    gains_.assign(static_cast<size_t>(output.outputs), 1.0F);
+    const float scale =
+        input_scale_of(layers_.size() - 1) * static_cast<float>(output.weight_scale);
     for (size_t i = 0; i < output.scale_ratio.size(); ++i) {
-      form_.output_gain[i] = static_cast<float>(output.scale_ratio[i]);
+      gains_[i] = gain_for(scale, output.scale_ratio[i]);
     }
-    form_.output_bias = output.bias;
-    form_.output_bias.resize(classes, 0.0F);
     output.scale_ratio.clear();
-    output.bias.clear();
   }
 
-  // Weights as they are meant, for a quantizer with one scale to quantize again.
+  // The gain whose product with `scale`, in float, is that of `ratio`, as near as there is one.
+  static float gain_for(float scale, double ratio) {
+    const auto gain = static_cast<float>(ratio);
+    const auto wanted = static_cast<float>(double{scale} * ratio);
+    for (const float near : {gain, std::nextafter(gain, 0.0F), std::nextafter(gain, 2.0F)})
+      if (scale * near == wanted) return near;
+    return gain;
+  }
+
+  // Weights as they are meant. Of floats, whose scale is no quantizer's.
   static void weigh_outputs(FoundLayer& output) {
     const size_t size = output.weight.size() / output.scale_ratio.size();
     for (size_t i = 0; i < output.weight.size(); ++i) {
@@ -765,20 +800,18 @@ class Importer {
     output.scale_ratio.clear();
   }
 
-  // Of a bias as the file's quantizer leaves it, codes are whole; else what is wrong.
-  std::string fraction_of_bias() const {
+  // Of a bias as the file's quantizer leaves it, codes are whole.
+  bool bias_has_fractions() const {
     const FoundLayer& output = layers_.back();
     const double scale = output.weight_scale * double{input_scale_of(layers_.size() - 1)};
     constexpr double kMaxFraction = 0.01;
     for (size_t i = 0; i < output.bias.size(); ++i) {
       const double ratio = output.scale_ratio.empty() ? 1 : output.scale_ratio[i];
       const double code = double{output.bias[i]} / (scale * ratio);
-      if (std::abs(code - std::nearbyint(code)) > kMaxFraction + kScaleTolerance * std::abs(code)) {
-        return fmt::format("bias {} is no multiple of {} (input scale * weight scale)",
-                           output.bias[i], scale * ratio);
-      }
+      if (std::abs(code - std::nearbyint(code)) > kMaxFraction + kScaleTolerance * std::abs(code))
+        return true;
     }
-    return "";
+    return false;
   }
 
   NetworkConfig config() const {
@@ -788,6 +821,7 @@ class Importer {
     config.length = static_cast<int>(in[2]);
     config.classes = static_cast<int>(layers_.back().outputs);
     config.input_bits = input_bits_;
+    config.class_scales = !gains_.empty();
     config.filters.clear();
     config.dense.clear();
     config.weight_bits.clear();
@@ -826,6 +860,7 @@ class Importer {
     std::ranges::transform(found.weight, layer.weight.mask.begin(),
                            [](float weight) { return static_cast<uint8_t>(weight != 0); });
     if (found.kind == Layer::Kind::kOutput) {
+      if (!gains_.empty()) copy(gains_, layer.gain.floats());
       if (found.bias.empty()) {
         std::ranges::fill(layer.bias.value.floats(), 0.0F);
       } else {
@@ -870,19 +905,16 @@ class Importer {
   float input_scale_ = 1;
   Shape flattened_;  // [channels, positions] when the next dense layer reads flattened values
   std::vector<FoundLayer> layers_;
+  std::vector<float> gains_;  // of the classes; empty: they share one scale
 };
 
 }  // namespace
 
 Network import_network(const Graph& graph) {
-  return Importer(graph, Purpose::kExact).read().network;
+  return Importer(graph, Purpose::kTraining).read().network;
 }
 
 Network import_network(const std::filesystem::path& file) { return import_network(load(file)); }
-
-Network import_for_training(const std::filesystem::path& file) {
-  return Importer(load(file), Purpose::kTraining).read().network;
-}
 
 Imported import_for_inference(const std::filesystem::path& file) {
   return Importer(load(file), Purpose::kInference).read();

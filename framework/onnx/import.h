@@ -21,7 +21,9 @@ namespace fmp::onnx {
 // amount to goes into the weights and scales.
 //
 // Quantizers are Quant or IntQuant nodes, or QuantizeLinear, [Clip,] DequantizeLinear. Weights may
-// have a scale for each output; a batch-norm takes up what a hidden layer's differ by.
+// have a scale for each output; a batch-norm takes up what a hidden layer's differ by. An output
+// layer with a scale for each class, or with a bias that is no multiple of the sums' scale, keeps
+// them (NetworkConfig::class_scales).
 //
 // Throws Error, in one line that names the file and the node, when the file cannot be read or is
 // not a graph of this form: such a graph may still be evaluated (framework/onnx/evaluate.h).
@@ -29,13 +31,8 @@ Network import_network(const std::filesystem::path& file);
 // The same for a graph that is already read.
 Network import_network(const Graph& graph);
 
-// The same for a network to go on training with. An output layer with a scale for each class is
-// quantized again, with one for all, and a bias that is no multiple of the scale of the sums is
-// rounded to one.
-Network import_for_training(const std::filesystem::path& file);
-
-// The same for inference on integers, which can do more: any scale of the input, signed
-// activations, and an output layer with a scale for each class or a float bias.
+// The same for inference on integers, which can do more: any scale of the input and signed
+// activations.
 struct Imported {
   Network network;
   InferenceForm form;

@@ -42,11 +42,15 @@ void compile(const Layer& layer, LayerWorkspace& workspace, bool backward) {
 
 cpu::Input input_of(const Variable& x) { return {x->value.view(), x->scale}; }
 
+cpu::OutputParameters output_parameters(const Layer& layer) {
+  return {layer.bias.value.floats(), gain_of(layer)};
+}
+
 Variable logits_of(const Variable& x, const Layer& layer, const LayerWorkspace& workspace,
                    const cpu::RunContext& context) {
   Variable logits = make_activation({x->value.tile_shape().frames, 1, layer.out_channels, 0},
                                     kFloatBits, ElementType::kF32);
-  cpu::output_forward(input_of(x), workspace.weights, layer.bias.value.floats(),
+  cpu::output_forward(input_of(x), workspace.weights, output_parameters(layer),
                       logits->value.view(), context);
   return logits;
 }
@@ -187,7 +191,7 @@ Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   // Keeps alive: the codes of x and the logits' gradient.
   tape.record([x, logits, &layer, &workspace, context] {
     cpu::OutputGradients gradients{layer.weight.grad.floats(), layer.bias.grad.floats()};
-    cpu::output_backward(input_of(x), workspace.weights, layer.bias.value.floats(),
+    cpu::output_backward(input_of(x), workspace.weights, output_parameters(layer),
                          logits->grad.view(), gradients, gradient_of(x), context);
     workspace.weights.backward(layer.weight.value.floats(), gradients.weight_scale,
                                layer.weight.grad.floats());

@@ -85,10 +85,11 @@ class LayerTimer {
   void run(const cpu::Weights& weights, cpu::Profile& forward, cpu::Profile& backward) {
     const cpu::Input x{x_.view(), 1.0F};
     if (layer_.kind == Layer::Kind::kOutput) {
-      cpu::output_forward(x, weights, layer_.bias.value.floats(), dy_.view(), {threads_, &forward});
+      const cpu::OutputParameters parameters{layer_.bias.value.floats(), gain_of(layer_)};
+      cpu::output_forward(x, weights, parameters, dy_.view(), {threads_, &forward});
       cpu::OutputGradients gradients{gradient_.floats(), channel_vector(0)};
-      cpu::output_backward(x, weights, layer_.bias.value.floats(), dy_.view(), gradients,
-                           dx_.view(), {threads_, &backward});
+      cpu::output_backward(x, weights, parameters, dy_.view(), gradients, dx_.view(),
+                           {threads_, &backward});
       return;
     }
     const bool quantized = layer_.act_bits != kFloatBits;

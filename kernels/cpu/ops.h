@@ -202,9 +202,16 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
 // the layer that wrote it, needs of it, so that it need not be kept.
 bool gradient_stays_in_cache(const LayerShape& layer, const HiddenOperands& producer);
 
+struct OutputParameters {
+  std::span<const float> bias;  // [O]
+  // [O]: of each output's scale to the one of all, fixed; empty = all 1, and a quantized bias.
+  std::span<const float> gain = {};
+};
+
 // logits = x * w + bias, bias fake-quantized at scale x.scale * weights.scale() (Brevitas'
-// Int32Bias; plain when input or weights are float). logits: [1][O] kF32.
-void output_forward(const Input& x, const Weights& weights, std::span<const float> bias,
+// Int32Bias; plain when input or weights are float). With gains: sum of codes * (x.scale *
+// weights.scale() * gain) + bias, as it is. logits: [1][O] kF32.
+void output_forward(const Input& x, const Weights& weights, const OutputParameters& parameters,
                     TileView logits, const RunContext& context);
 
 // The bias as output_forward adds it when it is quantized: integers, in units of `scale` = x.scale
@@ -217,7 +224,7 @@ struct OutputGradients {
   double weight_scale = 0, x_scale = 0;  // through the bias quantizer
 };
 
-void output_backward(const Input& x, const Weights& weights, std::span<const float> bias,
+void output_backward(const Input& x, const Weights& weights, const OutputParameters& parameters,
                      ConstTileView dlogits, OutputGradients& gradients, TileView dx,
                      const RunContext& context);
 

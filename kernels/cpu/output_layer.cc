@@ -5,6 +5,9 @@
 // The bias is rounded to multiples of s = x_scale * w_scale (Brevitas' Int32Bias). Its gradient
 // passes straight through; s receives the sum of dbias * (code - bias / s), and hands it on to both
 // scales.
+//
+// With gains, each output has a scale of its own, x_scale * w_scale * gain, and the bias is not
+// rounded: dlogits * gain is the gradient of what is multiplied.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -17,8 +20,9 @@
 namespace fmp::cpu {
 namespace {
 
-bool bias_is_quantized(const LayerShape& shape) {
-  return shape.input_bits != kFloatBits && shape.weight_bits != kFloatBits;
+bool bias_is_quantized(const LayerShape& shape, const OutputParameters& parameters) {
+  return shape.input_bits != kFloatBits && shape.weight_bits != kFloatBits &&
+         parameters.gain.empty();
 }
 
 float bias_scale(float x_scale, const Weights& weights) { return x_scale * weights.scale(); }
@@ -36,34 +40,39 @@ std::vector<float> output_bias_codes(std::span<const float> bias, float scale) {
   return codes;
 }
 
-void output_forward(const Input& x, const Weights& weights, std::span<const float> bias,
+void output_forward(const Input& x, const Weights& weights, const OutputParameters& parameters,
                     TileView logits, const RunContext& context) {
   const LayerShape& shape = weights.shape();
   const ChunkConv conv(x.tile, weights);
   const Items& items = conv.items();
   const ptrdiff_t stride = static_cast<ptrdiff_t>(shape.out_channels) * kLanes;
   const float scale = bias_scale(x.scale, weights);
-  std::vector<float> offset(bias.begin(), bias.end());
-  if (bias_is_quantized(shape)) {
-    offset = output_bias_codes(bias, scale);
+  std::vector<float> offset(parameters.bias.begin(), parameters.bias.end());
+  if (bias_is_quantized(shape, parameters)) {
+    offset = output_bias_codes(parameters.bias, scale);
     for (float& b : offset) b *= scale;
   }
+  std::vector<float> scales(offset.size(), scale);
+  for (size_t o = 0; o < parameters.gain.size(); ++o) scales[o] = scale * parameters.gain[o];
   for_each_item(items.count(), context,
                 [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
                   const int rows = items.rows(item);
                   float* y = static_cast<float*>(logits.data) + items.row(item, 0, 1, 0) * stride;
                   conv.forward(item, 0, rows, y, stride, scratch, timer, mine);
                   for (int64_t i = 0; i < rows * stride; ++i) {
-                    y[i] = y[i] * scale + offset[static_cast<size_t>(i % stride / kLanes)];
+                    const auto o = static_cast<size_t>(i % stride / kLanes);
+                    y[i] = y[i] * scales[o] + offset[o];
                   }
                   zero_unused_lanes(items, item, 0, rows, shape.out_channels, y, stride);
                 });
 }
 
-void output_backward(const Input& x, const Weights& weights, std::span<const float> bias,
+void output_backward(const Input& x, const Weights& weights, const OutputParameters& parameters,
                      ConstTileView dlogits, OutputGradients& gradients, TileView dx,
                      const RunContext& context) {
   const LayerShape& shape = weights.shape();
+  const std::span<const float> bias = parameters.bias;
+  const bool quantized = bias_is_quantized(shape, parameters);
   const ChunkConv conv(x.tile, weights);
   const ptrdiff_t stride = static_cast<ptrdiff_t>(shape.out_channels) * kLanes;
   const float* gradient = static_cast<const float*>(dlogits.data);
@@ -78,12 +87,12 @@ void output_backward(const Input& x, const Weights& weights, std::span<const flo
       for (int j = 0; j < kLanes; ++j) sum += static_cast<double>(lanes[j]);
     }
     gradients.bias[o] = static_cast<float>(sum);
-    if (bias_is_quantized(shape)) {
+    if (quantized) {
       of_scale += sum * (static_cast<double>(bias_code(bias[o], scale)) -
                          static_cast<double>(bias[o]) / static_cast<double>(scale));
     }
   }
-  if (bias_is_quantized(shape)) {
+  if (quantized) {
     gradients.weight_scale = of_scale * static_cast<double>(x.scale);
     gradients.x_scale = of_scale * static_cast<double>(weights.scale());
   }
@@ -93,7 +102,10 @@ void output_backward(const Input& x, const Weights& weights, std::span<const flo
     for (int r = 0; r < rows; ++r) {
       const float* from = gradient + conv.items().row(item, r0 + r, 1, 0) * stride;
       for (int o = 0; o < shape.out_channels; ++o) {
-        std::copy_n(from + o * kLanes, kLanes, dy + r * layout.row + o * layout.channel);
+        float* to = dy + r * layout.row + o * layout.channel;
+        std::copy_n(from + o * kLanes, kLanes, to);
+        if (parameters.gain.empty()) continue;
+        for (int j = 0; j < kLanes; ++j) to[j] *= parameters.gain[static_cast<size_t>(o)];
       }
     }
   };

@@ -312,9 +312,13 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
                      HiddenState& state, const float* dp, const double* act_scale_gradient,
                      const HiddenGradients& gradients, float* dx, Stream stream);
 
+struct OutputParameters {
+  const float* bias;            // [O]
+  const float* gain = nullptr;  // [O]: see cpu::OutputParameters; null = none
+};
 // logits: [O][lane].
-void output_forward(const Input& x, const Weights& weights, const float* bias, float* logits,
-                    Stream stream);
+void output_forward(const Input& x, const Weights& weights, const OutputParameters& parameters,
+                    float* logits, Stream stream);
 
 struct OutputGradients {
   float* weight;      // [O][T][C]
@@ -322,8 +326,9 @@ struct OutputGradients {
   double* bias_sums;  // [O], memory for the next
   double* scales;     // 2: of the weights' scale and of the input's, through the bias quantizer
 };
-void output_backward(const Input& x, Weights& weights, const float* bias, const float* dlogits,
-                     const OutputGradients& gradients, float* dx, Stream stream);
+// dlogits: multiplied by the gains, if there are any.
+void output_backward(const Input& x, Weights& weights, const OutputParameters& parameters,
+                     float* dlogits, const OutputGradients& gradients, float* dx, Stream stream);
 
 struct LossResult {
   double loss_sum;

@@ -15,24 +15,28 @@ __device__ __forceinline__ float bias_code(float bias, float scale) {
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    add_bias(const float* x_scale, const float* w_scale, const float* bias, bool quantized,
-             int64_t frames, int lanes, float* logits) {
+    add_bias(const float* x_scale, const float* w_scale, OutputParameters parameters,
+             bool quantized, int64_t frames, int lanes, float* logits) {
   const int lane = block_x() * kBlockThreads + thread_x(), out = block_y();
   if (lane >= lanes) return;
-  const float scale = product(x_scale, w_scale);
-  const float offset = quantized ? bias_code(bias[out], scale) * scale : bias[out];
+  float scale = product(x_scale, w_scale);
+  const float bias = parameters.bias[out];
+  const float offset = quantized ? bias_code(bias, scale) * scale : bias;
+  if (parameters.gain != nullptr) scale *= parameters.gain[out];
   float* at =
       logits + static_cast<size_t>(out) * static_cast<size_t>(lanes) + static_cast<size_t>(lane);
   *at = lane < frames ? *at * scale + offset : 0.0F;
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    bias_gradient(const float* dlogits, int lanes, float* grad, double* sums) {
+    bias_gradient(float* dlogits, const float* gain, int lanes, float* grad, double* sums) {
   const int out = block_x();
   double sum = 0;
   for (int lane = thread_x(); lane < lanes; lane += kBlockThreads) {
-    sum += static_cast<double>(
-        dlogits[static_cast<size_t>(out) * static_cast<size_t>(lanes) + static_cast<size_t>(lane)]);
+    float& gradient =
+        dlogits[static_cast<size_t>(out) * static_cast<size_t>(lanes) + static_cast<size_t>(lane)];
+    sum += static_cast<double>(gradient);
+    if (gain != nullptr) gradient *= gain[out];
   }
   sum = block_sum(sum);
   if (thread_x() != 0) return;
@@ -153,14 +157,15 @@ __global__ void __launch_bounds__(kBlockThreads) add_losses(int blocks, LossResu
   partial[0] = total;
 }
 
-bool bias_is_quantized(const LayerShape& layer) {
-  return layer.input_bits != kFloatBits && layer.weight_bits != kFloatBits;
+bool bias_is_quantized(const LayerShape& layer, const OutputParameters& parameters) {
+  return layer.input_bits != kFloatBits && layer.weight_bits != kFloatBits &&
+         parameters.gain == nullptr;
 }
 
 }  // namespace
 
-void output_forward(const Input& x, const Weights& weights, const float* bias, float* logits,
-                    Stream stream) {
+void output_forward(const Input& x, const Weights& weights, const OutputParameters& parameters,
+                    float* logits, Stream stream) {
   const LayerShape& layer = weights.layer();
   weights.forward(x, logits, stream);
   const int lanes = x.tile.lanes();
@@ -168,21 +173,21 @@ void output_forward(const Input& x, const Weights& weights, const float* bias, f
          Shape{dim3(blocks_for(static_cast<size_t>(lanes), kBlockThreads),
                     static_cast<unsigned>(layer.out_channels)),
                dim3(kBlockThreads)},
-         add_bias, x.scale, weights.scale(), bias, bias_is_quantized(layer), x.tile.frames, lanes,
-         logits);
+         add_bias, x.scale, weights.scale(), parameters, bias_is_quantized(layer, parameters),
+         x.tile.frames, lanes, logits);
 }
 
-void output_backward(const Input& x, Weights& weights, const float* bias, const float* dlogits,
-                     const OutputGradients& gradients, float* dx, Stream stream) {
+void output_backward(const Input& x, Weights& weights, const OutputParameters& parameters,
+                     float* dlogits, const OutputGradients& gradients, float* dx, Stream stream) {
   const LayerShape& layer = weights.layer();
   const Tile dy{x.tile.frames, 1, layer.out_channels, 0};
   const cudaStream_t on = native(stream);
   launch(Where("bias_gradient", on),
          Shape{dim3(static_cast<unsigned>(layer.out_channels)), dim3(kBlockThreads)}, bias_gradient,
-         dlogits, dy.lanes(), gradients.bias, gradients.bias_sums);
+         dlogits, parameters.gain, dy.lanes(), gradients.bias, gradients.bias_sums);
   launch(Where("bias_scale_gradient", on), Shape{dim3(1), dim3(1)}, bias_scale_gradient,
-         layer.out_channels, x.scale, weights.scale(), bias, bias_is_quantized(layer),
-         gradients.bias_sums, gradients.scales);
+         layer.out_channels, x.scale, weights.scale(), parameters.bias,
+         bias_is_quantized(layer, parameters), gradients.bias_sums, gradients.scales);
   weights.backward_weight(x, dy, dlogits, gradients.weight, stream);
   if (dx != nullptr) weights.backward_data(dy, dlogits, dx, stream);
 }

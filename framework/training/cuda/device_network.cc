@@ -127,7 +127,11 @@ struct DeviceNetwork::DeviceLayer {
       mean = DeviceBuffer<float>(layer.running_mean.floats(), stream);
       var = DeviceBuffer<float>(layer.running_var.floats(), stream);
     } else {
-      bias = parameters.value(layer.bias);
+      output_values.bias = parameters.value(layer.bias);
+      if (layer.gain.defined()) {
+        gain = DeviceBuffer<float>(layer.gain.floats(), stream);
+        output_values.gain = gain.data();
+      }
     }
     if (!training) return;
     if (hidden) {
@@ -157,13 +161,14 @@ struct DeviceNetwork::DeviceLayer {
   cuda::Tile out;
   std::string forward_name, backward_name;
   float* weight;
-  float *threshold = nullptr, *bias = nullptr;
+  float* threshold = nullptr;
+  cuda::OutputParameters output_values{};
   cuda::HiddenParameters values{};
   cuda::HiddenGradients gradients{};
   cuda::OutputGradients output_gradients{};
   cuda::Weights weights;
   cuda::HiddenState state;
-  DeviceBuffer<float> mean, var, values_out;
+  DeviceBuffer<float> mean, var, gain, values_out;
   DeviceBuffer<uint8_t> codes_out;
   DeviceBuffer<double> bias_sums, scales;
   cuda::Input x;  // of the last forward pass
@@ -250,7 +255,7 @@ void DeviceNetwork::forward_output(const cuda::Input& x, float* dlogits, uint8_t
   const int64_t frames = input_tile_.frames;
   const cuda::Range range(layer.forward_name);
   loss_.reserve(cuda::loss_partials(frames));
-  cuda::output_forward(x, layer.weights, layer.bias, logits_.data(), stream_);
+  cuda::output_forward(x, layer.weights, layer.output_values, logits_.data(), stream_);
   const cuda::Targets targets{labels_.data(), has_soft_ ? soft_.data() : nullptr, loss_options_};
   cuda::softmax_cross_entropy(frames, config_.classes, logits_.data(), targets, dlogits, predicted,
                               loss_.data(), stream_);
@@ -260,7 +265,8 @@ void DeviceNetwork::backward(DeviceLayer& layer, const cuda::Input& x, const flo
                              const double* of_scale, float* dx) {
   const cuda::Range range(layer.backward_name);
   if (!layer.hidden) {
-    cuda::output_backward(x, layer.weights, layer.bias, dy, layer.output_gradients, dx, stream_);
+    cuda::output_backward(x, layer.weights, layer.output_values, dlogits_.data(),
+                          layer.output_gradients, dx, stream_);
     weight_gradients_.push_back(
         {&layer.weights, layer.output_gradients.weight, layer.scales.data()});
     return;
