@@ -72,7 +72,7 @@ struct Case {
   bool collect = false;
   float threshold = 2.0F;
   bool first_layer = false;  // reads signed codes, and nobody wants their gradient
-  bool gains = false;  // of an output layer
+  bool gains = false;        // of an output layer
 };
 
 std::ostream& operator<<(std::ostream& stream, const Case& c) { return stream << c.name; }
