@@ -63,40 +63,12 @@ void print_error(std::string_view message) {
   write_to_stderr("error: " + one_line(message) + "\n");
 }
 
-// Says in one line what the exception is that is being handled, and returns the exit code for it.
-int report_exception(std::string_view hint) {
-  const auto out_of_memory = [&](const std::string& what) {
-    print_error(hint.empty() ? what : fmt::format("{}; {}", what, hint));
-  };
-  try {
-    throw;
-  } catch (const UsageError& error) {
-    print_error(error.what());
-    return kExitUsage;
-  } catch (const OutOfMemory& error) {
-    out_of_memory(fmt::format("out of memory: {} were asked for", bytes_text(error.bytes())));
-  } catch (const std::bad_alloc&) {
-    out_of_memory(fmt::format("out of memory: {} of addresses are in use and more was asked for",
-                              bytes_text(bytes_in_use())));
-  } catch (const std::length_error&) {
-    out_of_memory("out of memory: more was asked for than can be addressed");
-  } catch (const std::exception& error) {
-    if (std::ferror(stdout) != 0 && dynamic_cast<const Error*>(&error) == nullptr) {
-      // What fmt::print() throws names no file.
-      print_error(fmt::format("standard output cannot be written ({})", error.what()));
-    } else {
-      print_error(error.what());
-    }
-  } catch (...) {
-    print_error("an exception of an unknown type");
-  }
-  return kExitFailure;
-}
-
 // Exceptions that leave a thread or a parallel region.
 [[noreturn]] void end_program() {
   if (std::current_exception() == nullptr) std::abort();
-  ::_exit(report_exception({}));
+  const Failure failure = describe_failure({});
+  print_error(failure.message);
+  ::_exit(failure.exit_code);
 }
 
 // Descriptors 0 to 2 are standard streams: were one closed, the next file that is opened would get
@@ -182,6 +154,34 @@ void flush_output() {
                   : std::string("standard output cannot be written"));
 }
 
+Failure describe_failure(std::string_view hint) {
+  const auto out_of_memory = [&](const std::string& what) {
+    return Failure{kExitFailure, hint.empty() ? what : fmt::format("{}; {}", what, hint)};
+  };
+  try {
+    throw;
+  } catch (const UsageError& error) {
+    return {kExitUsage, error.what()};
+  } catch (const OutOfMemory& error) {
+    return out_of_memory(
+        fmt::format("out of memory: {} were asked for", bytes_text(error.bytes())));
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(
+        fmt::format("out of memory: {} of addresses are in use and more was asked for",
+                    bytes_text(bytes_in_use())));
+  } catch (const std::length_error&) {
+    return out_of_memory("out of memory: more was asked for than can be addressed");
+  } catch (const std::exception& error) {
+    if (std::ferror(stdout) != 0 && dynamic_cast<const Error*>(&error) == nullptr) {
+      // What fmt::print() throws names no file.
+      return {kExitFailure, fmt::format("standard output cannot be written ({})", error.what())};
+    }
+    return {kExitFailure, error.what()};
+  } catch (...) {
+    return {kExitFailure, "an exception of an unknown type"};
+  }
+}
+
 int run_main(const std::function<int()>& body, std::string_view hint) {
   keep_standard_descriptors();
   std::signal(SIGXFSZ, SIG_IGN);  // a file at the limit of its size is a failed write, with a line
@@ -195,7 +195,9 @@ int run_main(const std::function<int()>& body, std::string_view hint) {
       fail("standard output cannot be written: {}", errno_message(errno));
     }
   } catch (...) {
-    exit_code = report_exception(hint);
+    const Failure failure = describe_failure(hint);
+    print_error(failure.message);
+    exit_code = failure.exit_code;
   }
   return exit_code;
 }

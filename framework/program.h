@@ -27,6 +27,14 @@ inline constexpr int kExitInterrupted = 130;  // as a shell reports SIGINT
 // once, first in main.
 int run_main(const std::function<int()>& body, std::string_view hint = {});
 
+// What is wrong, in words and as an exit code.
+struct Failure {
+  int exit_code = kExitFailure;
+  std::string message;
+};
+// The exception that is being handled. hint: as of run_main().
+Failure describe_failure(std::string_view hint);
+
 // Throws Error when standard output did not take all that was printed so far.
 void flush_output();
 

@@ -178,34 +178,6 @@ Checkpoint decode(std::string_view bytes) {
   return checkpoint;
 }
 
-// The payload of the file, with size and checksum verified.
-std::string read_payload(const std::filesystem::path& path) {
-  std::error_code error;
-  const uint64_t file_bytes = std::filesystem::file_size(path, error);
-  if (error) fail("{}: cannot read: {}", path.string(), error.message());
-  std::ifstream file(path, std::ios::binary);
-  Header header;
-  if (!file.read(reinterpret_cast<char*>(&header), sizeof(header)) ||
-      std::string_view(header.magic.data(), header.magic.size()) != kMagic) {
-    fail("{}: not a checkpoint", path.string());
-  }
-  if (header.version != kVersion) {
-    fail("{}: checkpoint version {}, expected {}", path.string(), header.version, kVersion);
-  }
-  if (header.payload_bytes != file_bytes - sizeof(header)) {
-    fail("{}: damaged checkpoint: {} bytes follow the header, expected {}", path.string(),
-         file_bytes - sizeof(header), header.payload_bytes);
-  }
-  std::string payload(header.payload_bytes, '\0');
-  if (!file.read(payload.data(), static_cast<std::streamsize>(payload.size()))) {
-    fail("{}: cannot read", path.string());
-  }
-  if (crc32(payload) != header.checksum) {
-    fail("{}: damaged checkpoint: the checksum does not match", path.string());
-  }
-  return payload;
-}
-
 int checked_int(const nlohmann::json& value, const char* key) {
   // get<int>() would convert fractions and wrap large numbers silently.
   if (!value.is_number_integer() || value.get<int64_t>() < std::numeric_limits<int>::min() ||
@@ -242,10 +214,40 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
   write_file_atomically(path, bytes);
 }
 
+std::string read_checkpoint_bytes(const std::filesystem::path& path) {
+  std::error_code error;
+  const uint64_t file_bytes = std::filesystem::file_size(path, error);
+  if (error) fail("{}: cannot read: {}", path.string(), error.message());
+  std::ifstream file(path, std::ios::binary);
+  Header header;
+  if (!file.read(reinterpret_cast<char*>(&header), sizeof(header)) ||
+      std::string_view(header.magic.data(), header.magic.size()) != kMagic) {
+    fail("{}: not a checkpoint", path.string());
+  }
+  if (header.version != kVersion) {
+    fail("{}: checkpoint version {}, expected {}", path.string(), header.version, kVersion);
+  }
+  if (header.payload_bytes != file_bytes - sizeof(header)) {
+    fail("{}: damaged checkpoint: {} bytes follow the header, expected {}", path.string(),
+         file_bytes - sizeof(header), header.payload_bytes);
+  }
+  std::string payload(header.payload_bytes, '\0');
+  if (!file.read(payload.data(), static_cast<std::streamsize>(payload.size()))) {
+    fail("{}: cannot read", path.string());
+  }
+  if (crc32(payload) != header.checksum) {
+    fail("{}: damaged checkpoint: the checksum does not match", path.string());
+  }
+  return payload;
+}
+
 Checkpoint load_checkpoint(const std::filesystem::path& path) {
-  const std::string payload = read_payload(path);
+  return decode_checkpoint(read_checkpoint_bytes(path), path);
+}
+
+Checkpoint decode_checkpoint(const std::string& bytes, const std::filesystem::path& path) {
   try {
-    return decode(payload);
+    return decode(bytes);
   } catch (const Error& error) {
     fail("{}: damaged checkpoint: {}", path.string(), error.what());
   } catch (const nlohmann::json::exception& error) {

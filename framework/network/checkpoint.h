@@ -26,6 +26,10 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
 // cannot be read, is no checkpoint, has another version, is cut short or is damaged. Nothing in the
 // file is trusted before its checksum holds, and no memory is taken that its size does not cover.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
+// The same in two steps: the bytes behind the header, verified, and what they say. `path` names
+// them in errors.
+std::string read_checkpoint_bytes(const std::filesystem::path& path);
+Checkpoint decode_checkpoint(const std::string& bytes, const std::filesystem::path& path);
 
 // NetworkConfig as JSON, one key per field. from_json throws UsageError or
 // nlohmann::json::exception on a missing field or a wrong type; it does not validate().
