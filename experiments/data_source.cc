@@ -6,14 +6,16 @@
 #include <utility>
 #include <vector>
 
+#include "framework/data/shared_reader.h"
 #include "framework/error.h"
+#include "framework/hash.h"
 
 namespace fmp {
 namespace {
 
 constexpr int64_t kFingerprintFrames = 64;
 
-LoadedData open_file(const Options& options, const LoadProgress& progress) {
+LoadedData open_file(const Options& options, Communicator* ranks, const LoadProgress& progress) {
   RadioMlOptions file;
   file.path = options.data;
   file.classes = options.classes;
@@ -22,6 +24,7 @@ LoadedData open_file(const Options& options, const LoadProgress& progress) {
   file.input_bits = options.input_bits.value_or(options.bits);
   file.memory_limit = options.memory_limit;
   file.threads = options.threads;
+  file.ranks = ranks;
   std::unique_ptr<RadioMlDataset> dataset = open_radioml(file, progress);
   LoadedData data;
   data.split = make_split(dataset->blocks(), options.validation_fraction);
@@ -33,37 +36,22 @@ LoadedData open_file(const Options& options, const LoadProgress& progress) {
   return data;
 }
 
-LoadedData open_source(const Options& options, const DataSources& sources,
+LoadedData open_source(const Options& options, const DataSources& sources, Communicator* ranks,
                        const LoadProgress& progress) {
   const size_t colon = options.data.find(':');
   if (colon != std::string::npos) {
     const auto source = sources.find(options.data.substr(0, colon));
     if (source != sources.end())
-      return source->second(options.data.substr(colon + 1), options, progress);
+      return source->second(options.data.substr(colon + 1), options, ranks, progress);
   }
-  return open_file(options, progress);
+  return open_file(options, ranks, progress);
 }
-
-// FNV-1a.
-class Hash {
- public:
-  template <typename T>
-  void add(std::span<const T> values) {
-    for (const std::byte byte : std::as_bytes(values))
-      value_ = (value_ ^ static_cast<uint8_t>(byte)) * 0x100000001B3;
-  }
-  void add(int64_t value) { add(std::span<const int64_t>(&value, 1)); }
-  uint64_t value() const { return value_; }
-
- private:
-  uint64_t value_ = 0xCBF29CE484222325;
-};
 
 }  // namespace
 
-LoadedData open_data(const Options& options, const DataSources& sources,
+LoadedData open_data(const Options& options, const DataSources& sources, Communicator* ranks,
                      const LoadProgress& progress) {
-  LoadedData data = open_source(options, sources, progress);
+  LoadedData data = open_source(options, sources, ranks, progress);
   const auto require = [&](const std::vector<int64_t>& part, const char* name) {
     if (part.empty())
       fail("{}: the {} part of its {} frames is empty; use more frames per class and SNR",
@@ -76,7 +64,7 @@ LoadedData open_data(const Options& options, const DataSources& sources,
   return data;
 }
 
-uint64_t fingerprint(const Dataset& dataset) {
+uint64_t fingerprint(const Dataset& dataset, int input_bits, Communicator* ranks) {
   Hash hash;
   hash.add(dataset.size());
   hash.add(dataset.length());
@@ -85,8 +73,7 @@ uint64_t fingerprint(const Dataset& dataset) {
   const int64_t count = std::min(dataset.size(), kFingerprintFrames);
   std::vector<int64_t> sample;
   for (int64_t i = 0; i < count; ++i) sample.push_back(i * dataset.size() / count);
-  FrameBatch batch;
-  dataset.read(sample, batch);
+  const FrameBatch batch = read_on_all(dataset, sample, input_bits, ranks);
   hash.add(std::span<const int8_t>(batch.codes));
   hash.add(std::span<const float>(batch.values));
   return hash.value();

@@ -27,16 +27,17 @@ struct LoadedData {
 // Opens "SCHEME:argument". Further sources can so be linked into a program without this library
 // knowing them.
 using DataSource = std::function<LoadedData(const std::string& argument, const Options& options,
-                                            const LoadProgress& progress)>;
+                                            Communicator* ranks, const LoadProgress& progress)>;
 using DataSources = std::map<std::string, DataSource>;  // by scheme
 
 // Opens options.data: by the source whose scheme it begins with, else as a RadioML file. Makes the
-// split. Throws Error, also when a part of the split that the options need is empty.
-LoadedData open_data(const Options& options, const DataSources& sources,
+// split. ranks: null, or those that hold a part of the frames each. Throws Error, also when a part
+// of the split that the options need is empty.
+LoadedData open_data(const Options& options, const DataSources& sources, Communicator* ranks,
                      const LoadProgress& progress);
 
 // A hash of sizes, labels, SNRs and a sample of the frames: tells whether a resumed run sees the
-// data that it began with.
-uint64_t fingerprint(const Dataset& dataset);
+// data that it began with. The same for any number of ranks.
+uint64_t fingerprint(const Dataset& dataset, int input_bits, Communicator* ranks);
 
 }  // namespace fmp

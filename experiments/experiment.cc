@@ -23,12 +23,13 @@ constexpr const char* kBest = "best";
 constexpr const char* kBaseline = "baseline";
 constexpr const char* kTeacher = "teacher";
 
-TrainerOptions trainer_options(const Options& options) {
+TrainerOptions trainer_options(const Options& options, Communicator* ranks) {
   TrainerOptions trainer;
   trainer.batch = options.batch;
   trainer.epoch_frames = options.epoch_frames;
   trainer.learning_rate = options.learning_rate;
   trainer.threads = options.threads;
+  trainer.ranks = ranks;
   trainer.sparse_threshold = options.sparse_threshold;
   trainer.loss = {options.label_smoothing, options.distill.empty() ? 0.0 : options.distill_weight,
                   options.distill_temperature};
@@ -87,11 +88,12 @@ std::vector<int> hidden_channels(const Network& network) {
 }  // namespace
 
 FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& console,
-                             std::unique_ptr<Engine> engine)
+                             std::unique_ptr<Engine> engine, Communicator* ranks)
     : options_(options),
+      ranks_(ranks),
       data_(std::move(data)),
       console_(console),
-      trainer_(trainer_options(options), std::move(engine)),
+      trainer_(trainer_options(options, ranks), std::move(engine)),
       current_(initial_network(options, *data_.dataset)) {
   for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weight.size());
@@ -146,7 +148,7 @@ EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
   if (data_.begin_epoch) data_.begin_epoch(static_cast<uint64_t>(epoch));
   if (has_file_teacher(options_) && !taught_) load_teacher();
   const auto show = [&](const Progress& progress) {
-    check_interrupt();
+    check_interrupt(ranks_);
     console_.progress(
         label, progress.frames_done, progress.frames_total,
         fmt::format("{:.0f} frames/s  loss {:.4f}", progress.frames_per_second, progress.loss));
@@ -262,7 +264,7 @@ FinalEvaluation FmpExperiment::evaluate(const Network& network, const std::strin
 Evaluation FmpExperiment::evaluate_on(const Network& network, const std::vector<int64_t>& frames,
                                       const std::string& label) {
   return trainer_.evaluate(network, *data_.dataset, frames, [&](const Progress& progress) {
-    check_interrupt();
+    check_interrupt(ranks_);
     console_.progress(label, progress.frames_done, progress.frames_total,
                       fmt::format("{:.0f} frames/s", progress.frames_per_second));
   });

@@ -31,9 +31,10 @@ struct FinalEvaluation {
 // on. Shows progress on the console.
 class FmpExperiment final : public FmpTask {
  public:
-  // `console` must outlive the experiment.
+  // `console` must outlive the experiment, and so must `ranks`, those that run it together: each
+  // with its part of the data. Null = this process alone.
   FmpExperiment(const Options& options, LoadedData data, Console& console,
-                std::unique_ptr<Engine> engine);
+                std::unique_ptr<Engine> engine, Communicator* ranks = nullptr);
 
   // FmpTask.
   PruneOutcome prune(const std::string& method, double p, int round) override;
@@ -71,6 +72,7 @@ class FmpExperiment final : public FmpTask {
                          const std::string& label);
 
   const Options& options_;
+  Communicator* ranks_;
   LoadedData data_;
   Console& console_;
   std::vector<std::unique_ptr<PruningMethod>> methods_;

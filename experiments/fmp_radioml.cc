@@ -10,6 +10,7 @@
 #include <exception>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -27,9 +28,13 @@
 #include "experiments/run_directory.h"
 #include "experiments/summary.h"
 #include "experiments/synth_source.h"
+#include "framework/data/frame_store.h"
+#include "framework/data/shared_reader.h"
 #include "framework/error.h"
 #include "framework/network/cost.h"
 #include "framework/program.h"
+#include "framework/ranks/job.h"
+#include "framework/threads.h"
 #include "framework/training/engine_choice.h"
 
 namespace fmp {
@@ -38,11 +43,20 @@ namespace {
 // One invocation of a run, which may be the continuation of earlier ones.
 class Run {
  public:
-  Run(const Options& options, std::unique_ptr<Engine> engine, RunDirectory directory)
-      : options_(options), engine_(std::move(engine)), directory_(std::move(directory)) {}
+  // directory: only the first of several ranks has one. It alone writes, to it and to the console.
+  Run(const Options& options, std::unique_ptr<Engine> engine, std::optional<RunDirectory> directory,
+      Communicator* ranks)
+      : options_(options),
+        ranks_(ranks),
+        engine_(std::move(engine)),
+        directory_(std::move(directory)),
+        no_output_(directory_ ? nullptr : std::fopen("/dev/null", "w")),
+        console_(directory_ ? stdout : no_output_.get()) {}
 
   int execute();
-  void discard_if_unused() { directory_.discard_if_unused(); }
+  void discard_if_unused() {
+    if (directory_) directory_->discard_if_unused();
+  }
 
  private:
   LoadedData load();
@@ -54,9 +68,15 @@ class Run {
   void finish(FmpExperiment& experiment);
   double seconds() const;
 
+  struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+
   const Options& options_;
+  Communicator* ranks_;
   std::unique_ptr<Engine> engine_;  // until the experiment has it
-  RunDirectory directory_;
+  std::optional<RunDirectory> directory_;
+  std::unique_ptr<std::FILE, CloseFile> no_output_;
   Console console_;
   ControllerState state_;
   uint64_t fingerprint_ = 0;
@@ -68,8 +88,8 @@ class Run {
 int Run::execute() {
   LoadedData data = load();
   const std::string storage = data.storage;
-  fingerprint_ = fingerprint(*data.dataset);
-  FmpExperiment experiment(options_, std::move(data), console_, std::move(engine_));
+  fingerprint_ = fingerprint(*data.dataset, options_.input_bits.value_or(options_.bits), ranks_);
+  FmpExperiment experiment(options_, std::move(data), console_, std::move(engine_), ranks_);
   FmpController controller(options_, experiment.granularity(), experiment, events(experiment));
   show_options(experiment, storage);
   restore(experiment);
@@ -86,12 +106,13 @@ int Run::execute() {
 }
 
 LoadedData Run::load() {
-  LoadedData data = open_data(options_, {{"synth", open_synth}}, [&](int64_t done, int64_t total) {
+  const auto show = [&](int64_t done, int64_t total) {
     console_.progress("loading", done, total,
                       fmt::format("{} of {} frames", format_count(done), format_count(total)));
-  });
+  };
+  LoadedData data = open_data(options_, {{"synth", open_synth}}, ranks_, show);
   console_.clear_progress();
-  for (const std::string& warning : data.warnings) warn(warning);
+  if (directory_) std::ranges::for_each(data.warnings, warn);
   return data;
 }
 
@@ -131,28 +152,29 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
     console_.line(fmt::format("teacher   {}, weight {}, temperature {}", options_.distill,
                               options_.distill_weight, options_.distill_temperature));
   console_.line(fmt::format("device    {}", experiment.engine().description()));
-  console_.line(fmt::format("results   {}", directory_.path().string()));
+  if (directory_) console_.line(fmt::format("results   {}", directory_->path().string()));
   console_.line("");
 }
 
 void Run::restore(FmpExperiment& experiment) {
-  std::optional<Checkpoint> checkpoint = directory_.load_checkpoint();
-  if (!checkpoint) return;
-  const nlohmann::json& saved = checkpoint->state;
+  const std::string bytes =
+      text_of_first(ranks_, directory_ ? directory_->read_checkpoint() : std::string());
+  if (bytes.empty()) return;
+  Checkpoint checkpoint = decode_checkpoint(bytes, options_.out);
+  const nlohmann::json& saved = checkpoint.state;
   try {
     if (saved.at("data_fingerprint") != fingerprint_)
       fail("{}: the frames are not those that the run in '{}' began with", options_.data,
-           directory_.path().string());
+           options_.out);
     state_ = controller_state_from_json(saved.at("controller"));
     earlier_seconds_ = saved.at("seconds");
     timing_.sessions = saved.at("sessions").get<int>() + 1;
     timing_.started = saved.at("started");
   } catch (const nlohmann::json::exception& exception) {
-    fail("the checkpoint in '{}' is of another version: {}", directory_.path().string(),
-         exception.what());
+    fail("the checkpoint in '{}' is of another version: {}", options_.out, exception.what());
   }
-  experiment.restore(std::move(checkpoint->networks), state_.open ? &*state_.open : nullptr);
-  directory_.write_rounds(state_.rounds);
+  experiment.restore(std::move(checkpoint.networks), state_.open ? &*state_.open : nullptr);
+  if (directory_) directory_->write_rounds(state_.rounds);
 }
 
 void Run::save(const FmpExperiment& experiment, const ControllerState& state) {
@@ -163,7 +185,7 @@ void Run::save(const FmpExperiment& experiment, const ControllerState& state) {
                       {"seconds", seconds()},
                       {"sessions", timing_.sessions},
                       {"started", timing_.started}};
-  directory_.save_checkpoint(checkpoint);
+  directory_->save_checkpoint(checkpoint);
 }
 
 ControllerEvents Run::events(const FmpExperiment& experiment) {
@@ -175,12 +197,14 @@ ControllerEvents Run::events(const FmpExperiment& experiment) {
     console_.round(round);
   };
   events.checkpoint = [this, &experiment](const ControllerState& state) {
+    if (!directory_) return;
     save(experiment, state);
-    if (!state.open) directory_.write_rounds(state.rounds);
+    if (!state.open) directory_->write_rounds(state.rounds);
   };
   events.stop = [this] {
+    if (options_.time_limit <= 0) return false;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - began_;
-    return options_.time_limit > 0 && elapsed.count() >= options_.time_limit;
+    return any_rank(ranks_, elapsed.count() >= options_.time_limit);
   };
   return events;
 }
@@ -188,10 +212,14 @@ ControllerEvents Run::events(const FmpExperiment& experiment) {
 // The best network so far, for others to use.
 void Run::publish(const FmpExperiment& experiment) {
   constexpr size_t kFramesToCompare = 256;
-  const std::span<const int64_t> frames = experiment.split().train;
-  write_verified_model(*experiment.best(), directory_.path() / "model.onnx", experiment.dataset(),
-                       frames.first(std::min(kFramesToCompare, frames.size())), options_.threads);
-  directory_.write_json("model_cost.json", to_finn_json(inference_cost(*experiment.best())));
+  const std::span<const int64_t> train = experiment.split().train;
+  const FrameBatch frames =
+      read_on_all(experiment.dataset(), train.first(std::min(kFramesToCompare, train.size())),
+                  experiment.current().config().input_bits, ranks_);
+  if (!directory_) return;
+  write_verified_model(*experiment.best(), directory_->path() / "model.onnx", frames,
+                       options_.threads);
+  directory_->write_json("model_cost.json", to_finn_json(inference_cost(*experiment.best())));
 }
 
 // The test frames are looked at here, once, and nothing depends on what they say.
@@ -207,20 +235,21 @@ void Run::finish(FmpExperiment& experiment) {
                       ? baseline_json
                       : summarize_network(
                             *result, experiment.evaluate(*experiment.best(), "result"), classes);
-    directory_.write_network("baseline.fmp", *experiment.baseline());
-    directory_.write_network("result.fmp", *experiment.best());
+    if (directory_) directory_->write_network("baseline.fmp", *experiment.baseline());
+    if (directory_) directory_->write_network("result.fmp", *experiment.best());
     publish(experiment);
   }
+  if (!directory_) return;
   timing_.seconds = seconds();
   nlohmann::json summary = summarize(options_, state_, experiment, timing_);
   summary["baseline"] = std::move(baseline_json);
   summary["result"] = std::move(result_json);
   std::vector<nlohmann::json> rounds;
   for (const RoundRecord& round : state_.rounds) rounds.push_back(to_json(round));
-  directory_.write_rounds(state_.rounds);
-  directory_.write_text("report.html", render_report(summary, rounds));
-  directory_.write_json("summary.json", summary);
-  console_.summary(summary, directory_.path().string());
+  directory_->write_rounds(state_.rounds);
+  directory_->write_text("report.html", render_report(summary, rounds));
+  directory_->write_json("summary.json", summary);
+  console_.summary(summary, directory_->path().string());
 }
 
 double Run::seconds() const {
@@ -243,30 +272,82 @@ RunDirectory open_directory(const Options& options) {
                                 : RunDirectory::open(options.resume);
 }
 
-std::unique_ptr<Engine> engine_for(Options& options) {
+std::unique_ptr<Engine> engine_for(Options& options, Communicator* ranks) {
   try {
-    return choose_engine(options.device, options.threads);
+    return choose_engine(options.device, options.threads, ranks);
   } catch (const UsageError& error) {
     throw UsageError(fmt::format("--device cuda: {}; use --device cpu", error.what()));
   }
 }
 
-int run(const std::vector<std::string>& arguments) {
-  std::optional<Options> options = parse_options(arguments);
+// The options of rank 0, which alone needs the directory of a run that goes on.
+std::optional<Options> options_of_all(const std::vector<std::string>& arguments,
+                                      Communicator* ranks) {
+  if (ranks == nullptr) return parse_options(arguments);
+  std::optional<Options> options;
+  nlohmann::json told;  // null: there is nothing to do
+  if (ranks->rank() == 0) {
+    options = parse_options(arguments);
+    if (options) {
+      Options others = *options;
+      others.resume.clear();
+      told = {{"arguments", to_arguments(others)}, {"resume", options->resume}};
+    }
+  }
+  told = nlohmann::json::parse(text_of_first(ranks, told.dump()));
+  if (ranks->rank() == 0 || told.is_null()) return options;
+  options = parse_options(told.at("arguments").get<std::vector<std::string>>());
+  options->resume = told.at("resume");
+  return options;
+}
+
+// Cores and memory of a machine for each of the ranks that are on it.
+void share_machine(Options& options, const Communicator& ranks) {
+  const int here = ranks.ranks_on_host();
+  if (options.threads == 0) options.threads = std::max(1, threads_or_all_cores(0) / here);
+  if (options.memory_limit == 0) options.memory_limit = default_memory_limit() / here;
+}
+
+int run(const std::vector<std::string>& arguments, Communicator* ranks) {
+  std::optional<Options> options = options_of_all(arguments, ranks);
   if (!options) return 0;
   for (const std::string& method : options->p_methods) make_pruning_method(method);  // or throws
-  std::unique_ptr<Engine> engine = engine_for(*options);  // or throws, before anything is made
-  Run run(*options, std::move(engine), open_directory(*options));
+  const Options stored = *options;
+  if (ranks != nullptr) share_machine(*options, *ranks);
+  // Or throws, before anything is made.
+  std::unique_ptr<Engine> engine = engine_for(*options, ranks);
+  std::optional<RunDirectory> directory;
+  if (ranks == nullptr || ranks->rank() == 0) directory.emplace(open_directory(stored));
+  Run run(*options, std::move(engine), std::move(directory), ranks);
   try {
     return run.execute();
   } catch (const InterruptedError&) {
-    write_to_stderr(fmt::format("interrupted; continue with: fmp_radioml --resume {}\n",
-                                one_line(options->out)));
+    if (ranks == nullptr || ranks->rank() == 0) {
+      write_to_stderr(fmt::format("interrupted; continue with: fmp_radioml --resume {}\n",
+                                  one_line(options->out)));
+    }
     return kExitInterrupted;
   } catch (...) {
     run.discard_if_unused();
     throw;
   }
+}
+
+constexpr const char* kMemoryHint = "a smaller --batch or --memory-limit needs less";
+
+int run_as_rank(const std::vector<std::string>& arguments) {
+  const std::unique_ptr<Job> job = join_job();
+  if (!job) return run(arguments, nullptr);
+  int exit_code = kExitFailure;
+  try {
+    exit_code = run(arguments, job.get());
+    if (job->rank() == 0) flush_output();
+  } catch (...) {
+    const Failure failure = describe_failure(kMemoryHint);
+    job->end(failure.exit_code, failure.message);
+  }
+  job->leave();
+  return exit_code;
 }
 
 }  // namespace
@@ -275,9 +356,5 @@ int run(const std::vector<std::string>& arguments) {
 int main(int argc, char** argv) {
   // A run that nobody watches any more goes on.
   std::signal(SIGPIPE, SIG_IGN);
-  return fmp::run_main(
-      [&] {
-        return fmp::run({argv + 1, argv + argc});
-      },
-      "a smaller --batch or --memory-limit needs less");
+  return fmp::run_main([&] { return fmp::run_as_rank({argv + 1, argv + argc}); }, fmp::kMemoryHint);
 }

@@ -19,8 +19,8 @@ void note_interrupts() {
   sigaction(SIGTERM, &action, nullptr);
 }
 
-void check_interrupt() {
-  if (interrupted != 0) throw InterruptedError("interrupted");
+void check_interrupt(Communicator* ranks) {
+  if (any_rank(ranks, interrupted != 0)) throw InterruptedError("interrupted");
 }
 
 }  // namespace fmp

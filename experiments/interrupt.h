@@ -2,6 +2,7 @@
 #pragma once
 
 #include "framework/error.h"
+#include "kernels/communicator.h"
 
 namespace fmp {
 
@@ -13,7 +14,8 @@ class InterruptedError : public Error {
 
 // From now on SIGINT and SIGTERM are noted instead of ending the program; a second one ends it.
 void note_interrupts();
-// Throws InterruptedError when one was noted.
-void check_interrupt();
+// Throws InterruptedError when one was noted, on all ranks when it was on any; null = there is this
+// process alone.
+void check_interrupt(Communicator* ranks);
 
 }  // namespace fmp

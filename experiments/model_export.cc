@@ -49,15 +49,13 @@ class Removed {
 }  // namespace
 
 void write_verified_model(const Network& network, const std::filesystem::path& file,
-                          const Dataset& data, std::span<const int64_t> frames, int threads) {
+                          const FrameBatch& frames, int threads) {
   std::filesystem::path unverified = file;
   unverified += ".unverified";
   const Removed removed(unverified);
   onnx::export_network(network, unverified);
-  FrameBatch batch;
-  data.read(frames, batch);
   const Network back = onnx::import_network(unverified);
-  if (predictions(network, batch, threads) != predictions(back, batch, threads)) {
+  if (predictions(network, frames, threads) != predictions(back, frames, threads)) {
     fail("{}: read back, it classifies frames differently", unverified.string());
   }
   // Its own bytes once more, since `file` may be a link or something else that is not replaced.

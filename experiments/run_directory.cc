@@ -77,10 +77,9 @@ RunDirectory RunDirectory::open(const fs::path& path) {
   return RunDirectory(path);
 }
 
-std::optional<Checkpoint> RunDirectory::load_checkpoint() const {
+std::string RunDirectory::read_checkpoint() const {
   const fs::path file = path_ / kCheckpointFile;
-  if (!fs::exists(file)) return std::nullopt;
-  return fmp::load_checkpoint(file);
+  return fs::exists(file) ? read_checkpoint_bytes(file) : std::string();
 }
 
 void RunDirectory::save_checkpoint(const Checkpoint& checkpoint) const {

@@ -39,8 +39,9 @@ class RunDirectory {
   // Takes a new run back that failed before anything was worth keeping: what create() made goes.
   void discard_if_unused();
 
-  // Empty when the run was interrupted before its first epoch ended.
-  std::optional<Checkpoint> load_checkpoint() const;
+  // What decode_checkpoint() takes; empty when the run was interrupted before its first epoch
+  // ended.
+  std::string read_checkpoint() const;
   void save_checkpoint(const Checkpoint& checkpoint) const;
   void write_rounds(const std::vector<RoundRecord>& rounds) const;
   void write_text(std::string_view name, std::string_view text) const;

@@ -8,6 +8,7 @@
 #include "experiments/format.h"
 #include "framework/data/frame_store.h"
 #include "framework/data/held_frames.h"
+#include "framework/data/shared_reader.h"
 #include "framework/data/split.h"
 #include "framework/error.h"
 #include "framework/synth/modulation.h"
@@ -66,7 +67,7 @@ std::vector<int64_t> lasting_frames(const Split& split, const Options& options, 
 
 }  // namespace
 
-LoadedData open_synth(const std::string& seed, const Options& options,
+LoadedData open_synth(const std::string& seed, const Options& options, Communicator* ranks,
                       const LoadProgress& progress) {
   const synth::SynthDataset::Options set = set_options(seed, options);
   const bool fixed = options.synth_frames == SynthFrames::kFixed;
@@ -78,7 +79,8 @@ LoadedData open_synth(const std::string& seed, const Options& options,
     dataset->refresh_each_epoch(data.split.train);
     data.begin_epoch = [set_of = dataset.get()](uint64_t epoch) { set_of->set_epoch(epoch); };
   }
-  const std::vector<int64_t> lasting = lasting_frames(data.split, options, fixed);
+  const std::vector<int64_t> lasting =
+      held_part(lasting_frames(data.split, options, fixed), dataset->size(), ranks);
   const auto count = static_cast<int64_t>(lasting.size());
   const int64_t frame_bytes = stored_frame_bytes(synth::kFrameValues, set.input_bits);
   const bool in_memory = count * frame_bytes <=

@@ -13,7 +13,7 @@ namespace fmp {
 // read are made once, here, and held in memory; where they are more than --memory-limit, fixed ones
 // are held in a temporary file, and those of the other parts are synthesized whenever they are
 // read.
-LoadedData open_synth(const std::string& seed, const Options& options,
+LoadedData open_synth(const std::string& seed, const Options& options, Communicator* ranks,
                       const LoadProgress& progress);
 
 }  // namespace fmp

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/tile.h"
 
@@ -62,6 +63,25 @@ void sum_rows(Communicator* ranks, std::span<const T> rows, std::span<T> total) 
   for (size_t first = 0; first < rows.size(); first += total.size()) {
     for (size_t i = 0; i < total.size(); ++i) total[i] += rows[first + i];
   }
+}
+
+// Whether any rank says so; ranks: null = this process alone.
+inline bool any_rank(Communicator* ranks, bool says) {
+  if (ranks == nullptr) return says;
+  int64_t count = says ? 1 : 0;
+  ranks->sum({&count, 1});
+  return count > 0;
+}
+// What rank 0 says; the others' text is not read.
+inline std::string text_of_first(Communicator* ranks, std::string text) {
+  if (ranks == nullptr) return text;
+  if (ranks->rank() != 0) text.clear();
+  std::vector<int64_t> sizes(static_cast<size_t>(ranks->ranks()), 0);
+  sizes[0] = std::ssize(text);
+  ranks->sum(sizes);
+  std::string all(static_cast<size_t>(sizes[0]), '\0');
+  ranks->gather(std::as_bytes(std::span(text)), sizes, std::as_writable_bytes(std::span(all)));
+  return all;
 }
 
 // A rank's part of a batch: consecutive groups of consecutive tiles (kernels/tile.h). It may be

@@ -4,14 +4,18 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <random>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "framework/data/hdf5_file.h"
+#include "framework/data/shared_reader.h"
 #include "framework/error.h"
+#include "framework/hash.h"
 #include "kernels/tile.h"
 
 namespace fmp {
@@ -222,22 +226,37 @@ void RadioMlDataset::read(std::span<const int64_t> frames, FrameBatch& batch) co
   batch.count = static_cast<int64_t>(count);
   batch.labels.resize(count);
   batch.snr_db.resize(count);
+  std::vector<int64_t> places(count);  // in the store
   for (size_t i = 0; i < count; ++i) {
     if (frames[i] < 0 || frames[i] >= size()) {
       fail("frame {} is asked for, expected 0 to {}", frames[i], size() - 1);
     }
+    if (frames[i] < first_ || frames[i] >= first_ + held_)
+      fail("frame {} is asked for, which another rank holds", frames[i]);
     batch.labels[i] = label(frames[i]);
     batch.snr_db[i] = snr_db(frames[i]);
+    places[i] = frames[i] - first_;
   }
   if (input_bits_ == kFloatBits) {
     batch.codes.clear();
     batch.values.resize(count * frame_values);
-    store_->read(frames, reinterpret_cast<std::byte*>(batch.values.data()));
+    store_->read(places, reinterpret_cast<std::byte*>(batch.values.data()));
   } else {
     batch.values.clear();
     batch.codes.resize(count * frame_values);
-    store_->read(frames, reinterpret_cast<std::byte*>(batch.codes.data()));
+    store_->read(places, reinterpret_cast<std::byte*>(batch.codes.data()));
   }
+}
+
+// The level of what all ranks have loaded.
+InputLevel of_all(Communicator& ranks, const InputLevel& mine) {
+  static_assert(std::is_trivially_copyable_v<InputLevel>);
+  std::vector<InputLevel> all(static_cast<size_t>(ranks.ranks()));
+  const std::vector<int64_t> sizes(all.size(), static_cast<int64_t>(sizeof mine));
+  ranks.gather(std::as_bytes(std::span(&mine, 1)), sizes, std::as_writable_bytes(std::span(all)));
+  InputLevel level;
+  for (const InputLevel& one : all) level.add(one);
+  return level;
 }
 
 // Builds a RadioMlDataset step by step.
@@ -253,6 +272,7 @@ class RadioMlLoader {
     const std::vector<std::string> names = default_class_names(static_cast<size_t>(y.shape()[1]));
     const std::vector<bool> wanted = wanted_classes(options_, names);
     const FrameTable table = read_table(y, z);
+    if (options_.ranks != nullptr) compare_files(table, *options_.ranks);
     select(table, names, wanted);
     describe(table, names, wanted);
     fill_store(progress);
@@ -305,10 +325,46 @@ class RadioMlLoader {
     result_->frame_bytes_ = stored_frame_bytes(x_.row_elements(), options_.input_bits);
   }
 
+  // The same file everywhere, as far as its size, labels, first and last frames tell.
+  void compare_files(const FrameTable& table, Communicator& ranks) {
+    Hash table_hash, first, last;
+    table_hash.add(std::span<const uint8_t>(table.labels));
+    table_hash.add(std::span<const int16_t>(table.snr_db));
+    std::vector<float> row(static_cast<size_t>(x_.row_elements()));
+    x_.read_rows(0, 1, row.data());
+    first.add(std::span<const float>(row));
+    x_.read_rows(x_.rows() - 1, 1, row.data());
+    last.add(std::span<const float>(row));
+    constexpr std::array<const char*, 4> kWhat = {"size", "labels and SNRs", "first frame",
+                                                  "last frame"};
+    const std::array<int64_t, 4> mine = {
+        static_cast<int64_t>(std::filesystem::file_size(options_.path)),
+        static_cast<int64_t>(table_hash.value()), static_cast<int64_t>(first.value()),
+        static_cast<int64_t>(last.value())};
+    std::vector<int64_t> all(mine.size() * static_cast<size_t>(ranks.ranks()), 0);
+    std::ranges::copy(mine, all.begin() + ranks.rank() * std::ssize(mine));
+    ranks.sum(all);
+    for (size_t i = 0; i < all.size(); ++i) {
+      const size_t what = i % mine.size();
+      if (all[i] == all[what]) continue;
+      const std::string sizes =
+          what == 0 ? fmt::format(" ({} and {} bytes)", all[what], all[i]) : std::string();
+      fail("{}: {} and {} have files of another {}{}", options_.path, ranks.name(0),
+           ranks.name(static_cast<int>(i / mine.size())), kWhat[what], sizes);
+    }
+  }
+
   void fill_store(const LoadProgress& progress) {
     const int64_t limit =
         options_.memory_limit > 0 ? options_.memory_limit : default_memory_limit();
-    const int64_t frames = static_cast<int64_t>(rows_.size());
+    Communicator* ranks = options_.ranks;
+    const int64_t all = static_cast<int64_t>(rows_.size());
+    const int rank = ranks != nullptr ? ranks->rank() : 0;
+    const int count = ranks != nullptr ? ranks->ranks() : 1;
+    result_->first_ = first_held(all, rank, count);
+    const int64_t frames = result_->held_ = first_held(all, rank + 1, count) - result_->first_;
+    const std::span<const int64_t> rows = std::span<const int64_t>(rows_).subspan(
+        static_cast<size_t>(result_->first_), static_cast<size_t>(frames));
     const int64_t frame_bytes = result_->frame_bytes_;
     result_->streamed_ = frames * frame_bytes > limit;
     result_->store_ = result_->streamed_
@@ -316,9 +372,10 @@ class RadioMlLoader {
                                                                        : options_.cache_dir,
                                             frames, frame_bytes)
                           : make_memory_store(frames, frame_bytes);
-    result_->level_ = load_frames(x_, layout_, rows_, options_.input_bits, limit, options_.threads,
+    result_->level_ = load_frames(x_, layout_, rows, options_.input_bits, limit, options_.threads,
                                   *result_->store_, progress);
-    result_->warnings_ = result_->level_.warnings(options_.path, frames);
+    if (ranks != nullptr) result_->level_ = of_all(*ranks, result_->level_);
+    result_->warnings_ = result_->level_.warnings(options_.path, all);
   }
 
   const RadioMlOptions& options_;

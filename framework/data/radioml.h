@@ -12,6 +12,7 @@
 #include "framework/data/frame_loader.h"
 #include "framework/data/frame_store.h"
 #include "framework/data/split.h"
+#include "kernels/communicator.h"
 
 namespace fmp {
 
@@ -44,6 +45,9 @@ struct RadioMlOptions {
                              // a temporary file. 0 = half of the machine's memory.
   std::string cache_dir;     // where that file is made; empty = $TMPDIR or /var/tmp
   int threads = 0;           // for loading; 0 = all cores
+  // Null, or the ranks that open the file together: each holds its part of the frames alone, see
+  // first_held(), and knows the labels of all.
+  Communicator* ranks = nullptr;
 };
 
 // The chosen frames of a RadioML file, in the file's order.
@@ -67,7 +71,7 @@ class RadioMlDataset final : public Dataset {
   // Of the samples, and what is to be told of it, in lines that name the file.
   const InputLevel& level() const { return level_; }
   const std::vector<std::string>& warnings() const { return warnings_; }
-  int64_t stored_bytes() const { return size() * frame_bytes_; }
+  int64_t stored_bytes() const { return held_ * frame_bytes_; }
 
  private:
   friend class RadioMlLoader;
@@ -83,6 +87,7 @@ class RadioMlDataset final : public Dataset {
   std::vector<uint8_t> labels_;
   std::vector<int16_t> snr_db_;
   std::vector<Block> blocks_;
+  int64_t first_ = 0, held_ = 0;  // the frames that are here
   std::unique_ptr<FrameStore> store_;
 };
 
@@ -95,7 +100,8 @@ class RadioMlDataset final : public Dataset {
 // read once, in blocks of bounded size, and converted in parallel. The file is closed again before
 // this returns. Throws Error with one line (file, data set, row) when the file is missing,
 // truncated or not in this layout, when a sample is not finite, a label not one-hot or an SNR not
-// whole; UsageError when the options choose no frames or something that the file does not have.
+// whole, or when ranks find that the file is not the same on all hosts; UsageError when the options
+// choose no frames or something that the file does not have.
 std::unique_ptr<RadioMlDataset> open_radioml(const RadioMlOptions& options,
                                              const LoadProgress& progress = {});
 

@@ -23,7 +23,15 @@ CudaEngineOptions engine_options() {
 
 }  // namespace
 
-std::unique_ptr<Engine> choose_engine(DeviceChoice& device, int threads) {
+std::unique_ptr<Engine> choose_engine(DeviceChoice& device, int threads, Communicator* ranks) {
+  if (ranks != nullptr) {
+    if (device == DeviceChoice::kCuda) {
+      throw UsageError(fmt::format(
+          "{} ranks train together on CPUs only; a device is for one process", ranks->ranks()));
+    }
+    device = DeviceChoice::kCpu;
+    return make_cpu_engine(threads, ranks);
+  }
   if (device != DeviceChoice::kCpu) {
     std::string why;
     if (cuda_available(why)) {

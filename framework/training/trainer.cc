@@ -2,7 +2,6 @@
 #include "framework/training/trainer.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -14,6 +13,7 @@
 
 #include "framework/data/shared_reader.h"
 #include "framework/error.h"
+#include "framework/hash.h"
 #include "framework/training/plan.h"
 
 namespace fmp {
@@ -113,9 +113,8 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
                                  double learning_rate, const ProgressCallback& progress) {
   const auto start = std::chrono::steady_clock::now();
   const std::vector<int64_t> order = epoch_order(frames, options_.epoch_frames, seed, epoch);
-  SharedReader reader(data, order, options_.batch,
-                      network.config().input_bits, SharedReader::Give::kShares, options_.ranks,
-                      kSmallestBatch);
+  SharedReader reader(data, order, options_.batch, network.config().input_bits,
+                      SharedReader::Give::kShares, options_.ranks, kSmallestBatch);
   EpochResult result;
   double loss_sum = 0;
   int64_t correct = 0;
@@ -142,16 +141,13 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
 // this program, and must not become a result.
 void Trainer::check_agreement(const Network& network) const {
   if (options_.ranks == nullptr) return;
-  std::vector<int64_t> sums;  // a checksum of each rank
-  sums.resize(static_cast<size_t>(options_.ranks->ranks()), 0);
-  uint64_t sum = 0;
+  std::vector<int64_t> sums(static_cast<size_t>(options_.ranks->ranks()), 0);  // one of each rank
+  Hash hash;
   for (const Layer& layer : network.layers()) {
-    for (const Parameter* parameter : layer.parameters()) {
-      for (const float value : parameter->value.floats())
-        sum = sum * 0x100000001B3 + std::bit_cast<uint32_t>(value);
-    }
+    for (const Parameter* parameter : layer.parameters())
+      hash.add(std::span<const float>(parameter->value.floats()));
   }
-  sums[static_cast<size_t>(options_.ranks->rank())] = std::bit_cast<int64_t>(sum);
+  sums[static_cast<size_t>(options_.ranks->rank())] = static_cast<int64_t>(hash.value());
   options_.ranks->sum(sums);
   for (size_t rank = 1; rank < sums.size(); ++rank) {
     if (sums[rank] == sums[0]) continue;
