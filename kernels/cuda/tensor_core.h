@@ -30,7 +30,7 @@ __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t 
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// Exact. A is signed, B as the name says.
+// Exact. A and B are as the name says.
 __device__ __forceinline__ void mma_m16n8k32_s8_u8(int (&d)[4], const uint32_t (&a)[4],
                                                    const uint32_t (&b)[2]) {
   asm volatile(
@@ -47,10 +47,26 @@ __device__ __forceinline__ void mma_m16n8k32_s8_s8(int (&d)[4], const uint32_t (
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+__device__ __forceinline__ void mma_m16n8k32_u8_u8(int (&d)[4], const uint32_t (&a)[4],
+                                                   const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Two bf16, rounded to the nearest, the first one in the lower bits.
+__device__ __forceinline__ uint32_t rounded_pair(float first, float second) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
 #else  // the host runtime of the tests has them
 using simt::mma_m16n8k16_bf16;
 using simt::mma_m16n8k32_s8_s8;
 using simt::mma_m16n8k32_s8_u8;
+using simt::mma_m16n8k32_u8_u8;
+using simt::rounded_pair;
 #endif
 
 // The upper halves of two floats: two bf16, the first one in the lower bits.
@@ -58,23 +74,19 @@ __device__ __forceinline__ uint32_t upper_halves(float first, float second) {
   return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x7632);
 }
 
-// A float has 24 significant bits and the exponents of bf16, which has 8 bits: it is the sum of
-// three bf16, without any rounding (if it is at least 2^-109 or 0; what is lost of others is below
-// 2^-133). Codes of up to 8 bits are bf16 as they are. So a product of
-// gradients with codes comes to three exact products, and what rounds is their sum alone. (In TF32,
-// with 11 bits, two parts would do to 22 bits, but at half the rate: two products take as long as
-// four of bf16.)
-inline constexpr int kFloatParts = 3;
+// Gradients are multiplied as the sum of two bf16, each rounded to the nearest: 16 of a float's 24
+// significant bits, an error of 2^-17 at most (TF32, which PyTorch's convolutions use on such
+// devices, has 11 bits). Codes of up to 8 bits are bf16 as they are. So a product of gradients with
+// codes comes to two exact products.
+inline constexpr int kFloatParts = 2;
 
-// The parts of two neighbours in k, the largest first.
+// The parts of two neighbours in k, the larger first.
 __device__ __forceinline__ void split(float first, float second, uint32_t (&parts)[kFloatParts]) {
   constexpr uint32_t kUpper = 0xffff0000U;
-#pragma unroll
-  for (int p = 0; p < kFloatParts; ++p) {
-    parts[p] = upper_halves(first, second);
-    first -= __uint_as_float(__float_as_uint(first) & kUpper);  // exact
-    second -= __uint_as_float(__float_as_uint(second) & kUpper);
-  }
+  parts[0] = rounded_pair(first, second);
+  first -= __uint_as_float(parts[0] << 16);  // exact
+  second -= __uint_as_float(parts[0] & kUpper);
+  parts[1] = rounded_pair(first, second);
 }
 
 }  // namespace fmp::cuda

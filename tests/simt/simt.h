@@ -56,8 +56,13 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
                        const Site& site = Site::current());
 void mma_m16n8k32_s8_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         const Site& site = Site::current());
+void mma_m16n8k32_u8_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const Site& site = Site::current());
 void mma_m16n8k32_s8_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         const Site& site = Site::current());
+
+// cvt.rn.bf16x2.f32: two bf16, rounded to the nearest, halves to even, the first in the lower bits.
+uint32_t rounded_pair(float first, float second);
 
 // A load of `bytes` bytes at once must have an address that is a multiple of them. (The compiler's
 // calls before other accesses do not tell: it merges some. -fsanitize=alignment sees those.)

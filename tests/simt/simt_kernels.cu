@@ -196,9 +196,12 @@ void run_read_foreign_stack(int* out) { SIMT_LAUNCH(one_block(32), read_foreign_
 void run_multiply_bf16(const uint32_t* a, const uint32_t* b, float* d, unsigned lanes) {
   SIMT_LAUNCH(one_block(32), multiply<float>, simt::mma_m16n8k16_bf16, lanes, a, b, d);
 }
-void run_multiply_bytes(bool is_signed, const uint32_t* a, const uint32_t* b, int* d) {
+void run_multiply_bytes(Signs signs, const uint32_t* a, const uint32_t* b, int* d) {
   SIMT_LAUNCH(one_block(32), multiply<int>,
-              is_signed ? simt::mma_m16n8k32_s8_s8 : simt::mma_m16n8k32_s8_u8, 32U, a, b, d);
+              signs == Signs::kBoth  ? simt::mma_m16n8k32_s8_s8
+              : signs == Signs::kOfA ? simt::mma_m16n8k32_s8_u8
+                                     : simt::mma_m16n8k32_u8_u8,
+              32U, a, b, d);
 }
 void run_mma_after_exit(int* out) { SIMT_LAUNCH(one_block(32), mma_after_exit, out); }
 void run_split_floats(const float* values, uint32_t* parts, unsigned pairs) {

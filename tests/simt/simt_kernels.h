@@ -24,7 +24,8 @@ void run_write_past_shared();
 void run_read_foreign_stack(int* out);
 // [lane][register] of one warp; the first `lanes` lanes come.
 void run_multiply_bf16(const uint32_t* a, const uint32_t* b, float* d, unsigned lanes = 32);
-void run_multiply_bytes(bool is_signed, const uint32_t* a, const uint32_t* b, int* d);
+enum class Signs { kNone, kOfA, kBoth };
+void run_multiply_bytes(Signs signs, const uint32_t* a, const uint32_t* b, int* d);
 void run_mma_after_exit(int* out);
 // parts: [pair][3]
 void run_split_floats(const float* values, uint32_t* parts, unsigned pairs);

@@ -3,6 +3,7 @@
 // matrices, and hands each lane its part of D, as the others wait.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -57,12 +58,12 @@ struct Bf16 {
   }
 };
 
-template <typename ByteOfB>
+template <typename ByteOfA, typename ByteOfB>
 struct Bytes {
   using Sum = int;
   using Exact = int64_t;
   static constexpr size_t kPerRegister = 4;
-  static Exact a(uint32_t bits, size_t i) { return static_cast<int8_t>(bits >> 8 * i); }
+  static Exact a(uint32_t bits, size_t i) { return static_cast<ByteOfA>(bits >> 8 * i); }
   static Exact b(uint32_t bits, size_t i) { return static_cast<ByteOfB>(bits >> 8 * i); }
   static constexpr size_t kProductsAtOnce = 32;
   static Sum add(Sum before, const Exact (&products)[kProductsAtOnce]) {
@@ -125,11 +126,24 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
 }
 void mma_m16n8k32_s8_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         const Site& site) {
-  run<Bytes<uint8_t>>(d, a, b, site);
+  run<Bytes<int8_t, uint8_t>>(d, a, b, site);
+}
+void mma_m16n8k32_u8_u8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        const Site& site) {
+  run<Bytes<uint8_t, uint8_t>>(d, a, b, site);
 }
 void mma_m16n8k32_s8_s8(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         const Site& site) {
-  run<Bytes<int8_t>>(d, a, b, site);
+  run<Bytes<int8_t, int8_t>>(d, a, b, site);
+}
+
+uint32_t rounded_pair(float first, float second) {
+  const auto rounded = [](float value) {
+    const auto bits = std::bit_cast<uint32_t>(value);
+    if (std::isnan(value)) return 0x7fffU;
+    return (bits + 0x7fffU + (bits >> 16 & 1U)) >> 16;
+  };
+  return rounded(first) | rounded(second) << 16;
 }
 
 }  // namespace simt
