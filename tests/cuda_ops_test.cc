@@ -28,6 +28,9 @@ using Buffer = cuda::DeviceBuffer<T>;
 
 constexpr uint64_t kSeed = 20251;
 constexpr double kTolerance = 1e-5;
+// Of the gradient of a threshold: a sum of differences between codes and what was rounded to them,
+// as a difference of two sums that are some hundred times as large.
+constexpr double kThresholdTolerance = 1e-4;
 constexpr cuda::Stream kStream = nullptr;
 
 template <typename T>
@@ -169,6 +172,8 @@ const Case kCases[] = {
     {"ManyFrames", {3, 4, 3, 4, 2, 8, 8, 8}, 530, kU8},
     // A few more than the 16 outputs, 32 k or 8 quads of a fragment.
     {"FiveTaps", {20, 34, 5, 3, 1, 8, 8, 8}, 32, kU8},
+    {"Unpooled", {33, 40, 3, 5, 1, 8, 8, 8}, 40, kU8},
+    {"UnpooledMasked", {34, 21, 3, 6, 1, 8, 8, 8}, 70, kU8, true},
     {"SignedChannels", {35, 18, 3, 2, 1, 8, 8, 8}, 34, kS8},
     {"FloatInput", {6, 17, 3, 2, 2, kFloat, 8, 8}, 20, kF32},
 // Layers of VGG10, three warps of frames; on the host runtime with fewer positions.
@@ -456,10 +461,26 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
       expect_close(device_dgamma.to_host(kStream), dgamma, "gamma gradient");
       expect_close(device_dbeta.to_host(kStream), dbeta, "beta gradient");
       EXPECT_NEAR(device_dthreshold.to_host(kStream)[0], cpu_gradients.threshold,
-                  kTolerance * std::max(1.0, std::fabs(cpu_gradients.threshold)));
+                  kThresholdTolerance * std::max(1.0, std::fabs(cpu_gradients.threshold)));
     }
     expect_close(from_cuda(device_dx, o.in, 0), from_cpu<float>(dx, seen), "input gradient");
   });
+}
+
+// That the test above covers what forms_dy_on_chip(), and that hidden layers of VGG10 do.
+TEST_P(CudaOpsTest, LayersOfThreeTapsHaveNoDyInMemory) {
+  const Operands o(GetParam());
+  const LayerShape& s = o.shape;
+  const DeviceWeights device(o, Kernel::kDense);
+  const bool fits = s.in_channels <= 64 && s.out_channels <= 64;
+  const bool expected = s.taps == 3 && s.length > 1 && s.pool <= 2 && o.integers() && fits &&
+                        s.weight_bits != kFloatBits && s.act_bits != kFloatBits &&
+                        o.input().type == kU8;
+  if (fits) {
+    EXPECT_EQ(cuda::forms_dy_on_chip(o.input(), device.weights), expected);
+  }
+  const DeviceWeights sparse(o, Kernel::kSparse);
+  EXPECT_FALSE(cuda::forms_dy_on_chip(o.input(), sparse.weights));
 }
 
 void check_output_layer(const Operands& o, const Floats& gain) {
@@ -593,12 +614,11 @@ TEST_F(CudaOpTest, FramesMayBeLong) {
 }
 #endif
 
-// Gradients that are multiplied by codes are exact but for the rounding of sums: their error, as a
-// part of the sum of magnitudes, is about that of sums in fp32, whose last bit is 2^-23; tensor
-// cores cut off what they add up at that bit (tests/simt/simt.h). Magnitudes span 2^20, so that a
-// part of a gradient that is missing anywhere is seen.
-TEST_F(CudaOpTest, GradientsByCodesAreAsExactAsInFp32) {
-  constexpr double kBound = 0x1.6a09e6p-22;  // 2^-21.5
+// Gradients that are multiplied by codes are rounded to two bf16, with an error of 2^-17 at
+// most; sums are rounded as in fp32. Magnitudes span 2^20, so that a part of a gradient that is
+// missing anywhere is seen.
+TEST_F(CudaOpTest, GradientsByCodesHaveSixteenBits) {
+  constexpr double kBound = 0x1.6a09e6p-18;  // 2^-17.5
   const LayerShape layer{21, 35, 3, 11, 1, 8, 8, 8};
   const cuda::Tile x_tile{70, layer.length, layer.in_channels, 1},
       dy_tile{70, layer.length, layer.out_channels, 1};

@@ -290,21 +290,26 @@ class LayerBench {
                                  {running_.data(), running_.data() + channels}, state, out_,
                                  out_codes_.data(), stream_);
     });
-    const double backward = seconds_of([&] {
-      cuda::hidden_backward(x, weights_, parameters, state, dp_.data(), nullptr,
-                            {grad_.data(), channel_grad_.data(), channel_grad_.data() + channels,
-                             channel_grad_.data() + 2 * channels},
-                            nullptr, stream_);
-    });
+    const auto backward_with = [&](float* dx) {
+      return seconds_of([&] {
+        cuda::hidden_backward(x, weights_, parameters, state, dp_.data(), nullptr,
+                              {grad_.data(), channel_grad_.data(), channel_grad_.data() + channels,
+                               channel_grad_.data() + 2 * channels},
+                              dx, stream_);
+      });
+    };
+    const double backward = backward_with(nullptr);
     const bool once = in_.channels == 2 && cuda::sums_gradients_once(x, weights_);
+    const bool on_chip = state.on_chip;
     const double product =
         state.keeps_y ? seconds_of([&] { weights_.forward(x, y_.data(), stream_); }) : 0.0;
     print("activation", kernel, forward - product);
-    const double weight = once ? 0.0 : seconds_of([&] {
+    const double weight = once || on_chip ? 0.0 : seconds_of([&] {
       weights_.backward_weight(x, dy_tile_, y_.data(), grad_.data(), stream_);
     });
     print("activation backward", kernel, backward - weight);
-    if (once) print("backward weight", kernel, 0.0);  // comes with it
+    if (once || on_chip) print("backward weight", kernel, 0.0);  // comes with it
+    if (on_chip) print("backward data", kernel, backward_with(dx_.data()) - backward);
   }
 
   std::string name_;

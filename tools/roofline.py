@@ -3,10 +3,12 @@
 
 A pass moves each of its operands through device memory once and does its arithmetic at the device's
 peak rate; it takes at least the longer of the two. Passes run one after the other, so that a step
-takes at least their sum. What moves is what kernels/cuda reads and writes: u8 codes between layers
-and fp32 gradients dy and dx. Sums y are computed again from the codes wherever they are needed
-(recompute.cu, first_layer.cu); "forward" of a hidden layer is the pass of one that keeps them, and no part of the step.
-Launches and the host are left out.
+takes at least their sum. What moves is what kernels/cuda reads and writes: u8 codes between layers,
+two bits for each of them that say which position won its window and whether its gradient passes, and
+fp32 gradients of the (pooled) outputs. Sums y of a hidden layer are computed again from the codes
+where they are needed, and its dy is formed on the chip (window_products.cu, recompute_backward.cu,
+first_layer.cu); "forward" of a hidden layer is the pass of one that keeps y, and no part of the step.
+Dense layers have their dy in memory. Launches and the host are left out.
 """
 import math
 
@@ -25,13 +27,14 @@ MMA_SYNC_SHARE = 0.629
 # 128 bytes a clock from L1 ("Shared Memory" of the CUDA C++ Programming Guide for compute capability
 # 9.0), the clock from the fp32 rate (128 lanes, 2 operations).
 L1_BYTES_PER_S = FP32_FLOP_PER_S / (128 * 2) * 128
-# Rates by what a dense product multiplies: bytes by bytes, and floats, as three parts in bf16, by
-# codes.
+# Rates by what a dense product multiplies: bytes by bytes, and floats, as two parts in bf16, by codes.
 DENSE_RATES = {"int8": INT8_TENSOR_OP_PER_S * MMA_SYNC_SHARE,
-               "3 x bf16": BF16_TENSOR_FLOP_PER_S * MMA_SYNC_SHARE / 3}
+               "2 x bf16": BF16_TENSOR_FLOP_PER_S * MMA_SYNC_SHARE / 2}
 
 DENSITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 GOAL_FRAMES_PER_S = 1_200_000
+# Blocks of recompute_backward.cu, each of which writes its sums for the weights' gradient.
+PRODUCT_BLOCKS = 264
 # Of the gradient of weights in conv1d_tensor.cu: kGradientBlocks, kGradientWarps, the outputs and
 # quads of a warp's tile; of that in conv1d.cu: kManyBlocks, weights of a block.
 GRADIENT_BLOCKS, GRADIENT_WARPS, TILE_OUTPUTS, TILE_QUADS = 264, 6, 32, 16
@@ -81,7 +84,7 @@ def passes(layer, first, density, batch, bytes_per_s):
     """Yields (pass, kernel, bytes, seconds by arithmetic, bound, operations), all per frame.
 
     kernel: the one with the lower bound. A sparse kernel loads 4 bytes from L1 for each product. A
-    product of a float by a code counts as one, though tensor cores do it in three parts.
+    product of a float by a code counts as one, though tensor cores do it in two parts.
     """
     products = layer.weights * layer.length
     x = ceil_div(layer.in_channels, 4) * 4 * layer.length
@@ -108,23 +111,38 @@ def passes(layer, first, density, batch, bytes_per_s):
         bound = "memory" if moved / bytes_per_s >= seconds else "int8"
         return name, "", moved, seconds, bound, times * 2 * products
 
+    def on_chip(name, of_codes, of_gradients, moved):
+        """Products of codes by codes and of gradients by codes, so often."""
+        seconds = 2 * products * (of_codes / DENSE_RATES["int8"] + of_gradients / DENSE_RATES["2 x bf16"])
+        bound = "memory" if moved / bytes_per_s >= seconds else "tensor cores"
+        return name, "", moved, seconds, bound, (of_codes + of_gradients) * 2 * products
+
     def both(moved):
         return {"dense": moved, "sparse": moved}
 
     yield product("forward", "int8", both(x + y))
+    bits = pooled // 4
     if first:
         # Sums of y come from those of windows, and one pass over the gradient gives all (first_layer.cu).
-        yield recomputed("activation", 1, 2 * x + pooled)
-        yield recomputed("activation backward", 1, x + 4 * pooled)
+        yield recomputed("activation", 1, 2 * x + pooled + bits)
+        yield on_chip("activation backward", 0, 1, x + 5 * pooled + bits)
+        yield "update", "", WEIGHT_BYTES * layer.weights / batch, 0.0, "memory", 0
+        return
+    if layer.taps > 1:
+        # Products of rows, as many as those of y, and y for the codes. Sums of g * x, y for dx.
+        yield recomputed("activation", 2, 2 * x + pooled + bits)
+        sums = 2 * 4 * layer.weights * PRODUCT_BLOCKS / batch
+        yield on_chip("activation backward", 0, 1, x + 5 * pooled + bits + sums)
+        yield on_chip("backward data", 1, 1, x + 4 * pooled + bits + dx)
         yield "update", "", WEIGHT_BYTES * layer.weights / batch, 0.0, "memory", 0
         return
     if hidden:
         # y is computed again: for its sums and for the codes; for sums of gradients and, twice, for dy.
         yield recomputed("activation", 2, 2 * x + pooled)
         yield recomputed("activation backward", 3, 2 * (x + 4 * pooled) + y)
-    yield product("backward weight", "3 x bf16",
+    yield product("backward weight", "2 x bf16",
                   {k: x + y + partial_sums(layer, k, density, batch) for k in ("dense", "sparse")})
-    yield product("backward data", "3 x bf16", both(y + dx))
+    yield product("backward data", "2 x bf16", both(y + dx))
     yield "update", "", WEIGHT_BYTES * layer.weights / batch, 0.0, "memory", 0
 
 

@@ -127,6 +127,62 @@ struct WindowSums {
   }
 };
 
+// Sums over all windows of a hidden layer's input of three taps, [lag][channel][channel] for lags
+// -2 .. 2, the same for the first and the last row at lag 0, and sums of elements: of all rows, the
+// first and the last. See window_products.cu.
+struct WindowProducts {
+  static constexpr int kTaps = 3, kGroupChannels = 32;
+  unsigned long long* data;
+  int stride;  // channels, up to whole groups
+
+  static int groups(int channels) { return (channels + kGroupChannels - 1) / kGroupChannels; }
+  static size_t size(int channels) {
+    const size_t stride = static_cast<size_t>(groups(channels) * kGroupChannels);
+    return ((2 * kTaps + 1) * stride + 3) * stride;
+  }
+  // Sum over rows of x[row][c] * x[row + lag][other].
+  __device__ __forceinline__ unsigned long long* product(int lag, int other, int c) const {
+    return data + ((lag + kTaps - 1) * stride + other) * stride + c;
+  }
+  // x[row][c] * x[row][other], which: 1 = of the first row, 2 = of the last.
+  __device__ __forceinline__ unsigned long long* edge(int which, int other, int c) const {
+    return data + ((2 * kTaps - 2 + which) * stride + other) * stride + c;
+  }
+  __device__ __forceinline__ unsigned long long* sum(int which, int c) const {
+    return data + ((2 * kTaps + 1) * stride + which) * stride + c;
+  }
+  // Sum over all windows of element (tap, c): zeros before the first row and behind the last.
+  __device__ __forceinline__ int64_t of_element(int tap, int c) const {
+    const unsigned long long missing = tap == 0 ? *sum(2, c) : tap == 2 ? *sum(1, c) : 0;
+    return static_cast<int64_t>(*sum(0, c) - missing);
+  }
+};
+
+// Which position of each window of a layer's output won, and whether its gradient passes:
+// [pooled row][quad of channels][eight frames], bits 8 * (channel of the quad) + frame as a lane
+// holds them (winners.h).
+struct WindowBits {
+  uint32_t position, passing;
+};
+
+// A layer's output.
+struct OutputCodes {
+  const uint32_t* words;
+  int quads, lanes, pad;
+
+  __device__ __forceinline__ const uint32_t* at(int row, int quad, int lane) const {
+    return words +
+           (static_cast<size_t>(row + pad) * static_cast<size_t>(quads) +
+            static_cast<size_t>(quad)) *
+               static_cast<size_t>(lanes) +
+           static_cast<size_t>(lane);
+  }
+  // The codes of eight quads, by the first eight lanes of a warp.
+  __device__ __forceinline__ void prefetch(int row, int quad, int lane) const {
+    if (thread_x() < 8 && quad < quads) cuda::prefetch(at(row, quad, lane));
+  }
+};
+
 // Positions of a slice of all `rows`; of slice `block_y()` by itself.
 struct RowSlice {
   int begin, end;
@@ -172,8 +228,10 @@ void apply_gradients(const Activation& a, const HiddenState& state, const float*
 // again.
 bool can_recompute(const Weights& weights);
 void sum_channels(const Input& x, const Weights& weights, const IntegerSums& sums, Stream stream);
+// winners: null = not wanted.
 void activate(const Input& x, const Weights& weights, const Activation& a, Mode mode,
-              const HiddenState& state, const Tile& out, void* out_data, Stream stream);
+              const HiddenState& state, const Tile& out, void* out_data, WindowBits* winners,
+              Stream stream);
 // partial: [slices_of_gradients(a)][channel][3]
 int slices_of_gradients(const Activation& a);
 void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
@@ -181,17 +239,57 @@ void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
 void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
                      const GradientAffine& gradient, int pad, float* dy, Stream stream);
 
+// Hidden layers whose training step needs neither y nor dy in memory nor the search for winners
+// twice: where can_recompute(), inputs are unsigned codes, windows are of three taps and pooled by
+// one or two, and both gradients are planned to run dense. The forward pass sums up products of
+// elements of windows (window_products.cu) and keeps the winners, the backward pass gets along with
+// those (recompute_backward.cu).
+// sums: [channel][2], of y and y^2. by_weights: [O][T][C]. memory: memory_for_products() ints.
+size_t memory_for_products(const Input& x);
+void sum_products(const Input& x, const Weights& weights, const WindowProducts& products,
+                  int* memory, int64_t* by_weights, double* sums, Stream stream);
+// What the backward pass reads beside dp.
+struct ForwardPass {
+  OutputCodes out;
+  const WindowBits* winners;
+  WindowProducts products;
+  const int64_t* by_weights;
+};
+// Sums of g * x: of_blocks gets memory_for_gradients() floats, sums [O][T][C]. totals:
+// [channel][3], as sum_gradients() has them; partial: slices_of_products() times [channel][3].
+size_t memory_for_gradients(const Weights& weights, const Activation& a);
+int slices_of_products(const Activation& a);
+void sum_gradient_products(const Input& x, const Weights& weights, const Activation& a,
+                           const HiddenState& state, const ForwardPass& forward, const float* dp,
+                           float* of_blocks, double* partial, float* sums, double* totals,
+                           Stream stream);
+// The end of it and of sum_window_gradients(): of_blocks: [blocks][channel][stride], the elements
+// of windows first; partial: [blocks][channel][2], sums of g and of dp * code. sums:
+// [channel][stride].
+void finish_gradient_sums(const Weights& weights, const Activation& a, const HiddenState& state,
+                          int stride, const float* of_blocks, int blocks, const double* partial,
+                          float* sums, double* totals, Stream stream);
+// grad: of the fake-quantized weights, [O][T][C].
+void gradient_of_products(const Weights& weights, const ForwardPass& forward, const float* sums,
+                          const GradientAffine& gradient, const float* x_scale, float* grad,
+                          Stream stream);
+// dx: [L][C][lane]
+void input_gradient(const Input& x, const Weights& weights, const Activation& a,
+                    const ForwardPass& forward, const float* dp, const GradientAffine& gradient,
+                    float* dx, Stream stream);
+
 // Layers whose windows hold few elements, and are to be summed up instead of y (first_layer.cu).
 bool has_few_elements(const Input& x, const Weights& weights);
 void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums, Stream stream);
-// The sums of sum_gradients(), and products of gradients and elements: products_of_windows() floats
-// of memory.
-size_t products_of_windows(const Activation& a, const WindowSums& sums);
+// As sum_gradient_products() and gradient_of_products(): memory_for_window_gradients() floats of
+// memory; sums: [channel][stride_of_windows()].
+int stride_of_windows(const WindowSums& windows);
+size_t memory_for_window_gradients(const Activation& a, const WindowSums& windows);
 void sum_window_gradients(const Input& x, const Weights& weights, const Activation& a,
-                          const HiddenState& state, const float* dp, const WindowSums& sums,
-                          double* partial, float* products, Stream stream);
-// From those to the gradient of the fake-quantized weights, [O][T][C].
-void gradient_of_windows(const Activation& a, const WindowSums& sums, const float* products,
+                          const HiddenState& state, const ForwardPass& forward, const float* dp,
+                          const WindowSums& windows, float* of_blocks, double* partial, float* sums,
+                          double* totals, Stream stream);
+void gradient_of_windows(const Activation& a, const WindowSums& windows, const float* sums,
                          const GradientAffine& gradient, const float* x_scale, float* grad,
                          Stream stream);
 

@@ -244,16 +244,25 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-__global__ void __launch_bounds__(kBlockThreads)
+// Rows of a block's threads share the slices.
+constexpr int kSliceRows = 8;
+__global__ void __launch_bounds__(kWarpLanes* kSliceRows)
     add_partial_sums(const float* partial, int slices, int count, const int* places,
                      const float* scale, float* grad) {
-  const int i = static_cast<int>(global_x());
-  if (i >= count) return;
+  __shared__ double of_row[kSliceRows][kWarpLanes];
+  const int i = block_x() * kWarpLanes + thread_x();
   double sum = 0;
-  for (int s = 0; s < slices; ++s) {
-    sum += static_cast<double>(
-        partial[static_cast<size_t>(s) * static_cast<size_t>(count) + static_cast<size_t>(i)]);
+  if (i < count) {
+#pragma unroll 8
+    for (int s = thread_y(); s < slices; s += kSliceRows) {
+      sum += static_cast<double>(
+          partial[static_cast<size_t>(s) * static_cast<size_t>(count) + static_cast<size_t>(i)]);
+    }
   }
+  of_row[thread_y()][thread_x()] = sum;
+  __syncthreads();
+  if (thread_y() != 0 || i >= count) return;
+  for (int row = 1; row < kSliceRows; ++row) sum += of_row[row][thread_x()];
   const float factor = scale != nullptr ? *scale : 1.0F;
   grad[places != nullptr ? places[i] : i] = static_cast<float>(sum) * factor;
 }
@@ -262,9 +271,10 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 void add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
                 float* grad, Stream stream) {
-  launch(Where("add_slices", native(stream)),
-         Shape{dim3(blocks_for(static_cast<size_t>(count), kBlockThreads)), dim3(kBlockThreads)},
-         add_partial_sums, partial, slices, count, places, scale, grad);
+  launch(
+      Where("add_slices", native(stream)),
+      Shape{dim3(blocks_for(static_cast<size_t>(count), kWarpLanes)), dim3(kWarpLanes, kSliceRows)},
+      add_partial_sums, partial, slices, count, places, scale, grad);
 }
 
 ConvShape conv_shape(const LayerShape& shape, const Tile& input) {

@@ -116,6 +116,7 @@ void launch_windows(const char* name, const void* x, const Windows& s, const uin
 // What a layer's row of blocks packs.
 struct PackJob {
   Packing packing;
+  int row_channels, steps;  // of k: the channels of a tap with what fills them up, and products
   const float* codes;
   int count;  // of registers
   uint32_t* fragments;
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kBlockThreads) pack_fragments(PackJobs jobs) {
   const int i = static_cast<int>(global_x());
   if (i >= job.count) return;
   const int reg = i % 4, lane = i / 4 % kWarpLanes, product = i / 4 / kWarpLanes;
-  const int steps = Order::steps(p), channels = Order::row_channels(p);
+  const int steps = job.steps, channels = job.row_channels;
   const int out = output_of(product / steps, lane / kMembers, reg % 2);
   const int first = product % steps * Order::kDepth + lane % kMembers * Order::kPerRegister +
                     reg / 2 * (Order::kDepth / 2);
@@ -159,9 +160,16 @@ class Packer {
   Packer& operator=(const Packer&) = delete;
 
   void add(const Packing& p, const float* codes, DeviceBuffer<uint32_t>& fragments) {
-    const size_t count = static_cast<size_t>(tiles_for(p.out)) *
-                         static_cast<size_t>(FragmentOrder<kBytes>::steps(p)) * kWarpLanes * 4;
-    jobs_.of[size_++] = {p, codes, static_cast<int>(count), fragments.reserve(count)};
+    add(p, FragmentOrder<kBytes>::row_channels(p), codes, fragments);
+  }
+  void add(const Packing& p, int row_channels, const float* codes,
+           DeviceBuffer<uint32_t>& fragments) {
+    constexpr int kDepth = FragmentOrder<kBytes>::kDepth;
+    const int steps = (p.taps * row_channels + kDepth - 1) / kDepth;
+    const size_t count =
+        static_cast<size_t>(tiles_for(p.out)) * static_cast<size_t>(steps) * kWarpLanes * 4;
+    jobs_.of[size_++] = {
+        p, row_channels, steps, codes, static_cast<int>(count), fragments.reserve(count)};
     largest_ = std::max(largest_, count);
   }
   void pack() const {
@@ -301,6 +309,22 @@ void Weights::compile_for_tensor_cores(std::span<Weights* const> layers, Stream 
   }
   bytes.pack();
   bf16.pack();
+  // The same with the channels of each tap filled up to whole tiles, where that differs.
+  Packer<false> by_tap("pack_bf16_by_tap", stream);
+  for (Weights* w : layers) {
+    const Packing p = packing_of(w->shape_, true);
+    if (w->backward_ && w->plan_.backward_data == Kernel::kDense && w->integers_ &&
+        p.in % kPairOutputs != 0) {
+      by_tap.add(p, tiles_for(p.in) * kFragmentRows, w->codes_.data(), w->tap_fragments_);
+    }
+  }
+  by_tap.pack();
+}
+
+const uint32_t* Weights::tap_fragments() const {
+  if (!integers_ || !backward_ || plan_.backward_data != Kernel::kDense) return nullptr;
+  return shape_.out_channels % kPairOutputs == 0 ? backward_fragments_.data()
+                                                 : tap_fragments_.data();
 }
 
 void Weights::forward_tensor(const Input& x, float* y, Stream stream) const {

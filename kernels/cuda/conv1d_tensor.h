@@ -154,7 +154,7 @@ struct FragmentOrder {
   static __host__ __device__ __forceinline__ int row_channels(const Packing& p) {
     return kBytes ? p.quads() * kQuad : p.in;
   }
-  static __host__ __device__ __forceinline__ int steps(const Packing& p) {
+  static __host__ __device__ __forceinline__ int steps(const Packing& p) {  // of a whole window
     return (p.taps * row_channels(p) + kDepth - 1) / kDepth;
   }
 };

@@ -33,6 +33,15 @@ __device__ __forceinline__ size_t global_x() {
   return static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
+// Asks for a line of memory that will be read soon, so that it is in L2 by then.
+__device__ __forceinline__ void prefetch(const void* address) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
+#else
+  static_cast<void>(address);
+#endif
+}
+
 // Sum over the threads of a warp, in every lane; the same order whatever the data.
 template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {

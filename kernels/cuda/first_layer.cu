@@ -25,7 +25,6 @@ constexpr int kMostTaps = 5;  // whose products of elements fit the registers
 constexpr int kSumRows = 64;  // positions of a warp
 constexpr int kColumns = kFragmentColumns;
 constexpr int kThreads = kWarpLanes * kWindowWarps;
-constexpr int kTiles = 1;       // of a warp
 constexpr int kBlocksEach = 3;  // on a multiprocessor, at least
 
 // Adds to sums[K] of the elements and sums[K + k (k + 1) / 2 + j] of products, j <= k.
@@ -72,37 +71,34 @@ __global__ void __launch_bounds__(kBlockThreads)
   atomicAdd(sums + i, static_cast<Total>(total));
 }
 
-// partial[block_x()][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
-// products[block_x()][channel][kColumnTiles * kColumns]: S.
+// partial[block_x()][channel][2]: sums of g and of dp * code.
+// of_blocks[block_x()][channel][kColumnTiles * kColumns]: S.
 template <bool kSigned, int kPositions, int kColumnTiles>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
-    window_gradients(Recompute r, Activation a, const float* dp, const float* xhat_gain,
-                     const float* xhat_shift, int elements, double* partial, float* products) {
+    window_gradients(Recompute r, Activation a, const float* dp, const WindowBits* winners,
+                     OutputCodes out, int elements, float* of_blocks, double* partial) {
   __shared__ float of_warp[kWindowWarps][kFragmentRows][kColumnTiles * kColumns];
+  __shared__ double sums_of_warp[kWindowWarps][kFragmentRows][2];
   const int tile = block_y();
   const int frame = first_frame_of_lane(r.grid.first_lane());
-  const int pool = pool_of<kPositions>(a);
-  GradientSums<kTiles> sums;
+  WindowGradientSums of_lane;
   float s[kColumnTiles][4] = {};
   const RowSlice rows(a.pooled_length(), r.grid.row(), r.grid.rows);
 #pragma unroll 1
   for (int row = rows.begin + thread_y(); row < rows.end; row += kWindowWarps) {
-    Winners<kTiles> w;
-    LaneSums<kTiles> y[kPositions];
-    find_winners<kSigned, kPositions, kTiles>(r, a, tile, row, w, y);
-    float g[kFrameTiles][4];
-    add_winners(sums, w, a, dp, row, tile, frame, xhat_gain, xhat_shift,
-                [&](int /*m*/, int i, int e, float passing) { g[i][e] = passing; });
-    sums.end_row();
-#pragma unroll 1
-    for (int j = 0; j < pool; ++j) {
+    const TileBits bits = read_bits(winners, a, row, tile, frame);
+    float gradient[4][kFrameTiles];  // by e
+    load_tile_gradients(a, dp, row, tile, frame, gradient);
+    of_lane.add(bits, gradient, out, row, tile, frame);
+#pragma unroll
+    for (int j = 0; j < kPositions; ++j) {
       // This lane's column is an element of the window; its eight frames are those of g.
       uint32_t codes[kColumnTiles][2][kFrameTiles];
 #pragma unroll
       for (int n = 0; n < kColumnTiles; ++n) {
         const int element = n * kColumns + group_of_lane();
         const uint32_t* from =
-            r.x + place(row * pool + j + element / kChannels, 0, frame, 1, r.s.lanes);
+            r.x + place(row * kPositions + j + element / kChannels, 0, frame, 1, r.s.lanes);
         load_frames<uint4>(from, element < elements, codes[n][0]);
         load_frames<uint4>(from + kFrameTiles, element < elements, codes[n][1]);
         for (auto& half : codes[n]) {
@@ -112,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 #pragma unroll
       for (int i = 0; i < kFrameTiles; i += 2) {  // a product takes half of the frames
         const auto at_j = [&](int tile_of_frames, int e) {
-          return w.is_at(j, 0, tile_of_frames, e) ? g[tile_of_frames][e] : 0.0F;
+          return gradient_at(bits, j, e, tile_of_frames, gradient[e][tile_of_frames]);
         };
         uint32_t parts[4][kFloatParts];
 #pragma unroll
@@ -143,44 +139,51 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
              [n * kColumns + 2 * member_of_lane() + e % 2] = s[n][e];
     }
   }
-  write_sums(sums, tile, a.channels, partial);  // waits for all warps
+  of_lane.end();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (member_of_lane() == 0) {
+      double(&to)[2] = sums_of_warp[thread_y()][2 * group_of_lane() + half];
+      to[0] = of_lane.all[half][0];
+      to[1] = of_lane.all[half][1];
+    }
+  }
+  __syncthreads();
   constexpr int kStride = kColumnTiles * kColumns;
-  for (int i = thread_y() * kWarpLanes + thread_x(); i < kFragmentRows * kStride; i += kThreads) {
+  const int thread = thread_y() * kWarpLanes + thread_x();
+  for (int i = thread; i < kFragmentRows * kStride; i += kThreads) {
     const int row = i / kStride, channel = output_of(tile, row / 2, row % 2);
     if (channel >= a.channels) continue;
     float total = 0;
     for (int warp = 0; warp < kWindowWarps; ++warp) total += of_warp[warp][row][i % kStride];
-    products[(static_cast<size_t>(block_x()) * static_cast<size_t>(a.channels) +
-              static_cast<size_t>(channel)) *
-                 kStride +
-             static_cast<size_t>(i % kStride)] = total;
+    of_blocks[(static_cast<size_t>(block_x()) * static_cast<size_t>(a.channels) +
+               static_cast<size_t>(channel)) *
+                  kStride +
+              static_cast<size_t>(i % kStride)] = total;
   }
+  if (thread >= kFragmentRows * 2) return;
+  const int row = thread / 2, channel = output_of(tile, row / 2, row % 2);
+  if (channel >= a.channels) return;
+  double total = 0;
+  for (int warp = 0; warp < kWindowWarps; ++warp) total += sums_of_warp[warp][row][thread % 2];
+  place_of_sums(partial, a.channels, channel)[thread % 2] = total;
 }
 
-// A warp for each weight: dw.
 __global__ void __launch_bounds__(kBlockThreads)
-    window_weight_gradient(int channels, WindowSums sums, const float* products, int slices,
-                           int stride, GradientAffine k, const float* x_scale, float* grad) {
-  const int weight = block_x() * kBlockWarps + thread_x() / kWarpLanes;
-  const int lane = thread_x() % kWarpLanes;
-  if (weight >= channels * sums.elements) return;
-  const int channel = weight / sums.elements, element = weight % sums.elements;
-  double s = 0;
-  for (int slice = lane; slice < slices; slice += kWarpLanes) {
-    s += static_cast<double>(products[(slice * channels + channel) * stride + element]);
-  }
-  s = warp_sum(s);
-  if (lane != 0) return;
+    window_weight_gradient(int channels, WindowSums windows, const float* sums, int stride,
+                           GradientAffine k, const float* x_scale, float* grad) {
+  const int weight = static_cast<int>(global_x());
+  if (weight >= channels * windows.elements) return;
+  const int channel = weight / windows.elements, element = weight % windows.elements;
   const float* codes =
-      sums.codes + static_cast<size_t>(channel) * static_cast<size_t>(sums.elements);
+      windows.codes + static_cast<size_t>(channel) * static_cast<size_t>(windows.elements);
   const double dw =
-      static_cast<double>(k.of_g[channel]) * s +
-      static_cast<double>(k.of_y[channel]) * static_cast<double>(sums.of_products(codes, element)) +
-      static_cast<double>(k.of_one[channel]) * static_cast<double>(sums.of_element(element));
+      static_cast<double>(k.of_g[channel]) * static_cast<double>(sums[channel * stride + element]) +
+      static_cast<double>(k.of_y[channel]) *
+          static_cast<double>(windows.of_products(codes, element)) +
+      static_cast<double>(k.of_one[channel]) * static_cast<double>(windows.of_element(element));
   grad[weight] = static_cast<float>(dw * static_cast<double>(*x_scale));
 }
-
-int stride_of(int elements) { return elements <= kColumns ? kColumns : 2 * kColumns; }
 
 }  // namespace
 
@@ -188,8 +191,9 @@ bool has_few_elements(const Input& x, const Weights& weights) {
   constexpr double kExact = 4.6e18;  // below 2^62
   const ConvShape& s = weights.conv();
   const double largest = static_cast<double>(largest_sum(weights.layer()));
+  const int pool = weights.layer().pool;
   return can_recompute(weights) && s.same_padding && s.in_channels == kChannels &&
-         s.taps % 2 == 1 && s.taps <= kMostTaps &&
+         (pool == 1 || pool == kPair) && s.taps % 2 == 1 && s.taps <= kMostTaps &&
          static_cast<double>(x.tile.frames) * s.out_length * largest * largest < kExact;
 }
 
@@ -216,35 +220,40 @@ void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums,
   }
 }
 
-size_t products_of_windows(const Activation& a, const WindowSums& sums) {
+int stride_of_windows(const WindowSums& windows) {
+  return windows.elements <= kColumns ? kColumns : 2 * kColumns;
+}
+size_t memory_for_window_gradients(const Activation& a, const WindowSums& windows) {
   return static_cast<size_t>(slices_of_gradients(a)) * static_cast<size_t>(a.channels) *
-         static_cast<size_t>(stride_of(sums.elements));
+         static_cast<size_t>(stride_of_windows(windows));
 }
 
 void sum_window_gradients(const Input& x, const Weights& weights, const Activation& a,
-                          const HiddenState& state, const float* dp, const WindowSums& sums,
-                          double* partial, float* products, Stream stream) {
+                          const HiddenState& state, const ForwardPass& forward, const float* dp,
+                          const WindowSums& windows, float* of_blocks, double* partial, float* sums,
+                          double* totals, Stream stream) {
   const RecomputeCall of(x, weights, stream);
   const WarpsByRows grid = gradient_slices(a);
+  const int stride = stride_of_windows(windows);
   of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
     launch(Where("window_gradients", of.on),
            Shape{dim3(grid.blocks(), static_cast<unsigned>(of.s.out_tiles)),
                  dim3(kWarpLanes, kWindowWarps)},
-           stride_of(sums.elements) == kColumns ? window_gradients<kSigned, kPositions, 1>
-                                                : window_gradients<kSigned, kPositions, 2>,
-           of.at(grid), a, dp, static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
-           static_cast<const float*>(state.constant(HiddenState::kXhatShift)), sums.elements,
-           partial, products);
+           stride == kColumns ? window_gradients<kSigned, kPositions, 1>
+                              : window_gradients<kSigned, kPositions, 2>,
+           of.at(grid), a, dp, forward.winners, forward.out, windows.elements, of_blocks, partial);
   });
+  finish_gradient_sums(weights, a, state, stride, of_blocks, static_cast<int>(grid.blocks()),
+                       partial, sums, totals, stream);
 }
 
-void gradient_of_windows(const Activation& a, const WindowSums& sums, const float* products,
+void gradient_of_windows(const Activation& a, const WindowSums& windows, const float* sums,
                          const GradientAffine& gradient, const float* x_scale, float* grad,
                          Stream stream) {
-  const size_t weights = static_cast<size_t>(a.channels) * static_cast<size_t>(sums.elements);
+  const size_t weights = static_cast<size_t>(a.channels) * static_cast<size_t>(windows.elements);
   launch(Where("window_weight_gradient", native(stream)),
-         Shape{dim3(blocks_for(weights, kBlockWarps)), dim3(kBlockThreads)}, window_weight_gradient,
-         a.channels, sums, products, slices_of_gradients(a), stride_of(sums.elements), gradient,
+         Shape{dim3(blocks_for(weights, kBlockThreads)), dim3(kBlockThreads)},
+         window_weight_gradient, a.channels, windows, sums, stride_of_windows(windows), gradient,
          x_scale, grad);
 }
 

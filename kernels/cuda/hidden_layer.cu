@@ -238,6 +238,16 @@ WindowSums window_sums_of(const Weights& weights, HiddenState& state) {
   return {state.totals.reserve(WindowSums::size(elements)), weights.codes(), elements};
 }
 
+WindowProducts window_products_of(const Input& x, HiddenState& state) {
+  return {state.totals.reserve(WindowProducts::size(x.tile.channels)),
+          WindowProducts::groups(x.tile.channels) * WindowProducts::kGroupChannels};
+}
+
+size_t words_of_winners(const Activation& a, const Tile& out) {
+  return static_cast<size_t>(a.pooled_length()) * static_cast<size_t>(out.quads()) *
+         static_cast<size_t>(a.lanes) / 8 * 2;
+}
+
 double elements_of_channel(const Activation& a) { return static_cast<double>(a.frames) * a.length; }
 
 }  // namespace
@@ -252,6 +262,7 @@ void hidden_forward_train(const Input& x, const Weights& weights,
   const cudaStream_t on = native(stream);
   state.collected = collect && a.max_code > 0;
   state.keeps_y = state.collected || !can_recompute(weights);
+  state.on_chip = !state.keeps_y && forms_dy_on_chip(x, weights);
   const auto set_constants = [&](const auto& sums) {
     launch(Where("batch_constants", on),
            Shape{dim3(blocks_for(state.channels, kBlockThreads)), dim3(kBlockThreads)},
@@ -265,6 +276,12 @@ void hidden_forward_train(const Input& x, const Weights& weights,
     double* partial = state.partial.reserve(size_t{slices.grid.y} * state.channels * 3);
     sum_channels(a, state.y.data(), partial, stream);
     set_constants(SlicedSums{partial, a.channels, static_cast<int>(slices.grid.y)});
+  } else if (state.on_chip) {
+    double* sums = state.partial.reserve(state.channels * 2);
+    int* memory = reinterpret_cast<int*>(state.sums_of_blocks.reserve(memory_for_products(x)));
+    sum_products(x, weights, window_products_of(x, state), memory,
+                 state.by_weights.reserve(static_cast<size_t>(layer.weights())), sums, stream);
+    set_constants(SlicedSums{sums, a.channels, 1});
   } else if (has_few_elements(x, weights)) {
     const WindowSums sums = window_sums_of(weights, state);
     sum_windows(x, weights, sums, stream);
@@ -285,8 +302,14 @@ void hidden_forward_train(const Input& x, const Weights& weights,
   if (state.keeps_y) {
     activate(a, Mode::kTraining, state, out, out_data, stream);
   } else {
-    activate(x, weights, a, Mode::kTraining, state, out, out_data, stream);
+    const bool needed = state.on_chip || sums_gradients_once(x, weights);
+    WindowBits* const winners =
+        needed ? reinterpret_cast<WindowBits*>(state.winners.reserve(words_of_winners(a, out)))
+               : nullptr;
+    activate(x, weights, a, Mode::kTraining, state, out, out_data, winners, stream);
   }
+  state.out = out;
+  state.out_data = out_data;
 }
 
 bool sums_gradients_once(const Input& x, const Weights& weights) {
@@ -316,7 +339,7 @@ void hidden_forward_eval(const Input& x, const Weights& weights, const HiddenPar
     weights.forward(x, memory_for_y(layer, x.tile, state), stream);
     activate(a, Mode::kEvaluation, state, out, out_data, stream);
   } else {
-    activate(x, weights, a, Mode::kEvaluation, state, out, out_data, stream);
+    activate(x, weights, a, Mode::kEvaluation, state, out, out_data, nullptr, stream);
   }
 }
 
@@ -326,16 +349,37 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
   const Activation a = activation_of(weights.layer(), x.tile, state);
   const ConvShape& shape = weights.conv();
   // Whether one pass over dp gives all, as nobody wants dx.
-  const bool once = !state.keeps_y && dx == nullptr && sums_gradients_once(x, weights);
+  const bool once =
+      !state.keeps_y && !state.on_chip && dx == nullptr && sums_gradients_once(x, weights);
   const WindowSums windows = once ? window_sums_of(weights, state) : WindowSums{};
-  const int slices = state.keeps_y
+  const bool kept_winners = state.on_chip || once;
+  const ForwardPass forward =
+      kept_winners ? ForwardPass{{static_cast<const uint32_t*>(state.out_data), state.out.quads(),
+                                  state.out.lanes(), state.out.pad},
+                                 reinterpret_cast<const WindowBits*>(state.winners.data()),
+                                 state.on_chip ? window_products_of(x, state) : WindowProducts{},
+                                 state.by_weights.data()}
+                   : ForwardPass{};
+  // Of sums of gradients; where winners were kept, of all, before those of blocks.
+  const int slices = kept_winners ? 1
+                     : state.keeps_y
                          ? static_cast<int>(channel_slices(a.channels, a.pooled_length()).grid.y)
                          : slices_of_gradients(a);
-  double* partial = state.partial.reserve(static_cast<size_t>(slices) * state.channels * 3);
-  float* products = nullptr;
-  if (once) {
-    products = state.products.reserve(products_of_windows(a, windows));
-    sum_window_gradients(x, weights, a, state, dp, windows, partial, products, stream);
+  const int blocks = state.on_chip ? slices_of_products(a) : once ? slices_of_gradients(a) : 0;
+  double* partial =
+      state.partial.reserve(static_cast<size_t>(slices * 3 + blocks * 2) * state.channels);
+  double* of_blocks = partial + 3 * state.channels;
+  float* sums = nullptr;
+  if (state.on_chip) {
+    sums = state.products.reserve(static_cast<size_t>(weights.layer().weights()));
+    sum_gradient_products(x, weights, a, state, forward, dp,
+                          state.sums_of_blocks.reserve(memory_for_gradients(weights, a)), of_blocks,
+                          sums, partial, stream);
+  } else if (once) {
+    sums = state.products.reserve(state.channels * static_cast<size_t>(stride_of_windows(windows)));
+    sum_window_gradients(x, weights, a, state, forward, dp, windows,
+                         state.sums_of_blocks.reserve(memory_for_window_gradients(a, windows)),
+                         of_blocks, sums, partial, stream);
   } else if (state.keeps_y) {
     sum_gradients(a, state, dp, partial, stream);
   } else {
@@ -357,7 +401,12 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
 
   const GradientAffine gradient{k.of_g, k.of_y, k.of_one};
   if (once) {
-    gradient_of_windows(a, windows, products, gradient, x.scale, gradients.weight, stream);
+    gradient_of_windows(a, windows, sums, gradient, x.scale, gradients.weight, stream);
+    return;
+  }
+  if (state.on_chip) {
+    gradient_of_products(weights, forward, sums, gradient, x.scale, gradients.weight, stream);
+    if (dx != nullptr) input_gradient(x, weights, a, forward, dp, gradient, dx, stream);
     return;
   }
   const Tile dy{x.tile.frames, a.length, a.channels, shape.same_padding ? (shape.taps - 1) / 2 : 0};

@@ -134,6 +134,10 @@ class Weights {
     return integers_ && plan_.forward == Kernel::kDense ? forward_fragments_.data() : nullptr;
   }
 
+  // Those of backward_data() with each tap's outputs filled up to whole tiles of kPairOutputs; null
+  // if the input or the weights are not codes, or the plan is another one.
+  const uint32_t* tap_fragments() const;
+
   // Throws std::domain_error if a weight is not finite. Waits for the stream.
   struct Summary {
     float scale;
@@ -214,7 +218,7 @@ class Weights {
   DeviceBuffer<Status> status_;
   DeviceBuffer<float> codes_;
   // For tensor cores, in the order of their fragments: forward if integers, backward if quantized.
-  DeviceBuffer<uint32_t> forward_fragments_, backward_fragments_;
+  DeviceBuffer<uint32_t> forward_fragments_, backward_fragments_, tap_fragments_;
   // Otherwise [T][quad of C][4][O up to a multiple of 8].
   DeviceBuffer<float> forward_values_, backward_values_;
   Sparse forward_sparse_, backward_sparse_;
@@ -274,6 +278,14 @@ class HiddenState {
   DeviceBuffer<unsigned long long> totals;  // of integers
   DeviceBuffer<float> dy;                   // in the backward pass
   DeviceBuffer<float> products;             // of gradients and elements of windows
+  // Where forms_dy_on_chip(): what the forward pass leaves for the backward pass, and sums of both
+  // passes' blocks.
+  bool on_chip = false;
+  Tile out;
+  const void* out_data = nullptr;
+  DeviceBuffer<uint32_t> winners;
+  DeviceBuffer<int64_t> by_weights;
+  DeviceBuffer<float> sums_of_blocks;
 };
 
 struct RunningStatistics {
@@ -281,7 +293,7 @@ struct RunningStatistics {
 };
 
 // out: a tile of codes, or of floats when act_bits is kFloatBits; its padding is written, too.
-// running: updated.
+// running: updated. hidden_backward() may read the output again.
 void hidden_forward_train(const Input& x, const Weights& weights,
                           const HiddenParameters& parameters, bool collect,
                           const RunningStatistics& running, HiddenState& state, const Tile& out,
@@ -300,6 +312,10 @@ void follow_threshold(const HiddenState& state, bool first, float* threshold, St
 // (first_layer.cu): of the layer that reads the frames, where its forward pass and its weights'
 // gradient are planned to run dense.
 bool sums_gradients_once(const Input& x, const Weights& weights);
+
+// Whether the training step of a hidden layer has neither its sums nor their gradients dy in memory
+// (window_products.cu, recompute_backward.cu).
+bool forms_dy_on_chip(const Input& x, const Weights& weights);
 
 struct HiddenGradients {
   float* weight;        // [O][T][C], of the fake-quantized weights

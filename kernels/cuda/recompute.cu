@@ -103,9 +103,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 // --- Codes ---------------------------------------------------------------------------------------
 
 // Every row of `out`, padding included.
-template <bool kSigned, int kPositions, typename Affine>
+template <bool kSigned, int kPositions, bool kWinners, typename Affine>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
-    recompute_codes(Recompute r, Activation a, const Scalars* scalars, Tile out, uint32_t* words) {
+    recompute_codes(Recompute r, Activation a, const Scalars* scalars, Tile out, uint32_t* words,
+                    WindowBits* winners) {
   static_assert(kForwardTiles == 2, "a pair of tiles holds the quads of a lane");
   const int row = r.grid.row() * kWindowWarps + thread_y() - out.pad;
   if (row >= out.length + out.pad) return;
@@ -115,6 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   const bool inside = row >= 0 && row < out.length;
   // Affine step, code and rounding never decrease: the code of the largest value is the largest.
   float largest[kForwardTiles][kFrameTiles][4];
+  WindowBits bits{};
   const int pool = pool_of<kPositions>(a);
 #pragma unroll 1
   for (int j = 0; inside && j < pool; j += kPositions) {
@@ -132,9 +134,22 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
           for (int column = 0; column < 2; ++column) {
             const int e = 2 * half + column;
             float most = affine(static_cast<float>(y[0][m][i][e]));
+            if constexpr (kWinners) {
+              // The first of the largest codes wins, and whether it passes is its sum's to tell.
+              const uint32_t bit = 1U << (16 * m + bit_of(e, i));
+              if constexpr (kPositions == kPair) {
+                const float other = affine(static_cast<float>(y[1][m][i][e]));
+                if (rounded_code(other, a.max_code) > rounded_code(most, a.max_code)) {
+                  most = other;
+                  bits.position |= bit;
+                }
+              }
+              if (passes<true>(a, most)) bits.passing |= bit;
+            } else {
 #pragma unroll
-            for (int p = 1; p < kPositions; ++p) {
-              most = fmaxf(most, affine(static_cast<float>(y[p][m][i][e])));
+              for (int p = 1; p < kPositions; ++p) {
+                most = fmaxf(most, affine(static_cast<float>(y[p][m][i][e])));
+              }
             }
             largest[m][i][e] = j == 0 ? most : fmaxf(largest[m][i][e], most);
           }
@@ -143,6 +158,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     }
   }
   if (quad >= out.quads()) return;
+  if (kWinners && inside) winners[place_of_bits(row, quad, out.quads(), frame, r.s.lanes)] = bits;
   uint4* to =
       reinterpret_cast<uint4*>(words + place(row + out.pad, quad, frame, out.quads(), r.s.lanes));
 #pragma unroll
@@ -287,14 +303,17 @@ void sum_channels(const Input& x, const Weights& weights, const IntegerSums& tot
 }
 
 void activate(const Input& x, const Weights& weights, const Activation& a, Mode mode,
-              const HiddenState& state, const Tile& out, void* out_data, Stream stream) {
+              const HiddenState& state, const Tile& out, void* out_data, WindowBits* winners,
+              Stream stream) {
   const RecomputeCall of(x, weights, stream);
   of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
-    const auto kernel = mode == Mode::kTraining
-                            ? recompute_codes<kSigned, kPositions, FusedAffine>
-                            : recompute_codes<kSigned, kPositions, EvaluationAffine>;
+    const auto kernel = winners != nullptr ? recompute_codes<kSigned, kPositions, true, FusedAffine>
+                        : mode == Mode::kTraining
+                            ? recompute_codes<kSigned, kPositions, false, FusedAffine>
+                            : recompute_codes<kSigned, kPositions, false, EvaluationAffine>;
     run("recompute_codes", of, of.warps_by(out.rows(), kWindowWarps), kForwardTiles, kernel, a,
-        static_cast<const Scalars*>(state.scalars.data()), out, static_cast<uint32_t*>(out_data));
+        static_cast<const Scalars*>(state.scalars.data()), out, static_cast<uint32_t*>(out_data),
+        winners);
   });
 }
 

@@ -145,6 +145,123 @@ __device__ __forceinline__ void load_gradients(const Activation& a, const float*
   for (int i = 0; i < kFrameTiles; ++i) of_frame[i] = frame + i < a.frames ? of_frame[i] : 0.0F;
 }
 
+// Window bits of a lane's elements of a tile: bit 8 * half + 4 * column + frame tile.
+__device__ __forceinline__ size_t place_of_bits(int row, int quad, int quads, int lane, int lanes) {
+  return place(row, quad, lane / 8, quads, lanes / 8);
+}
+__device__ __forceinline__ constexpr int bit_of(int e, int i) {
+  return 8 * (e / 2) + 4 * (e % 2) + i;
+}
+
+// Bits of a lane's windows of a tile that pass and whose position is j.
+struct TileBits {
+  uint32_t at[kPair];
+};
+__device__ __forceinline__ TileBits read_bits(const WindowBits* winners, const Activation& a,
+                                              int row, int tile, int lane) {
+  const int quads = (a.channels + kQuad - 1) / kQuad;
+  const int quad = tile / 2 * kFragmentColumns + group_of_lane();
+  WindowBits bits{};
+  if (quad < quads) bits = winners[place_of_bits(row, quad, quads, lane, a.lanes)];
+  const int shift = tile % 2 * 16;
+  return {{(bits.passing & ~bits.position) >> shift, (bits.passing & bits.position) >> shift}};
+}
+__device__ __forceinline__ float gradient_at(const TileBits& bits, int position, int e, int i,
+                                             float dp) {
+  return (bits.at[position] >> bit_of(e, i) & 1U) != 0 ? dp : 0.0F;
+}
+
+// The value of byte `i` of a word of unsigned codes.
+__device__ __forceinline__ float code_value(uint32_t word, int i) {
+  constexpr uint32_t kBits = 0x4b000000U;  // 2^23 + n has n in its lowest bits
+  return __uint_as_float(__byte_perm(word, kBits, 0x7440U + static_cast<unsigned>(i))) - 8388608.0F;
+}
+
+// A lane's gradients of a pooled row's windows.
+__device__ __forceinline__ void load_tile_gradients(const Activation& a, const float* dp, int row,
+                                                    int tile, int first_frame,
+                                                    float (&gradient)[4][kFrameTiles]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    load_gradients(a, dp, row, output_of(tile, group_of_lane(), e / 2), first_frame + 4 * (e % 2),
+                   gradient[e]);
+  }
+}
+
+// Asks for what a warp will read of a pooled row of a tile: dp, and bits of windows.
+__device__ __forceinline__ void prefetch_row(const Activation& a, const float* dp,
+                                             const WindowBits* winners, int row, int tile,
+                                             int first_frame) {
+  const int lane = thread_x(), quads = (a.channels + kQuad - 1) / kQuad;
+  if (lane < kFragmentRows) {
+    const int channel = output_of(tile, lane / 2, lane % 2);
+    if (channel < a.channels) prefetch(dp + a.place(row, channel, first_frame));
+  } else if (lane < kFragmentRows + kFragmentColumns) {
+    const int quad = tile / 2 * kFragmentColumns + lane - kFragmentRows;
+    if (quad < quads) prefetch(winners + place_of_bits(row, quad, quads, first_frame, a.lanes));
+  }
+}
+
+// Sums of g and of dp * code for a lane's channels of a tile, in floats over a few rows and then in
+// doubles.
+struct WindowGradientSums {
+  static constexpr int kRowsInFloats = 8;
+  float few[2][2] = {};
+  double all[2][2] = {};
+  int rows = 0;
+
+  __device__ __forceinline__ void add(const TileBits& bits, const float (&gradient)[4][kFrameTiles],
+                                      const OutputCodes& out, int row, int tile, int frame) {
+    const int quad = tile / 2 * kFragmentColumns + group_of_lane();
+    const uint32_t passing = bits.at[0] | bits.at[1];
+#pragma unroll
+    for (int column = 0; column < 2; ++column) {
+      uint32_t codes[kFrameTiles];
+      load_frames<uint4>(out.at(row, quad, frame + 4 * column), quad < out.quads, codes);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int e = 2 * half + column;
+#pragma unroll
+        for (int i = 0; i < kFrameTiles; ++i) {
+          few[half][0] += (passing >> bit_of(e, i) & 1U) != 0 ? gradient[e][i] : 0.0F;
+          few[half][1] =
+              __fmaf_rn(gradient[e][i], code_value(codes[i], tile % 2 * 2 + half), few[half][1]);
+        }
+      }
+    }
+    if (++rows % kRowsInFloats == 0) flush();
+  }
+  __device__ __forceinline__ void flush() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int which = 0; which < 2; ++which) {
+        all[half][which] += static_cast<double>(few[half][which]);
+        few[half][which] = 0;
+      }
+    }
+  }
+  // Adds up a warp's lanes.
+  __device__ __forceinline__ void end() {
+    flush();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int which = 0; which < 2; ++which) {
+        for (int step = 1; step < kMembers; step *= 2) {
+          all[half][which] += __shfl_xor_sync(kWholeWarp, all[half][which], step);
+        }
+      }
+    }
+  }
+};
+
+__device__ __forceinline__ double* place_of_sums(double* partial, int channels, int channel) {
+  return partial + (static_cast<size_t>(block_x()) * static_cast<size_t>(channels) +
+                    static_cast<size_t>(channel)) *
+                       2;
+}
+
 // Sums of g, of g * xhat, and of the scale's gradient for a lane's channels, in floats over a few
 // rows and then in doubles: conversions to double take eight times as long as additions of floats.
 template <int kTiles>

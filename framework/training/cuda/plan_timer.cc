@@ -87,19 +87,28 @@ class LayerTimer {
   double time(Pass pass, Kernel kernel) {
     LayerPlan plan;
     kernel_of(plan, pass) = kernel;
+    return time(plan, [&] { run(pass); });
+  }
+  // Seconds of all passes of a hidden layer.
+  double time_layer(const LayerPlan& plan) {
+    return time(plan, [&] { run_hidden(input(), dx_.data()); });
+  }
+  bool is_hidden() const { return hidden_; }
+
+ private:
+  template <typename F>
+  double time(const LayerPlan& plan, const F& passes) {
     weights_.compile(shape_, conv_, weight_.data(), integers_, plan, true, stream_);
-    run(pass);  // allocates
+    passes();  // allocates
     double best = std::numeric_limits<double>::infinity();
     for (int i = 0; i < kRepetitions; ++i) {
       begin_.record(stream_);
-      run(pass);
+      passes();
       end_.record(stream_);
       best = std::min(best, end_.seconds_since(begin_));
     }
     return best;
   }
-
- private:
   cuda::Input input() const {
     return {in_, integers_ ? ElementType::kU8 : ElementType::kF32, x_.data(),
             integers_ ? x_scale_.data() : nullptr};
@@ -107,7 +116,7 @@ class LayerTimer {
   void run(Pass pass) {
     const cuda::Input x = input();
     if (pass == Pass::kForward && hidden_) {
-      run_hidden(x);
+      run_hidden(x, nullptr);
     } else if (pass == Pass::kForward) {
       weights_.forward(x, y_.data(), stream_);
     } else if (pass == Pass::kBackwardData) {
@@ -119,7 +128,7 @@ class LayerTimer {
 
   // A hidden layer's forward kernel decides whether its sums are kept in memory or computed again
   // in every pass that needs them, so that all of those count.
-  void run_hidden(const cuda::Input& x) {
+  void run_hidden(const cuda::Input& x, float* dx) {
     const size_t channels = constants_.size();
     const cuda::HiddenParameters parameters{constants_.data(), constants_.data(),
                                             constants_.data()};
@@ -130,7 +139,7 @@ class LayerTimer {
         x, weights_, parameters, state_, y_.data(), nullptr,
         {grad_.data(), constant_gradients_.data(), constant_gradients_.data() + channels,
          constant_gradients_.data() + 2 * channels},
-        nullptr, stream_);
+        dx, stream_);
   }
 
   const Layer& layer_;
@@ -176,9 +185,15 @@ LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& 
     }
   }
   // Then the backward pass gives the weights' gradient without any dy to time a kernel with.
-  if (plan.forward == Kernel::kDense && timer.sums_gradients_once()) {
+  if (plan.forward != Kernel::kDense || !timer.is_hidden()) return plan;
+  if (timer.sums_gradients_once()) {
     plan.backward_weight = Kernel::kDense;
+    return plan;
   }
+  // Nor where dense passes form dy on the chip: whole layers tell whether other kernels are better.
+  LayerPlan dense = plan;
+  dense.backward_data = dense.backward_weight = Kernel::kDense;
+  if (dense != plan && timer.time_layer(dense) <= timer.time_layer(plan)) return dense;
   return plan;
 }
 
