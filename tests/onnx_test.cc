@@ -375,6 +375,22 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
       {"unknown operation",
        [](auto& m) { node_of(m, "Conv").set_op_type("Einsum"); },
        {"not supported: Einsum (node Conv_"}},
+      {"two operator sets",
+       [](auto& m) {
+         ::onnx::OperatorSetIdProto& set = *m.add_opset_import();
+         set.set_domain("ai.onnx");
+         set.set_version(9);
+       },
+       {"operator sets ", " and 9 of ONNX, expected one"}},
+      {"class names twice",
+       [](auto& m) {
+         for (const char* names : {R"(["a"])", R"(["b"])"}) {
+           ::onnx::StringStringEntryProto& property = *m.add_metadata_props();
+           property.set_key(onnx::kClassNamesKey);
+           property.set_value(names);
+         }
+       },
+       {"fmp_class_names is given twice"}},
       {"unknown domain",
        [](auto& m) { node_of(m, "Quant").set_domain("elsewhere"); },
        {"Quant of domain elsewhere (node Quant_"}},

@@ -199,6 +199,19 @@ TEST_F(SigMfTest, NestingHasAnEnd) {
               testing::ThrowsMessage<Error>(HasSubstr("more than 64 levels")));
 }
 
+// Readers of JSON take the first of them, or the last.
+TEST_F(SigMfTest, AFieldThatIsGivenTwiceIsRefused) {
+  for (const char* text :
+       {R"({"global": {"core:datatype": "ci8", "core:version": "1.0.0", "core:datatype": "cu8"},
+          "captures": []})",
+        R"({"global": {"core:datatype": "ci8", "core:version": "1.0.0"}, "captures": [],
+          "global": {}})"}) {
+    write("r.sigmf-meta", text);
+    EXPECT_THAT([&] { read_sigmf(path_ / "r"); },
+                testing::ThrowsMessage<Error>(HasSubstr("twice in one object")));
+  }
+}
+
 // A header of a tar archive as POSIX describes it.
 std::string tar_member(const std::string& name, const std::string& bytes, char type = '0') {
   std::string header(512, '\0');

@@ -127,10 +127,17 @@ class Reader {
       : source_(model.graph()), files_(file) {
     graph_.file = file.string();
     for (const ::onnx::StringStringEntryProto& property : model.metadata_props()) {
-      if (property.key() == kClassNamesKey) class_names_ = property.value();
+      if (property.key() != kClassNamesKey) continue;
+      if (!class_names_.empty()) fail("{}: {} is given twice", graph_.file, kClassNamesKey);
+      class_names_ = property.value();
     }
     for (const ::onnx::OperatorSetIdProto& set : model.opset_import()) {
-      if (set.domain().empty() || set.domain() == "ai.onnx") graph_.opset = set.version();
+      if (!set.domain().empty() && set.domain() != "ai.onnx") continue;
+      if (graph_.opset != 0 && graph_.opset != set.version()) {
+        fail("{}: operator sets {} and {} of ONNX, expected one", graph_.file, graph_.opset,
+             set.version());
+      }
+      graph_.opset = set.version();
     }
   }
 
