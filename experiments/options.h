@@ -90,7 +90,7 @@ struct Options {
   LrSchedule lr_schedule = LrSchedule::kPlateau;
   int lr_patience = 5;  // of the plateau's schedule
   int batch = 1024;
-  int64_t epoch_frames = 0;  // at most, of an epoch; 0 = all
+  int64_t epoch_frames = 0;    // at most, of an epoch; 0 = all
   double label_smoothing = 0;  // in [0, 1)
   // Teacher: a file with a quantized network, or kDistillBaseline; empty = none.
   std::string distill;
