@@ -388,7 +388,8 @@ TEST_F(Classify, OnnxFilesKnowTheNamesOfTheirClasses) {
     EXPECT_THAT(run(nameless + data, "", "onnx_eval").error, testing::HasSubstr("24 classes, but"));
     EXPECT_THAT(run("'" + file("two.onnx") + "'" + data, "", "onnx_eval").error,
                 testing::HasSubstr("its fmp_class_names name 2 classes, but its output"));
-    EXPECT_EQ(run(named + " --classes BPSK,FM" + data, "", "onnx_eval").exit_code, 2);
+    const std::string too_few = fmt::format("{} --classes BPSK,FM{}", named, data);
+    EXPECT_EQ(run(too_few, "", "onnx_eval").exit_code, 2);
   }
 }
 
