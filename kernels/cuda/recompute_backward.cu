@@ -9,10 +9,9 @@
 // Then dy = of_g * g + of_y * y + of_one is formed once, from y as tensor cores compute it again,
 // and multiplied at once, for dx. A block has 32 frames and walks along the rows of its slice.
 //
-//   S  += g * x^T     g is in a lane's registers where A of the product wants it; rows of x, as
-//   bf16,
-//                     lie in shared memory, where all taps and outputs of the block read them
-//   dx  = W' * dy     rows of dy, in parts, lie in shared memory; weights come from L1
+//   S += g * x^T   g is in a lane's registers where A of the product wants it; rows of x, as bf16,
+//                  lie in shared memory, where all taps and outputs of the block read them
+//   dx = W' * dy   rows of dy, in parts, lie in shared memory; weights come from L1
 #include <algorithm>
 
 #include "kernels/cuda/winners.h"
@@ -47,24 +46,17 @@ size_t bytes_of_x(int positions, int quads) {
 struct EightFrames {
   uint32_t lower[kFrameTiles], upper[kFrameTiles];
 };
-template <bool kSigned>
 __device__ __forceinline__ void read_eight(const uint32_t* x, int row, int quad, int frame,
                                            const Windows& s, EightFrames& to) {
   const uint32_t* from = x + place(row, quad, frame, s.row_step, s.lanes);
   load_frames<uint4>(from, true, to.lower);
   load_frames<uint4>(from + kFrameTiles, true, to.upper);
-#pragma unroll
-  for (int i = 0; i < kFrameTiles; ++i) {
-    to.lower[i] ^= kSigned ? kAdd128 : 0U;
-    to.upper[i] ^= kSigned ? kAdd128 : 0U;
-  }
 }
-template <bool kSigned>
 __device__ __forceinline__ void store_eight(const EightFrames& from, uint4* row, int quad,
                                             int member, int quads) {
 #pragma unroll
   for (int c = 0; c < kQuad; ++c) {
-    const auto pair = [&](int i) { return code_pair<kSigned>(from.lower[i], from.upper[i], c); };
+    const auto pair = [&](int i) { return code_pair<false>(from.lower[i], from.upper[i], c); };
     row[place_in_row(c, quad, member, quads)] = uint4{pair(0), pair(1), pair(2), pair(3)};
   }
 }
@@ -74,7 +66,6 @@ template <int kPositions>
 __global__ void __launch_bounds__(kThreads, kWeightBlocksEach)
     sum_products_of_gradients(Recompute r, Activation a, const float* dp, const WindowBits* winners,
                               OutputCodes out, int in_channels, float* of_blocks, double* partial) {
-  constexpr bool kSigned = false;
   constexpr int kRows = rows_of_x(kPositions);
   uint4* const rows_in_block = dynamic_shared<uint4>();
   const int tile = block_y() * kWindowWarps + thread_y();
@@ -88,12 +79,11 @@ __global__ void __launch_bounds__(kThreads, kWeightBlocksEach)
   const auto slot_of = [&](int row) { return rows_in_block + row % kRows * row_size; };
   const auto read = [&](int first_row, int item, EightFrames& to) {
     const int member = item % kMembers, quad = item / kMembers % quads;
-    read_eight<kSigned>(r.x, first_row + item / kMembers / quads, quad, first_frame + 8 * member,
-                        r.s, to);
+    read_eight(r.x, first_row + item / kMembers / quads, quad, first_frame + 8 * member, r.s, to);
   };
   const auto store = [&](const EightFrames& from, int first_row, int item) {
     const int member = item % kMembers, quad = item / kMembers % quads;
-    store_eight<kSigned>(from, slot_of(first_row + item / kMembers / quads), quad, member, quads);
+    store_eight(from, slot_of(first_row + item / kMembers / quads), quad, member, quads);
   };
   const int first_items = (kTaps - 1 + kPositions) * quads * kMembers;
   for (int item = thread; item < first_items; item += kThreads) {
