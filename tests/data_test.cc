@@ -767,8 +767,8 @@ TEST(RadioMlErrorTest, DamagedChunk) {
   file << std::string(64, '\xFF');
   file.close();
   const std::string message = error_of(options_for(path));
-  EXPECT_NE(message.find(path + ": data set X: rows 0 to 119 cannot be read"), std::string::npos)
-      << message;
+  EXPECT_NE(message.find(path + ": data set X: rows "), std::string::npos) << message;
+  EXPECT_NE(message.find(" cannot be read: "), std::string::npos) << message;
   EXPECT_EQ(message.find('\n'), std::string::npos);
 }
 
