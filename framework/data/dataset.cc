@@ -50,6 +50,13 @@ struct BatchReader::State {
   State(const Dataset& source, std::vector<int64_t> order, std::vector<size_t> batch_sizes)
       : dataset(source), frames(std::move(order)), sizes(std::move(batch_sizes)) {}
 
+  static std::unique_ptr<State> start(const Dataset& source, std::vector<int64_t> order,
+                                      std::vector<size_t> batch_sizes) {
+    auto state = std::make_unique<State>(source, std::move(order), std::move(batch_sizes));
+    state->reader = std::thread(&State::run, state.get());
+    return state;
+  }
+
   void read_all() {
     size_t first = 0;
     for (const size_t count : sizes) {
@@ -88,14 +95,14 @@ struct BatchReader::State {
   }
 };
 
-BatchReader::BatchReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size)
-    : BatchReader(dataset, frames, batch_sizes(frames.size(), batch_size)) {}
+BatchReader::BatchReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size) {
+  std::vector<size_t> sizes = batch_sizes(frames.size(), batch_size);
+  state_ = State::start(dataset, std::move(frames), std::move(sizes));
+}
 
 BatchReader::BatchReader(const Dataset& dataset, std::vector<int64_t> frames,
-                         std::vector<size_t> sizes) {
-  state_ = std::make_unique<State>(dataset, std::move(frames), std::move(sizes));
-  state_->reader = std::thread(&State::run, state_.get());
-}
+                         std::vector<size_t> sizes)
+    : state_(State::start(dataset, std::move(frames), std::move(sizes))) {}
 
 BatchReader::~BatchReader() {
   {

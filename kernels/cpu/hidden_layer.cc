@@ -270,7 +270,7 @@ void add_statistic_window(const HiddenOperands& layer, float gradient, const Run
     for (size_t k = 0; k < window.size(); ++k) {
       const int t = static_cast<int>(k) / s.in_channels, c = static_cast<int>(k) % s.in_channels;
       const int64_t row = x.shape.pad + first + t;
-      window[k] = codes[row * x.shape.row_elements() + c * kLanes + state.statistic_lane];
+      window[k] += codes[row * x.shape.row_elements() + c * kLanes + state.statistic_lane];
     }
   }
   // The other ranks have zeros.
