@@ -15,6 +15,7 @@
 #include "framework/random.h"
 #include "framework/training/trainer.h"
 #include "kernels/cpu/simd.h"
+#include "tests/random_batch.h"
 
 namespace fmp {
 namespace {
@@ -58,26 +59,6 @@ Network trained_network(const NetworkConfig& config, uint64_t seed) {
     if (layer.threshold.value.defined()) layer.threshold.value.floats()[0] = 2.5F;
   }
   return network;
-}
-
-FrameBatch random_batch(const NetworkConfig& config, int64_t count, uint64_t seed) {
-  Random random(seed, "batch");
-  FrameBatch batch;
-  batch.count = count;
-  const int64_t values = count * config.length * config.input_channels;
-  for (int64_t i = 0; i < values; ++i) {
-    if (config.input_bits == kFloatBits) {
-      batch.values.push_back(random.uniform(-1.0F, 1.0F));
-    } else {
-      batch.codes.push_back(static_cast<int8_t>(static_cast<int>(random.below(255)) - 127));
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    batch.labels.push_back(
-        static_cast<uint8_t>(random.below(static_cast<uint64_t>(config.classes))));
-    batch.snr_db.push_back(0);
-  }
-  return batch;
 }
 
 // Indices in layer `next` of what it reads from `channel` of the layer before: all positions of the

@@ -9,6 +9,7 @@
 #include "framework/random.h"
 #include "framework/training/functions.h"
 #include "framework/training/trainer.h"
+#include "tests/random_batch.h"
 
 namespace fmp {
 namespace {
@@ -71,25 +72,6 @@ Network network_with_idle_channels(const NetworkConfig& config) {
   layers[2].weight.value.floats()[0 + kSilent] = 0.9F;
   layers[2].weight.mask[0 + kSilent] = 1;
   return network;
-}
-
-FrameBatch random_batch(const NetworkConfig& config, int64_t count, uint64_t seed) {
-  Random random(seed, "batch");
-  FrameBatch batch;
-  batch.count = count;
-  for (int64_t i = 0; i < count * config.length * config.input_channels; ++i) {
-    if (config.input_bits == kFloatBits) {
-      batch.values.push_back(random.uniform(-1.0F, 1.0F));
-    } else {
-      batch.codes.push_back(static_cast<int8_t>(static_cast<int>(random.below(255)) - 127));
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    batch.labels.push_back(
-        static_cast<uint8_t>(random.below(static_cast<uint64_t>(config.classes))));
-    batch.snr_db.push_back(0);
-  }
-  return batch;
 }
 
 // A step of the whole network, without an engine.

@@ -91,17 +91,19 @@ struct CodeWindow {
   }
 };
 
-// Two codes, byte i of two words, as bf16. kSigned: bytes are codes + 128.
+// The code in byte i of a word. kSigned: bytes are codes + 128.
 inline constexpr uint32_t kAdd128 = 0x80808080U;  // to signed bytes, by exclusive or
 template <bool kSigned>
-__device__ __forceinline__ uint32_t code_pair(uint32_t first, uint32_t second, int i) {
+__device__ __forceinline__ float code_value(uint32_t word, int i) {
   constexpr uint32_t kBits = 0x4b000000U;  // 2^23 + n has n in its lowest bits
   constexpr float kOffset = 8388608.0F + (kSigned ? 128.0F : 0.0F);
-  const auto value = [&](uint32_t word) {
-    const unsigned byte_and_bits = 0x7440U + static_cast<unsigned>(i);
-    return __uint_as_float(__byte_perm(word, kBits, byte_and_bits)) - kOffset;
-  };
-  return upper_halves(value(first), value(second));
+  const unsigned byte_and_bits = 0x7440U + static_cast<unsigned>(i);
+  return __uint_as_float(__byte_perm(word, kBits, byte_and_bits)) - kOffset;
+}
+// Two codes as bf16.
+template <bool kSigned>
+__device__ __forceinline__ uint32_t code_pair(uint32_t first, uint32_t second, int i) {
+  return upper_halves(code_value<kSigned>(first, i), code_value<kSigned>(second, i));
 }
 
 // Shape of a product of weights and windows. A window has `rows` rows of memory, the next one

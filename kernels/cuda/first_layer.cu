@@ -106,15 +106,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
         }
       }
 #pragma unroll
-      for (int i = 0; i < kFrameTiles; i += 2) {  // a product takes half of the frames
-        const auto at_j = [&](int tile_of_frames, int e) {
-          return gradient_at(bits, j, e, tile_of_frames, gradient[e][tile_of_frames]);
-        };
-        uint32_t parts[4][kFloatParts];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          split(at_j(i + k / 2, k % 2 * 2), at_j(i + k / 2, k % 2 * 2 + 1), parts[k]);
-        }
+      for (int half = 0; half < kFrameTiles / 2; ++half) {  // a product takes half of the frames
+        const int i = 2 * half;
+        uint32_t g[kFloatParts][4];
+        split_gradients(bits, j, half, gradient, g);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n) {
           const int byte = group_of_lane() % kChannels;
@@ -122,10 +117,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
                                  code_pair<kSigned>(codes[n][0][i + 1], codes[n][1][i + 1], byte)};
           float of_step[4] = {};
 #pragma unroll
-          for (int p = kFloatParts - 1; p >= 0; --p) {
-            const uint32_t of_part[4] = {parts[0][p], parts[1][p], parts[2][p], parts[3][p]};
-            mma_m16n8k16_bf16(of_step, of_part, b);
-          }
+          for (int p = kFloatParts - 1; p >= 0; --p) mma_m16n8k16_bf16(of_step, g[p], b);
           add_step(of_step, s[n]);
         }
       }

@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     LaneSums<kSumTiles> y[kPositions];
     find_winners<kSigned, kPositions, kSumTiles>(r, a, first_tile, row, w, y);
     add_winners(sums, w, a, dp, row, first_tile, first_frame_of_lane(r.grid.first_lane()),
-                xhat_gain, xhat_shift, [](int, int, int, float) {});
+                xhat_gain, xhat_shift);
     sums.end_row();
   }
   write_sums(sums, first_tile, a.channels, partial);

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kWeightBlocksEach)
   for (int row = rows.begin; row < rows.end; ++row) {
     const bool more = row + 1 < rows.end;
     const int next = (row + 1) * kPositions + kTaps - 1;  // first row to read for the next step
-    EightFrames eight;
+    EightFrames eight{};
     if (more) {
       if (thread < items) read(next, thread, eight);
       prefetch_row(a, dp, winners, row + 1, tile, first_frame);
@@ -124,15 +124,7 @@ __global__ void __launch_bounds__(kThreads, kWeightBlocksEach)
       for (int p = 0; p < kPositions; ++p) {
 #pragma unroll
         for (int half = 0; half < kFrameTiles / 2; ++half) {  // a product takes half of the frames
-#pragma unroll
-          for (int reg = 0; reg < 4; ++reg) {
-            const int i = 2 * half + reg / 2, e = reg % 2 * 2;
-            uint32_t parts[kFloatParts];
-            split(gradient_at(bits, p, e, i, gradient[e][i]),
-                  gradient_at(bits, p, e + 1, i, gradient[e + 1][i]), parts);
-#pragma unroll
-            for (int part = 0; part < kFloatParts; ++part) g[p][half][part][reg] = parts[part];
-          }
+          split_gradients(bits, p, half, gradient, g[p][half]);
         }
       }
     }

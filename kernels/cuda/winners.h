@@ -171,10 +171,20 @@ __device__ __forceinline__ float gradient_at(const TileBits& bits, int position,
   return (bits.at[position] >> bit_of(e, i) & 1U) != 0 ? dp : 0.0F;
 }
 
-// The value of byte `i` of a word of unsigned codes.
-__device__ __forceinline__ float code_value(uint32_t word, int i) {
-  constexpr uint32_t kBits = 0x4b000000U;  // 2^23 + n has n in its lowest bits
-  return __uint_as_float(__byte_perm(word, kBits, 0x7440U + static_cast<unsigned>(i))) - 8388608.0F;
+// Gradients of position `j` as A of a product, the parts of half of the frames: those of frame
+// tiles 2 half and 2 half + 1.
+__device__ __forceinline__ void split_gradients(const TileBits& bits, int j, int half,
+                                                const float (&gradient)[4][kFrameTiles],
+                                                uint32_t (&a)[kFloatParts][4]) {
+#pragma unroll
+  for (int reg = 0; reg < 4; ++reg) {
+    const int i = 2 * half + reg / 2, e = reg % 2 * 2;
+    uint32_t parts[kFloatParts];
+    split(gradient_at(bits, j, e, i, gradient[e][i]),
+          gradient_at(bits, j, e + 1, i, gradient[e + 1][i]), parts);
+#pragma unroll
+    for (int part = 0; part < kFloatParts; ++part) a[part][reg] = parts[part];
+  }
 }
 
 // A lane's gradients of a pooled row's windows.
@@ -224,8 +234,8 @@ struct WindowGradientSums {
 #pragma unroll
         for (int i = 0; i < kFrameTiles; ++i) {
           few[half][0] += (passing >> bit_of(e, i) & 1U) != 0 ? gradient[e][i] : 0.0F;
-          few[half][1] =
-              __fmaf_rn(gradient[e][i], code_value(codes[i], tile % 2 * 2 + half), few[half][1]);
+          few[half][1] = __fmaf_rn(gradient[e][i], code_value<false>(codes[i], tile % 2 * 2 + half),
+                                   few[half][1]);
         }
       }
     }
@@ -298,13 +308,12 @@ struct GradientSums {
   }
 };
 
-// Adds a pooled row's windows to `sums`. use(tile, frame tile, element, g): gets each window's
-// gradient where it passes.
-template <int kTiles, typename Use>
+// Adds a pooled row's windows to `sums`.
+template <int kTiles>
 __device__ __forceinline__ void add_winners(GradientSums<kTiles>& sums, const Winners<kTiles>& w,
                                             const Activation& a, const float* dp, int row,
                                             int first_tile, int first_frame, const float* xhat_gain,
-                                            const float* xhat_shift, const Use& use) {
+                                            const float* xhat_shift) {
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
@@ -321,7 +330,6 @@ __device__ __forceinline__ void add_winners(GradientSums<kTiles>& sums, const Wi
         const bool passing = passes<true>(a, t);
         sums.add(m, e / 2, gradient[i], t, passing, __fmaf_rn(y, to_xhat, offset),
                  value_of_rounded(w.rounded[m][i][e]));
-        use(m, i, e, passing ? gradient[i] : 0.0F);
       }
     }
   }
