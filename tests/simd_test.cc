@@ -706,6 +706,73 @@ TEST(SimdTest, QuantizeAndPool) {
   }
 }
 
+// Sums of sparse layers that are used in registers, against the same in memory: to the bit.
+TEST(SimdTest, SparseSumsInRegisters) {
+  struct Size {
+    int rows, pool;
+  };
+  constexpr int kTaps = 3, kInputs = 9, kOutputs = 5, kOffset = 2, kWeightRange = 15;
+  for (const Size& size : {Size{1, 1}, Size{27, 1}, Size{2, 2}, Size{30, 2}}) {
+    SCOPED_TRACE(testing::Message() << size.rows << " rows, pool " << size.pool);
+    ActivationData data({kOutputs, size.rows, size.pool, true, 255});
+    const size_t elements = data.y.size, pooled = data.dp.size;
+    const int window = size.rows + kTaps - 1;
+    Random random(kSeed, "sparse sums");
+    std::vector<int> w(kOutputs * kTaps * kInputs, 0);
+    // A fifth of the weights, and an output without any.
+    for (size_t i = kTaps * kInputs; i < w.size(); ++i) {
+      if (random.below(5) == 0)
+        w[i] = static_cast<int>(random.below(2 * kWeightRange)) - kWeightRange;
+    }
+    Aligned<uint8_t> x(static_cast<size_t>(window * kInputs * kLanes));
+    for (size_t i = 0; i < x.size; ++i) x[i] = static_cast<uint8_t>(random.below(200));
+    std::vector<int32_t> offsets(8, 0);
+    for (size_t i = 0; i < w.size(); ++i) offsets[i / (kTaps * kInputs)] -= w[i] * kOffset;
+    for_each_target([&] {
+      cpu::QuadWeights weights;
+      weights.pack(kOutputs, kTaps, kInputs, window, true, false, [&](int o, int t, int c) {
+        return w[static_cast<size_t>((o * kTaps + t) * kInputs + c)];
+      });
+      const cpu::CodeWeights view = weights.view(cpu::best_dot_product(false, false));
+      Aligned<uint8_t> quads(static_cast<size_t>(weights.in_quads() * weights.quad_stride()));
+      for (int r = 0; r < window; ++r) {
+        cpu::simd().pack_quads(x.data() + r * kInputs * kLanes, kInputs, kOffset, 0,
+                               quads.data() + r * cpu::kQuadRow, weights.quad_stride());
+      }
+      const cpu::CodeChunk chunk{view, quads.data(), size.rows, offsets.data()};
+      cpu::simd().code_sums(view, 0, kOutputs, quads.data(), size.rows, offsets.data(),
+                            data.y.data(), data.stride());
+
+      Aligned<uint8_t> codes(pooled), expected_codes(pooled);
+      Aligned<uint16_t> passes(elements / kLanes), expected_passes(elements / kLanes);
+      cpu::simd().quantize_pool(data.sums(), data.affine(), data.spec(), expected_codes.data(),
+                                data.stride(), expected_passes.data(), kOutputs);
+      cpu::simd().sparse_codes(chunk, kOutputs, data.affine(), data.spec(), codes.data(),
+                               data.stride(), passes.data(), kOutputs);
+      for (size_t i = 0; i < pooled; ++i) ASSERT_EQ(codes[i], expected_codes[i]) << i;
+      for (size_t i = 0; i < passes.size; ++i) ASSERT_EQ(passes[i], expected_passes[i]) << i;
+
+      const cpu::PooledGradient gradient{data.dp.data(), data.stride(), codes.data(),
+                                         data.stride(),  passes.data(), kOutputs};
+      Aligned<float> sums(kOutputs * cpu::kGradientSums * kLanes, 1.5F);
+      Aligned<float> expected_sums(sums.size, 1.5F);
+      cpu::simd().backward_sums(data.sums(), size.pool, gradient, expected_sums.data());
+      cpu::simd().sparse_gradient_sums(chunk, kOutputs, size.pool, gradient, sums.data());
+      for (size_t i = 0; i < sums.size; ++i) ASSERT_EQ(sums[i], expected_sums[i]) << i;
+
+      const cpu::GradientAffine step{data.second_gain.data(), data.second_shift.data(),
+                                     data.shift.data()};
+      Aligned<float> dy(elements), expected_dy(elements);
+      const ptrdiff_t channel_stride = static_cast<ptrdiff_t>(size.rows) * kLanes;
+      cpu::simd().backward_apply(data.sums(), size.pool, gradient, step, expected_dy.data(), kLanes,
+                                 channel_stride);
+      cpu::simd().sparse_gradient(chunk, kOutputs, size.pool, gradient, step, dy.data(), kLanes,
+                                  channel_stride);
+      for (size_t i = 0; i < elements; ++i) ASSERT_EQ(dy[i], expected_dy[i]) << i;
+    });
+  }
+}
+
 // Every operation of evaluation is rounded by itself, on every instruction set.
 TEST(SimdTest, EvaluateAndPool) {
   constexpr float kSumScale = 0.37F, kActScale = 0.11F;

@@ -8,8 +8,7 @@
 // where y wins its window (the first largest code, as PyTorch's MaxPool1d on dequantized values)
 // and is neither below zero nor clipped (the straight-through rule of Brevitas' QuantReLU: 0 < t
 // and round(t) <= max_code). With these bits the backward pass is a few multiply-adds per element.
-#include <array>
-#include <limits>
+#include <type_traits>
 
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
@@ -19,42 +18,14 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h, as Highway wants it.
 #include "hwy/highway.h"
+#include "kernels/cpu/activation-inl.h"
 #include "kernels/cpu/lanes-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fmp::cpu::HWY_NAMESPACE {
 namespace {
 
-using IntTag = hn::CappedTag<int32_t, kLanes>;
-constexpr IntTag kInts;
-constexpr hn::RebindToUnsigned<IntTag> kUnsigned;
-constexpr hn::Repartition<int64_t, IntTag> kLongs;
-using ByteTag = hn::Rebind<uint8_t, FloatTag>;
-constexpr ByteTag kBytes;
-using Mask = hn::Mask<FloatTag>;
-
-// Bits of one element's lanes, vector v of them.
-HWY_INLINE Mask load_bits(const uint16_t* bits, int v) {
-  if constexpr (kWidth >= 8) {
-    return hn::LoadMaskBits(kFloats, reinterpret_cast<const uint8_t*>(bits) + v * (kWidth / 8));
-  } else {
-    alignas(8) const std::array<uint8_t, 8> byte = {static_cast<uint8_t>(*bits >> (v * kWidth))};
-    return hn::LoadMaskBits(kFloats, byte.data());
-  }
-}
-
-HWY_INLINE uint32_t bits_of(Mask mask) {
-  std::array<uint8_t, 8> bytes{};
-  hn::StoreMaskBits(kFloats, mask, bytes.data());
-  return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8;
-}
-
-struct Affine {
-  V gain, shift;
-  HWY_INLINE Affine(const ChannelAffine& affine, int c)
-      : gain(hn::Set(kFloats, affine.gain[c])), shift(hn::Set(kFloats, affine.shift[c])) {}
-  HWY_INLINE V operator()(V y) const { return hn::MulAdd(y, gain, shift); }
-};
+constexpr hn::Repartition<int64_t, hn::RebindToSigned<FloatTag>> kLongs;
 
 // Calls f with the pooling window as a compile-time constant where it is a usual one (0 = any).
 template <typename F>
@@ -69,67 +40,37 @@ HWY_INLINE void with_pool(int pool, const F& f) {
   }
 }
 
-// Added to a float below 2^22, it rounds it to the nearest integer, ties to even, and leaves that
-// in the lowest bits.
-constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23
-
-// What pooling compares: the code, with kRounder added, or max(t, 0) without quantization.
-template <bool kQuantized>
-HWY_INLINE V pooled_value(V t, V max_code) {
-  const V positive = hn::Max(t, hn::Zero(kFloats));
-  if constexpr (!kQuantized) return positive;
-  return hn::Add(hn::Min(positive, max_code), hn::Set(kFloats, kRounder));
-}
-
-HWY_INLINE void store_pooled(V rounded, uint8_t* out) {
-  const auto code = hn::And(hn::BitCast(kUnsigned, rounded), hn::Set(kUnsigned, 255U));
-  hn::StoreU(hn::TruncateTo(kBytes, code), kBytes, out);
-}
-HWY_INLINE void store_pooled(V value, float* out) { hn::Store(value, kFloats, out); }
-
 // One window, one vector of lanes.
 template <bool kQuantized, int kPool, typename T>
-HWY_INLINE void activate_window(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int any_pool,
-                                const Affine& affine, V max_code, V clipped, T* HWY_RESTRICT out,
-                                uint16_t* HWY_RESTRICT passes, ptrdiff_t passes_stride, int v) {
-  const int pool = kPool > 0 ? kPool : any_pool;
-  const V zero = hn::Zero(kFloats);
-  const auto store_bits = [&](int j, Mask mask) HWY_ATTR {
-    uint16_t* at = passes + j * passes_stride;
-    if constexpr (kWidth >= 8) {
-      hn::StoreMaskBits(kFloats, mask, reinterpret_cast<uint8_t*>(at) + v * (kWidth / 8));
-    } else {
-      const uint32_t before = v == 0 ? 0 : *at;
-      *at = static_cast<uint16_t>(before | bits_of(mask) << (v * kWidth));
-    }
-  };
-  const auto within = [&](V t) HWY_ATTR { return hn::And(hn::Gt(t, zero), hn::Lt(t, clipped)); };
+HWY_INLINE void activate_window(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int pool,
+                                const Affine& affine, const Activation<kQuantized>& activation,
+                                T* HWY_RESTRICT out, uint16_t* HWY_RESTRICT passes,
+                                ptrdiff_t passes_stride, int v) {
+  const auto t = [&](int j) HWY_ATTR { return affine(hn::Load(kFloats, y + j * y_stride)); };
+  const auto store = [&](int j, Mask mask)
+                         HWY_ATTR { store_bits(mask, passes + j * passes_stride, v); };
   if constexpr (kPool == 1) {
-    const V t = affine(hn::Load(kFloats, y));
-    store_pooled(pooled_value<kQuantized>(t, max_code), out);
-    store_bits(0, within(t));
+    Mask mask;
+    store_pooled(activation.window(t(0), mask), out);
+    store(0, mask);
   } else if constexpr (kPool == 2) {
-    const V t0 = affine(hn::Load(kFloats, y)), t1 = affine(hn::Load(kFloats, y + y_stride));
-    const V value0 = pooled_value<kQuantized>(t0, max_code);
-    const V value1 = pooled_value<kQuantized>(t1, max_code);
-    store_pooled(hn::Max(value0, value1), out);
-    const Mask second = hn::Gt(value1, value0);
-    store_bits(0, hn::AndNot(second, within(t0)));
-    store_bits(1, hn::And(second, within(t1)));
+    Mask first, second;
+    store_pooled(activation.window(t(0), t(1), first, second), out);
+    store(0, first);
+    store(1, second);
   } else {
-    V largest = pooled_value<kQuantized>(affine(hn::Load(kFloats, y)), max_code);
-    V winner = zero;  // its position
+    V largest = activation.pooled(t(0));
+    V winner = hn::Zero(kFloats);  // its position
     for (int j = 1; j < pool; ++j) {
-      const V value =
-          pooled_value<kQuantized>(affine(hn::Load(kFloats, y + j * y_stride)), max_code);
+      const V value = activation.pooled(t(j));
       winner =
           hn::IfThenElse(hn::Gt(value, largest), hn::Set(kFloats, static_cast<float>(j)), winner);
       largest = hn::Max(largest, value);
     }
     store_pooled(largest, out);
     for (int j = 0; j < pool; ++j) {
-      const V t = affine(hn::Load(kFloats, y + j * y_stride));
-      store_bits(j, hn::And(hn::Eq(winner, hn::Set(kFloats, static_cast<float>(j))), within(t)));
+      const Mask wins = hn::Eq(winner, hn::Set(kFloats, static_cast<float>(j)));
+      store(j, hn::And(wins, activation.within(t(j))));
     }
   }
 }
@@ -138,10 +79,7 @@ template <bool kQuantized, typename T>
 HWY_INLINE void activate(const Sums& sums, const ChannelAffine& channel_affine,
                          const ActivationSpec& spec, T* out, ptrdiff_t out_stride, uint16_t* passes,
                          ptrdiff_t passes_stride) {
-  const V max_code = hn::Set(kFloats, spec.max_code);
-  // max_code is odd, so that max_code + 0.5 rounds up to even.
-  const V clipped = hn::Set(
-      kFloats, spec.quantized ? spec.max_code + 0.5F : std::numeric_limits<float>::infinity());
+  const Activation<kQuantized> activation(spec);
   with_pool(spec.pool, [&](auto constant) HWY_ATTR {
     constexpr int kPool = decltype(constant)::value;
     const int pool = kPool > 0 ? kPool : spec.pool;
@@ -152,7 +90,7 @@ HWY_INLINE void activate(const Sums& sums, const ChannelAffine& channel_affine,
         for (int v = 0; v < kVectors; ++v) {
           const int at = c * kLanes + v * kWidth;
           activate_window<kQuantized, kPool>(
-              sums.y + w * pool * sums.stride + at, sums.stride, pool, affine, max_code, clipped,
+              sums.y + w * pool * sums.stride + at, sums.stride, pool, affine, activation,
               out + w * out_stride + at, passes + w * pool * passes_stride + c, passes_stride, v);
         }
       }
@@ -173,21 +111,21 @@ void relu_pool(const Sums& sums, const ChannelAffine& affine, const ActivationSp
 // Exact: squares of 32-bit integers in 64 bits.
 void integer_sums(const Sums& sums, IntegerTotals* totals) {
   for (int c = 0; c < sums.channels; ++c) {
-    auto sum = hn::Zero(kInts);
+    auto sum = hn::Zero(kLaneInts);
     auto squares = hn::Zero(kLongs);
     const float* y = sums.y + c * kLanes;
     for (int l = 0; l < sums.rows; ++l, y += sums.stride) {
       HWY_UNROLL(16)
       for (int v = 0; v < kVectors; ++v) {
         const auto value = hn::NearestInt(hn::Load(kFloats, y + v * kWidth));
-        const auto odd = hn::BitCast(kInts, hn::ShiftRight<32>(hn::BitCast(kLongs, value)));
+        const auto odd = hn::BitCast(kLaneInts, hn::ShiftRight<32>(hn::BitCast(kLongs, value)));
         sum = hn::Add(sum, value);
         squares = hn::Add(squares, hn::Add(hn::MulEven(value, value), hn::MulEven(odd, odd)));
       }
     }
     HWY_ALIGN int32_t sum_lanes[kLanes];
     HWY_ALIGN int64_t square_lanes[kLanes];
-    hn::Store(sum, kInts, sum_lanes);
+    hn::Store(sum, kLaneInts, sum_lanes);
     hn::Store(squares, kLongs, square_lanes);
     for (int i = 0; i < kWidth; ++i) totals[c].sum += sum_lanes[i];
     for (int i = 0; i < kWidth / 2; ++i) totals[c].add_square(square_lanes[i]);
@@ -207,7 +145,9 @@ HWY_INLINE void backward_sums_of(const Sums& sums, int any_pool, const PooledGra
       const float* HWY_RESTRICT dp = gradient.dp + at;
       const uint8_t* HWY_RESTRICT code = kQuantized ? gradient.codes + at : nullptr;
       const uint16_t* HWY_RESTRICT passes = gradient.passes + c;
-      V g_sum = hn::Zero(kFloats), g_y_sum = g_sum, code_sum = g_sum;
+      float* total = totals + v * kWidth;
+      V g_sum = hn::Load(kFloats, total), g_y_sum = hn::Load(kFloats, total + kLanes);
+      V code_sum = hn::Load(kFloats, total + 2 * kLanes);
       for (int w = 0; w < sums.rows / pool; ++w) {
         const V dp_w = hn::Load(kFloats, dp);
         HWY_UNROLL(16)
@@ -219,19 +159,14 @@ HWY_INLINE void backward_sums_of(const Sums& sums, int any_pool, const PooledGra
           y += sums.stride;
         }
         if constexpr (kQuantized) {
-          const auto bytes = hn::PromoteTo(kInts, hn::LoadU(kBytes, code));
-          code_sum = hn::MulAdd(dp_w, hn::ConvertTo(kFloats, bytes), code_sum);
+          code_sum = hn::MulAdd(dp_w, load_codes(code), code_sum);
           code += gradient.code_stride;
         }
         dp += gradient.dp_stride;
       }
-      const auto add = [&](int i, V sum) HWY_ATTR {
-        float* total = totals + i * kLanes + v * kWidth;
-        hn::Store(hn::Add(hn::Load(kFloats, total), sum), kFloats, total);
-      };
-      add(0, g_sum);
-      add(1, g_y_sum);
-      if constexpr (kQuantized) add(2, code_sum);
+      hn::Store(g_sum, kFloats, total);
+      hn::Store(g_y_sum, kFloats, total + kLanes);
+      hn::Store(code_sum, kFloats, total + 2 * kLanes);
     }
   }
 }
@@ -297,7 +232,8 @@ void spread_gradient(int rows, int channels, int any_pool, const PooledGradient&
             gradient.codes != nullptr ? gradient.codes + at : nullptr;
         const uint16_t* HWY_RESTRICT passes = gradient.passes + c;
         float* HWY_RESTRICT to = g + c * channel_stride + v * kWidth;
-        V g_sum = hn::Zero(kFloats), code_sum = g_sum;
+        float* total = totals + v * kWidth;
+        V g_sum = hn::Load(kFloats, total), code_sum = hn::Load(kFloats, total + 2 * kLanes);
         for (int w = 0; w < rows / pool; ++w) {
           const V dp_w = hn::Load(kFloats, dp);
           HWY_UNROLL(16)
@@ -309,18 +245,13 @@ void spread_gradient(int rows, int channels, int any_pool, const PooledGradient&
             to += row_stride;
           }
           if (gradient.codes != nullptr) {
-            const auto bytes = hn::PromoteTo(kInts, hn::LoadU(kBytes, code));
-            code_sum = hn::MulAdd(dp_w, hn::ConvertTo(kFloats, bytes), code_sum);
+            code_sum = hn::MulAdd(dp_w, load_codes(code), code_sum);
             code += gradient.code_stride;
           }
           dp += gradient.dp_stride;
         }
-        const auto add = [&](int i, V sum) HWY_ATTR {
-          float* total = totals + i * kLanes + v * kWidth;
-          hn::Store(hn::Add(hn::Load(kFloats, total), sum), kFloats, total);
-        };
-        add(0, g_sum);
-        add(2, code_sum);
+        hn::Store(g_sum, kFloats, total);
+        hn::Store(code_sum, kFloats, total + 2 * kLanes);
       }
     }
   });

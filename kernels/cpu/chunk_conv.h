@@ -59,6 +59,18 @@ class ChunkConv {
       body(c, Sums{y, stride, rows, channels});
     }
   }
+  // Where sums are best used in registers, as they are made (see sparse_sums.cc): use(chunk).
+  bool uses_sums_in_registers() const {
+    return w_.forward_on_quads && w_.plan.forward == Kernel::kSparse && shape_.pool <= 2 &&
+           shape_.act_bits != kFloatBits;
+  }
+  template <typename Use>
+  void with_code_chunk(int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,
+                       Profile& profile, const Use& use) const {
+    const uint8_t* operand = pack_quads(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
+    use(CodeChunk{w_.forward_quads.view(w_.dot), operand, rows, sum_offsets()});
+  }
   // Where sums are made in runs: adds to totals [O][2][kTotalParts], see code_totals().
   void add_totals(int64_t item, int r0, int rows, int64_t* totals, Scratch& scratch,
                   LapTimer& timer, Profile& profile) const;

@@ -104,8 +104,10 @@ struct Scratch {
   AlignedBuffer<float> x, y, run, dy, dx, sums, dw;
   AlignedBuffer<uint8_t> quads;
   AlignedBuffer<int64_t> totals;
-  // Of the layer whose sums are taken while another one's gradient is in the cache.
+  // Of the layer whose sums are taken while another one's gradient is in the cache; rows that
+  // `sums` has since it was zero.
   AlignedBuffer<float> producer_g, producer_dw;
+  int rows_in_sums = 0;
   AlignedBuffer<int16_t> pairs;
   AlignedBuffer<uint8_t> codes;
   // Values at Winograd's points.

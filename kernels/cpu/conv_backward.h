@@ -79,7 +79,9 @@ class GradientWindow {
   }
   void advance(int rows) {
     for_each_part(2 * half_, [&](float* part, ptrdiff_t elements) {
-      std::copy_n(part + rows * layout_.row, elements, part);
+      const float* from = part + rows * layout_.row;
+      // A length that is known, so that no function is called for a row of one channel.
+      for (ptrdiff_t e = 0; e < elements; e += kLanes) std::copy_n(from + e, kLanes, part + e);
     });
   }
 
@@ -95,6 +97,7 @@ class GradientWindow {
     }
   }
   void zero(int first, int rows) {
+    if (rows == 0) return;
     for_each_part(rows, [&](float* part, ptrdiff_t elements) {
       std::fill_n(part + first * layout_.row, elements, 0.0F);
     });

@@ -138,12 +138,29 @@ void hidden_forward_train(const Input& x, const Weights& weights,
                  state.passes.data() + pass.first_channel(item, r0) + c, shape.out_channels);
         });
   };
+  const auto write_sparse = [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
+    const ptrdiff_t stride = out.shape.row_elements();
+    pass.for_each_chunk(item, [&](int r0, int rows) {
+      uint8_t* to = rows_of_output<uint8_t>(pass, out, item, r0, 0);
+      pass.conv().with_code_chunk(
+          item, r0, rows, scratch, timer, mine, [&](const CodeChunk& chunk) {
+            simd().sparse_codes(
+                chunk, shape.out_channels, {state.gain.data(), state.shift.data()}, spec, to,
+                stride, state.passes.data() + pass.first_channel(item, r0), shape.out_channels);
+          });
+      zero_unused_lanes(pass.items(), item, r0 / shape.pool, rows / shape.pool, shape.out_channels,
+                        to, stride);
+      timer.lap(mine.activation_forward);
+    });
+  };
   std::optional<SumsOfOutput> sums_of_reader;
   if (reader != nullptr && same_items(shape, reader->weights->shape()))
     sums_of_reader.emplace(*reader);
   for_each_item(pass.items().count(), context,
                 [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
-                  if (spec.quantized) {
+                  if (pass.conv().uses_sums_in_registers()) {
+                    write_sparse(item, scratch, timer, mine);
+                  } else if (spec.quantized) {
                     write(simd().quantize_pool, uint8_t{}, item, scratch, timer, mine);
                   } else {
                     write(simd().relu_pool, float{}, item, scratch, timer, mine);
@@ -344,12 +361,22 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
     const int64_t row = items.row(item, r0 / shape.pool, shape.length / shape.pool, 0);
     const PooledGradient gradient = pooled_gradient(
         pass, layer, item, r0, static_cast<const float*>(dp.data) + row * dp.shape.row_elements());
-    pass.for_each_sums(&state, item, r0, rows, scratch, timer, mine, [&](int c, const Sums& sums) {
-      simd().backward_apply(sums, shape.pool, from_channel(gradient, c),
-                            {k.of_g.data() + c, k.of_y.data() + c, k.of_one.data() + c},
-                            dy + c * layout.channel, layout.row, layout.channel);
-      timer.lap(mine.activation_backward);
-    });
+    if (pass.conv().uses_sums_in_registers()) {
+      pass.conv().with_code_chunk(
+          item, r0, rows, scratch, timer, mine, [&](const CodeChunk& chunk) {
+            simd().sparse_gradient(chunk, shape.out_channels, shape.pool, gradient,
+                                   {k.of_g.data(), k.of_y.data(), k.of_one.data()}, dy, layout.row,
+                                   layout.channel);
+          });
+    } else {
+      pass.for_each_sums(
+          &state, item, r0, rows, scratch, timer, mine, [&](int c, const Sums& sums) {
+            simd().backward_apply(sums, shape.pool, from_channel(gradient, c),
+                                  {k.of_g.data() + c, k.of_y.data() + c, k.of_one.data() + c},
+                                  dy + c * layout.channel, layout.row, layout.channel);
+            timer.lap(mine.activation_backward);
+          });
+    }
     const int64_t statistic =
         state.statistic_row - pass.rows_before(context) - items.row(item, r0, shape.length, 0);
     if (statistic_dy != 0.0F && statistic >= 0 && statistic < rows) {

@@ -175,27 +175,42 @@ PooledGradient SumsOfGradient::gradient(int64_t item, int first_row, const float
 }
 
 void SumsOfGradient::begin(Scratch& scratch) {
+  std::fill_n(scratch.sums.reserve(lane_sums()), lane_sums(), 0.0F);
+  scratch.rows_in_sums = 0;
   if (!of_inputs_) return;
   const size_t sums = pass_.conv().gradient_sums();
   std::fill_n(scratch.producer_dw.reserve(sums), sums, 0.0F);
 }
 
 void SumsOfGradient::end(int64_t group, Scratch& scratch) {
+  flush(group, scratch);
   if (of_inputs_) pass_.conv().add_gradient(scratch.producer_dw.data(), gradient_.of(group));
+}
+
+void SumsOfGradient::flush(int64_t group, Scratch& scratch) {
+  float* lanes = scratch.sums.data();
+  simd().add_lane_sums(lanes, kGradientSums * pass_.shape().out_channels, partial_.of(group));
+  std::fill_n(lanes, lane_sums(), 0.0F);
+  scratch.rows_in_sums = 0;
 }
 
 void SumsOfGradient::add(int64_t group, int64_t item, int begin, int end, const float* dp,
                          Scratch& scratch, LapTimer& timer, Profile& profile) {
   const int pool = pass_.shape().pool, windows = pass_.conv().chunk_rows() / pool;
-  const size_t lane_sums = pass_.channels() * kGradientSums * kLanes;
+  // So few that floats are accurate enough for their sum.
+  constexpr int kRowsInSums = 64;
+  float* lanes = scratch.sums.data();
   for (int w = begin; w < end; w += windows) {
     const int r0 = w * pool, rows = std::min(windows, end - w) * pool;
     const PooledGradient chunk =
         gradient(item, r0, dp + (w - begin) * static_cast<ptrdiff_t>(pass_.channels()) * kLanes);
-    float* lanes = scratch.sums.reserve(lane_sums);
-    std::fill_n(lanes, lane_sums, 0.0F);
     if (of_inputs_) {
       add_inputs(group, item, r0, rows, chunk, scratch, timer, profile);
+    } else if (pass_.conv().uses_sums_in_registers()) {
+      pass_.conv().with_code_chunk(
+          item, r0, rows, scratch, timer, profile, [&](const CodeChunk& codes) {
+            simd().sparse_gradient_sums(codes, pass_.shape().out_channels, pool, chunk, lanes);
+          });
     } else {
       pass_.for_each_sums(&state_, item, r0, rows, scratch, timer, profile,
                           [&](int c, const Sums& sums) {
@@ -204,7 +219,8 @@ void SumsOfGradient::add(int64_t group, int64_t item, int begin, int end, const 
                             timer.lap(profile.activation_backward);
                           });
     }
-    simd().add_lane_sums(lanes, kGradientSums * pass_.shape().out_channels, partial_.of(group));
+    scratch.rows_in_sums += rows;
+    if (scratch.rows_in_sums >= kRowsInSums) flush(group, scratch);
     timer.lap(profile.activation_backward);
   }
 }

@@ -72,6 +72,9 @@ class SumsOfGradient final : public GradientTaker {
   void finish(Communicator* ranks);
 
  private:
+  size_t lane_sums() const { return pass_.channels() * kGradientSums * kLanes; }
+  // From the lanes to the group's sums.
+  void flush(int64_t group, Scratch& scratch);
   PooledGradient gradient(int64_t item, int first_row, const float* dp) const;
   void add_inputs(int64_t group, int64_t item, int r0, int rows, const PooledGradient& gradient,
                   Scratch& scratch, LapTimer& timer, Profile& profile);

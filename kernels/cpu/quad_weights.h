@@ -33,6 +33,14 @@ struct CodeWeights {
   const int8_t* tiles = nullptr;
 };
 
+// A chunk of rows to sum over: the window's rows as quads, and what is added to each output's sums.
+struct CodeChunk {
+  CodeWeights weights;
+  const uint8_t* x = nullptr;
+  int rows = 0;
+  const int32_t* offsets = nullptr;
+};
+
 class QuadWeights {
  public:
   // value(o, t, c): a weight's code, any s8. Only nonzero quads are listed if `sparse`, all if not.

@@ -120,7 +120,8 @@ struct GradientAffine {
   const float* of_one = nullptr;
 };
 
-struct CodeWeights;  // quad_weights.h
+struct CodeChunk;    // quad_weights.h
+struct CodeWeights;  // likewise
 
 struct Simd {
   const char* target;
@@ -233,6 +234,16 @@ struct Simd {
   void (*backward_apply)(const Sums& sums, int pool, const PooledGradient& gradient,
                          const GradientAffine& step, float* dy, ptrdiff_t row_stride,
                          ptrdiff_t channel_stride);
+  // quantize_pool, backward_sums and backward_apply of outputs 0 .. outputs - 1 of a sparse layer,
+  // whose sums are made and used in registers. The pool is 1 or 2, and rows are a multiple of it.
+  void (*sparse_codes)(const CodeChunk& chunk, int outputs, const ChannelAffine& affine,
+                       const ActivationSpec& spec, uint8_t* out, ptrdiff_t out_stride,
+                       uint16_t* passes, ptrdiff_t passes_stride);
+  void (*sparse_gradient_sums)(const CodeChunk& chunk, int outputs, int pool,
+                               const PooledGradient& gradient, float* totals);
+  void (*sparse_gradient)(const CodeChunk& chunk, int outputs, int pool,
+                          const PooledGradient& gradient, const GradientAffine& step, float* dy,
+                          ptrdiff_t row_stride, ptrdiff_t channel_stride);
   // g of each position, likewise, and the sums that need no y.
   void (*spread_gradient)(int rows, int channels, int pool, const PooledGradient& gradient,
                           float* g, ptrdiff_t row_stride, ptrdiff_t channel_stride, float* totals);

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+// What a training step does with the sums of a sparse layer on codes, while they are in registers:
+// the same as activation.cc does with sums in memory, to the bit. With few weights a sum is made in
+// less time than it takes to store it and to load it again.
+#include <type_traits>
+
+#include "kernels/cpu/quad_weights.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/simd_tables.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/sparse_sums.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h, as Highway wants it.
+#include "hwy/highway.h"
+#include "kernels/cpu/activation-inl.h"
+#include "kernels/cpu/code_sums-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fmp::cpu::HWY_NAMESPACE {
+namespace {
+
+HWY_INLINE V to_float(VI sum) { return hn::ConvertTo(kFloats, sum); }
+
+// Pointers that go from position to position. GCC would make all addresses of a block in advance
+// and keep them where it has no room for them, unless it does not see that they are a sequence.
+template <typename T>
+class Walk {
+ public:
+  HWY_INLINE Walk(T* first, ptrdiff_t stride) : at_(first), stride_(stride) {}
+  HWY_INLINE T* next() {
+    T* at = at_;
+    at_ = opaque(at_ + stride_);
+    return at;
+  }
+
+ private:
+  T* at_;
+  ptrdiff_t stride_;
+};
+
+// Each functor takes PB positions of an output from `row` on, vector v of their lanes; PB is a
+// multiple of kPool, which is 1 or 2.
+template <int kPool>
+struct ToCodes {
+  ChannelAffine channel_affine;
+  Activation<true> activation;
+  uint8_t* out;
+  ptrdiff_t out_stride;
+  uint16_t* passes;
+  ptrdiff_t passes_stride;
+
+  template <int PB>
+  HWY_INLINE void operator()(int output, int row, int v, const VI (&sums)[PB]) const {
+    const Affine affine(channel_affine, output);
+    Walk to(out + row / kPool * out_stride + output * kLanes + v * kWidth, out_stride);
+    Walk bits(passes + row * passes_stride + output, passes_stride);
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; p += kPool) {
+      const V t = affine(to_float(sums[p]));
+      Mask first, second;
+      if constexpr (kPool == 1) {
+        store_pooled(activation.window(t, first), to.next());
+      } else {
+        store_pooled(activation.window(t, affine(to_float(sums[p + 1])), first, second), to.next());
+      }
+      store_bits(first, bits.next(), v);
+      if constexpr (kPool == 2) store_bits(second, bits.next(), v);
+    }
+  }
+};
+
+template <int kPool>
+struct ToGradientSums {
+  PooledGradient gradient;
+  float* totals;
+
+  template <int PB>
+  HWY_INLINE void operator()(int output, int row, int v, const VI (&sums)[PB]) const {
+    const int window = row / kPool, at = output * kLanes + v * kWidth;
+    Walk dp(gradient.dp + window * gradient.dp_stride + at, gradient.dp_stride);
+    Walk codes(gradient.codes + window * gradient.code_stride + at, gradient.code_stride);
+    Walk passes(gradient.passes + row * gradient.passes_stride + output, gradient.passes_stride);
+    float* total = totals + output * kGradientSums * kLanes + v * kWidth;
+    V g_sum = hn::Load(kFloats, total), g_y_sum = hn::Load(kFloats, total + kLanes);
+    V code_sum = hn::Load(kFloats, total + 2 * kLanes);
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; p += kPool) {
+      const V dp_w = hn::Load(kFloats, dp.next());
+      Mask passed = load_bits(passes.next(), v);
+      VI y = sums[p];
+      if constexpr (kPool == 2) {  // only one of the two has a gradient
+        const Mask second = load_bits(passes.next(), v);
+        y = hn::IfThenElse(hn::RebindMask(kInts, second), sums[p + 1], y);
+        passed = hn::Or(passed, second);
+      }
+      const V g = hn::IfThenElseZero(passed, dp_w);
+      g_sum = hn::Add(g_sum, g);
+      g_y_sum = hn::MulAdd(g, to_float(y), g_y_sum);
+      code_sum = hn::MulAdd(dp_w, load_codes(codes.next()), code_sum);
+    }
+    hn::Store(g_sum, kFloats, total);
+    hn::Store(g_y_sum, kFloats, total + kLanes);
+    hn::Store(code_sum, kFloats, total + 2 * kLanes);
+  }
+};
+
+template <int kPool>
+struct ToGradient {
+  PooledGradient gradient;
+  GradientAffine step;
+  float* dy;
+  ptrdiff_t row_stride, channel_stride;
+
+  template <int PB>
+  HWY_INLINE void operator()(int output, int row, int v, const VI (&sums)[PB]) const {
+    const V of_g = hn::Set(kFloats, step.of_g[output]);
+    const V of_y = hn::Set(kFloats, step.of_y[output]);
+    const V of_one = hn::Set(kFloats, step.of_one[output]);
+    const int window = row / kPool, at = output * kLanes + v * kWidth;
+    Walk dp(gradient.dp + window * gradient.dp_stride + at, gradient.dp_stride);
+    Walk passes(gradient.passes + row * gradient.passes_stride + output, gradient.passes_stride);
+    Walk to(dy + row * row_stride + output * channel_stride + v * kWidth, row_stride);
+    HWY_UNROLL(16)
+    for (int p = 0; p < PB; p += kPool) {
+      const V dp_w = hn::Load(kFloats, dp.next());
+      HWY_UNROLL(2)
+      for (int j = 0; j < kPool; ++j) {
+        const V g = hn::IfThenElseZero(load_bits(passes.next(), v), dp_w);
+        const V rest = hn::MulAdd(of_y, to_float(sums[p + j]), of_one);
+        hn::Store(hn::MulAdd(of_g, g, rest), kFloats, to.next());
+      }
+    }
+  }
+};
+
+// make(pool as a type): what takes the sums.
+template <class Make>
+void use_sums(const CodeChunk& chunk, int outputs, int pool, const Make& make) {
+  with_dot(chunk.weights.dot, chunk.weights.two_channels, [&](auto dot) {
+    const auto use = [&](auto constant) {
+      constexpr int kPool = decltype(constant)::value;
+      sums_of_rows<decltype(dot), true, kPool>(chunk.weights, 0, outputs, chunk.x, chunk.rows,
+                                               chunk.offsets, make(constant));
+    };
+    if (pool == 2) {
+      use(std::integral_constant<int, 2>());
+    } else {
+      use(std::integral_constant<int, 1>());
+    }
+  });
+}
+
+void sparse_codes(const CodeChunk& chunk, int outputs, const ChannelAffine& affine,
+                  const ActivationSpec& spec, uint8_t* out, ptrdiff_t out_stride, uint16_t* passes,
+                  ptrdiff_t passes_stride) {
+  const Activation<true> activation(spec);
+  use_sums(chunk, outputs, spec.pool, [&](auto pool) HWY_ATTR {
+    return ToCodes<decltype(pool)::value>{affine,     activation, out,
+                                          out_stride, passes,     passes_stride};
+  });
+}
+
+void sparse_gradient_sums(const CodeChunk& chunk, int outputs, int pool,
+                          const PooledGradient& gradient, float* totals) {
+  use_sums(chunk, outputs, pool, [&](auto constant) {
+    return ToGradientSums<decltype(constant)::value>{gradient, totals};
+  });
+}
+
+void sparse_gradient(const CodeChunk& chunk, int outputs, int pool, const PooledGradient& gradient,
+                     const GradientAffine& step, float* dy, ptrdiff_t row_stride,
+                     ptrdiff_t channel_stride) {
+  use_sums(chunk, outputs, pool, [&](auto constant) {
+    return ToGradient<decltype(constant)::value>{gradient, step, dy, row_stride, channel_stride};
+  });
+}
+
+}  // namespace
+
+void fill_sparse_sums(Simd& table) {
+  table.sparse_codes = sparse_codes;
+  table.sparse_gradient_sums = sparse_gradient_sums;
+  table.sparse_gradient = sparse_gradient;
+}
+
+}  // namespace fmp::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace fmp::cpu {
+HWY_EXPORT(fill_sparse_sums);
+void fill_sparse_sums_table(Simd& table) { HWY_DYNAMIC_DISPATCH(fill_sparse_sums)(table); }
+}  // namespace fmp::cpu
+#endif
