@@ -4,6 +4,7 @@
 // less time than it takes to store it and to load it again.
 #include <type_traits>
 
+#include "kernels/cpu/chunks.h"
 #include "kernels/cpu/quad_weights.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/simd_tables.h"
@@ -117,13 +118,17 @@ struct ToGradient {
     const V of_g = hn::Set(kFloats, step.of_g[output]);
     const V of_y = hn::Set(kFloats, step.of_y[output]);
     const V of_one = hn::Set(kFloats, step.of_one[output]);
-    const int window = row / kPool, at = output * kLanes + v * kWidth;
-    Walk dp(gradient.dp + window * gradient.dp_stride + at, gradient.dp_stride);
+    constexpr int kSecondLevel = 2;
+    const int window = row / kPool, lanes = output * kLanes + v * kWidth;
+    Walk dp(gradient.dp + window * gradient.dp_stride + lanes, gradient.dp_stride);
     Walk passes(gradient.passes + row * gradient.passes_stride + output, gradient.passes_stride);
     Walk to(dy + row * row_stride + output * channel_stride + v * kWidth, row_stride);
     HWY_UNROLL(16)
     for (int p = 0; p < PB; p += kPool) {
-      const V dp_w = hn::Load(kFloats, dp.next());
+      const float* at = dp.next();
+      // The gradient of the next chunk is on its way while this one's is used.
+      __builtin_prefetch(at + kChunkRows / kPool * gradient.dp_stride, 0, kSecondLevel);
+      const V dp_w = hn::Load(kFloats, at);
       HWY_UNROLL(2)
       for (int j = 0; j < kPool; ++j) {
         const V g = hn::IfThenElseZero(load_bits(passes.next(), v), dp_w);
