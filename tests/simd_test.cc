@@ -379,10 +379,22 @@ TEST(SimdTest, WeightGradients) {
                                                test.y_stride(), size.rows, size.out, size.taps,
                                                size.channels, dense.data());
       const Aligned<float> by_channel = test.x_by_channel();
-      const cpu::OwnedSparse weights = test.sparse_by_channel();
-      cpu::simd().conv1d_backward_weight_sparse(by_channel.data(), test.dy.data(), test.y_stride(),
-                                                kLanes, size.rows, weights.view(), sparse.data());
-      size_t entry = 0;
+      std::vector<size_t> entry_of(test.w.size());
+      std::vector<int32_t> offset;
+      for (int c = 0; c < size.channels; ++c) {
+        std::vector<int32_t> begin;
+        for (int t = 0; t <= size.taps; ++t) {
+          begin.push_back(static_cast<int32_t>(offset.size()));
+          for (int o = 0; o < size.out && t < size.taps; ++o) {
+            if (test.w[test.index(o, t, c)] == 0.0F) continue;
+            entry_of[test.index(o, t, c)] = offset.size();
+            offset.push_back(o * kLanes);
+          }
+        }
+        cpu::simd().conv1d_backward_weight_sparse(
+            by_channel.data() + c * (size.rows + size.taps - 1) * kLanes, test.dy.data(),
+            test.y_stride(), size.rows, size.taps, begin.data(), offset.data(), sparse.data());
+      }
       for (int o = 0; o < size.out; ++o) {
         for (int t = 0; t < size.taps; ++t) {
           for (int c = 0; c < size.channels; ++c) {
@@ -398,10 +410,9 @@ TEST(SimdTest, WeightGradients) {
               const size_t at = i * kLanes + static_cast<size_t>(lane);
               ASSERT_NEAR(dense[at], expected, kSumTolerance * magnitude);
               if (test.w[i] == 0.0F) continue;
-              ASSERT_EQ(sparse[entry * kLanes + static_cast<size_t>(lane)], dense[at])
+              ASSERT_EQ(sparse[entry_of[i] * kLanes + static_cast<size_t>(lane)], dense[at])
                   << "dense and sparse differ at " << o << ' ' << t << ' ' << c;
             }
-            entry += test.w[i] != 0.0F;
           }
         }
       }

@@ -13,19 +13,6 @@ namespace {
 
 size_t size(int count) { return static_cast<size_t>(count); }
 
-// Calls visit(output, input channel, index) for every weight that is alive.
-template <typename Visitor>
-void for_each_alive(const Layer& layer, const Visitor& visit) {
-  size_t i = 0;
-  for (int o = 0; o < layer.out_channels; ++o) {
-    for (int t = 0; t < layer.taps; ++t) {
-      for (int c = 0; c < layer.in_channels; ++c, ++i) {
-        if (layer.weight.mask[i] != 0) visit(o, c, i);
-      }
-    }
-  }
-}
-
 // Whether batch-norm and ReLU turn sums of 0 into 0, and let no gradient pass in training.
 bool silences_zero(const Layer& layer, int channel, bool training) {
   return training ? layer.beta.value.floats()[size(channel)] <= 0
@@ -58,14 +45,28 @@ void forget(Tensor& statistic, size_t channel) {
 WorkingPart::WorkingPart(const Network& whole) : all_work_(true) {
   // A channel with weights works, whatever batch-norm does, if all others do.
   const std::vector<Layer>& layers = whole.layers();
-  for (size_t l = 0; l + 1 < layers.size(); ++l) {
-    std::vector<uint8_t> written(size(layers[l].out_channels), 0);
-    for_each_alive(layers[l], [&](int o, int, size_t) { written[size(o)] = 1; });
-    all_work_ = all_work_ && std::ranges::find(written, 0) == written.end();
+  for (size_t l = 0; l + 1 < layers.size() && all_work_; ++l) {
+    const std::vector<uint8_t>& mask = layers[l].weight.mask;
+    const ptrdiff_t row = layers[l].fan_in();
+    for (auto of_output = mask.begin(); of_output != mask.end(); of_output += row) {
+      all_work_ = all_work_ && std::find(of_output, of_output + row, 1) != of_output + row;
+    }
+  }
+  if (all_work_) return;
+  for (const Layer& layer : layers) {
+    std::vector<Alive>& alive = alive_.emplace_back();
+    size_t i = 0;
+    for (int o = 0; o < layer.out_channels; ++o) {
+      for (int t = 0; t < layer.taps; ++t) {
+        for (int c = 0; c < layer.in_channels; ++c, ++i) {
+          if (layer.weight.mask[i] != 0) alive.push_back({o, c, i});
+        }
+      }
+    }
   }
 }
 
-WorkingPart::Flags WorkingPart::find_silent(const Network& whole, bool training) {
+WorkingPart::Flags WorkingPart::find_silent(const Network& whole, bool training) const {
   const std::vector<Layer>& layers = whole.layers();
   const size_t hidden = layers.size() - 1;
   Flags silent(hidden);
@@ -80,24 +81,24 @@ WorkingPart::Flags WorkingPart::find_silent(const Network& whole, bool training)
     const std::span<const float> weights = layers[l].weight.value.floats();
     float largest = 0;
     bool finite = true;
-    for_each_alive(layers[l], [&](int, int, size_t i) {
-      largest = std::max(largest, std::fabs(weights[i]));
-      finite = finite && std::isfinite(weights[i]);
-    });
+    for (const Alive& w : alive_[l]) {
+      largest = std::max(largest, std::fabs(weights[w.index]));
+      finite = finite && std::isfinite(weights[w.index]);
+    }
     if (!finite) return none;  // the pass will say so
     if (largest == 0) continue;
-    for_each_alive(layers[l], [&](int o, int c, size_t i) {
-      if (std::fabs(weights[i]) != largest) return;
-      if (l < hidden) sets_scale[l][size(o)] = 1;
-      if (l > 0) sets_scale[l - 1][source(l, c)] = 1;
-    });
+    for (const Alive& w : alive_[l]) {
+      if (std::fabs(weights[w.index]) != largest) continue;
+      if (l < hidden) sets_scale[l][size(w.output)] = 1;
+      if (l > 0) sets_scale[l - 1][source(l, w.input)] = 1;
+    }
   }
 
   for (size_t l = 0; l < hidden; ++l) {
     std::vector<uint8_t> works = sets_scale[l];
-    for_each_alive(layers[l], [&](int o, int c, size_t) {
-      if (l == 0 || silent[l - 1][source(l, c)] == 0) works[size(o)] = 1;
-    });
+    for (const Alive& w : alive_[l]) {
+      if (l == 0 || silent[l - 1][source(l, w.input)] == 0) works[size(w.output)] = 1;
+    }
     for (int o = 0; o < layers[l].out_channels; ++o) {
       silent[l][size(o)] = works[size(o)] == 0 && silences_zero(layers[l], o, training) ? 1 : 0;
     }

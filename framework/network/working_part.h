@@ -34,7 +34,7 @@ class WorkingPart {
  private:
   using Flags = std::vector<std::vector<uint8_t>>;  // of the channels of every hidden layer
 
-  static Flags find_silent(const Network& whole, bool training);
+  Flags find_silent(const Network& whole, bool training) const;
   void build(const Network& whole, Flags silent);
   void read_values(const Network& whole);
 
@@ -43,7 +43,14 @@ class WorkingPart {
     std::vector<size_t> weights, channels;
   };
 
-  bool all_work_;  // whatever the values are
+  // A weight that is not masked.
+  struct Alive {
+    int output, input;
+    size_t index;
+  };
+
+  bool all_work_;                          // whatever the values are
+  std::vector<std::vector<Alive>> alive_;  // of every layer, unless all work
   bool in_use_ = false;
   Flags silent_;
   std::vector<Places> places_;

@@ -75,42 +75,65 @@ void ChunkConv::backward_data(const float* dy, int rows, float* dx, Scratch& scr
   }
 }
 
-const float* ChunkConv::unpack_for_weight_gradient(int64_t item, int r0, int rows,
-                                                   Scratch& scratch) const {
-  if (w_.plan.backward_weight == Kernel::kSparse) {
-    return unpack_by_channel(item, r0, rows, scratch);
-  }
-  if (w_.backward_weight_algorithm == DenseAlgorithm::kTiles) {
-    pack_tiles(item, r0, rows, scratch);
-    return nullptr;
-  }
-  return sums_directly() ? unpack_floats(item, r0, rows, scratch)
-                         : unpack_transposed(item, r0, rows, scratch);
-}
-
-void ChunkConv::backward_weight(const float* x, const float* dy, int rows, float* dw,
-                                Scratch& scratch) const {
-  const ptrdiff_t x_stride = operand_stride(shape_.in_channels);
+void ChunkConv::backward_weight(int64_t item, int r0, int rows, const float* dy, float* dw,
+                                Scratch& scratch, LapTimer& timer, Profile& profile) const {
   const ChunkLayout of_dy = gradient_layout();
   if (w_.plan.backward_weight == Kernel::kSparse) {
-    simd().conv1d_backward_weight_sparse(x, dy, of_dy.row, of_dy.channel, rows,
-                                         w_.gradient_sparse.view(), dw);
-  } else if (sums_directly()) {
-    simd().conv1d_backward_weight_dense(x, x_stride, dy, of_dy.row, rows, shape_.out_channels,
-                                        shape_.taps, shape_.in_channels, dw);
+    backward_weight_by_channel(item, r0, rows, dy, dw, scratch);
   } else if (w_.backward_weight_algorithm == DenseAlgorithm::kTiles) {
+    pack_tiles(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
     const gradient_tiles::Chunk chunk = w_.tile_chunk(rows);
     uint16_t* gradient =
         scratch.tile_gradient.reserve(gradient_tiles::gradient_operand_size(chunk));
     gradient_tiles::backward_weight(chunk, scratch.tile_x.data(), dy, of_dy.row, gradient, dw);
-  } else if (w_.backward_weight_algorithm == DenseAlgorithm::kWinograd) {
-    backward_weight_at_points(x, dy, rows, dw, scratch);
+  } else if (sums_directly()) {
+    const float* x = unpack_floats(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
+    simd().conv1d_backward_weight_dense(x, operand_stride(shape_.in_channels), dy, of_dy.row, rows,
+                                        shape_.out_channels, shape_.taps, shape_.in_channels, dw);
   } else {
-    for (int t = 0; t < shape_.taps; ++t) {
-      simd().backward_weight_product(x + t * transposed_stride(), transposed_stride(), dy,
-                                     of_dy.row, rows, shape_.out_channels, padded_channels(),
-                                     dw + static_cast<ptrdiff_t>(t) * product_size());
+    const float* x = unpack_transposed(item, r0, rows, scratch);
+    timer.lap(profile.unpack);
+    if (w_.backward_weight_algorithm == DenseAlgorithm::kWinograd) {
+      backward_weight_at_points(x, dy, rows, dw, scratch);
+    } else {
+      for (int t = 0; t < shape_.taps; ++t) {
+        simd().backward_weight_product(x + t * transposed_stride(), transposed_stride(), dy,
+                                       of_dy.row, rows, shape_.out_channels, padded_channels(),
+                                       dw + static_cast<ptrdiff_t>(t) * product_size());
+      }
     }
+  }
+  timer.lap(profile.conv_backward_weight);
+}
+
+void ChunkConv::backward_weight_by_channel(int64_t item, int r0, int rows, const float* dy,
+                                           float* dw, Scratch& scratch) const {
+  const int window = rows + shape_.taps - 1;
+  const ptrdiff_t stride = x_.shape.row_elements();
+  const void* first = input_row(item, r0);
+  float* x = scratch.x.reserve(static_cast<size_t>(window * kLanes));
+  const int32_t* begin = w_.gradient_begin.data();
+  for (int c = 0; c < shape_.in_channels; ++c, begin += shape_.taps) {
+    if (begin[0] == begin[shape_.taps]) continue;
+    const ptrdiff_t channel = static_cast<ptrdiff_t>(c) * kLanes;
+    switch (x_.type) {
+      case ElementType::kU8:
+        simd().unpack_rows_u8(static_cast<const uint8_t*>(first) + channel, stride, window, x);
+        break;
+      case ElementType::kS8:
+        simd().unpack_rows_s8(static_cast<const int8_t*>(first) + channel, stride, window, x);
+        break;
+      case ElementType::kF32:
+        for (int r = 0; r < window; ++r) {
+          std::copy_n(static_cast<const float*>(first) + r * stride + channel, kLanes,
+                      x + r * kLanes);
+        }
+        break;
+    }
+    simd().conv1d_backward_weight_sparse(x, dy, gradient_layout().row, rows, shape_.taps, begin,
+                                         w_.gradient_offset.data(), dw);
   }
 }
 
@@ -184,32 +207,6 @@ const float* ChunkConv::unpack_floats(int64_t item, int r0, int rows, Scratch& s
         break;
       case ElementType::kF32:
         std::memcpy(out + r * stride, row, static_cast<size_t>(count) * sizeof(float));
-        break;
-    }
-  }
-  return out;
-}
-
-const float* ChunkConv::unpack_by_channel(int64_t item, int r0, int rows, Scratch& scratch) const {
-  const int window = rows + shape_.taps - 1;
-  const ChunkLayout layout = w_.sparse_x_layout();
-  float* out = scratch.x.reserve(static_cast<size_t>(shape_.in_channels * layout.channel));
-  for (int r = 0; r < window; ++r) {
-    const void* row = input_row(item, r0 + r);
-    float* to = out + r * layout.row;
-    switch (x_.type) {
-      case ElementType::kU8:
-        simd().unpack_channels_u8(static_cast<const uint8_t*>(row), shape_.in_channels, to,
-                                  layout.channel);
-        break;
-      case ElementType::kS8:
-        simd().unpack_channels_s8(static_cast<const int8_t*>(row), shape_.in_channels, to,
-                                  layout.channel);
-        break;
-      case ElementType::kF32:
-        for (int c = 0; c < shape_.in_channels; ++c) {
-          std::copy_n(static_cast<const float*>(row) + c * kLanes, kLanes, to + c * layout.channel);
-        }
         break;
     }
   }

@@ -87,14 +87,12 @@ class ChunkConv {
   // dx rows from dy rows; dy points to the row `half` before the first dx row.
   void backward_data(const float* dy, int rows, float* dx, Scratch& scratch) const;
 
-  // The operand of backward_weight: the window rows of rows r0 .. r0 + rows - 1. Null where it only
-  // is in `scratch`, in a form of its own.
-  const float* unpack_for_weight_gradient(int64_t item, int r0, int rows, Scratch& scratch) const;
-  // Adds the chunk's part of the weight gradient to dw, which has room for gradient_sums().
-  void backward_weight(const float* x, const float* dy, int rows, float* dw,
-                       Scratch& scratch) const;
+  // Adds to dw, which has room for gradient_sums(), the part of the weight gradient that comes from
+  // dy of rows r0 .. r0 + rows - 1.
+  void backward_weight(int64_t item, int r0, int rows, const float* dy, float* dw, Scratch& scratch,
+                       LapTimer& timer, Profile& profile) const;
   // Sums that backward_weight keeps: the lanes of each weight that has a gradient, in the order of
-  // gradient_place, or [taps or points][O][channels padded].
+  // gradient_place(), or [taps or points][O][channels padded].
   size_t gradient_sums() const;
   // Adds what the sums amount to, to gradient (see gradient_size()).
   void add_gradient(const float* sums, float* gradient) const;
@@ -133,8 +131,10 @@ class ChunkConv {
   void backward_weight_at_points(const float* x, const float* dy, int rows, float* dw,
                                  Scratch& scratch) const;
 
-  // Window rows as floats, the rows of a channel behind one another.
-  const float* unpack_by_channel(int64_t item, int r0, int rows, Scratch& scratch) const;
+  // The same for surviving weights alone: the rows of an input channel as floats, then all weights
+  // that meet them.
+  void backward_weight_by_channel(int64_t item, int r0, int rows, const float* dy, float* dw,
+                                  Scratch& scratch) const;
 
   // Window rows for gradient_tiles.h.
   void pack_tiles(int64_t item, int r0, int rows, Scratch& scratch) const;

@@ -19,14 +19,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace fmp::cpu::HWY_NAMESPACE {
 
-// GCC takes what is constant in a loop out of it, here an address for each position, and has no
-// registers for them. Unless it does not see what the address is made of.
-template <typename T>
-HWY_INLINE T* opaque(T* address) {
-  asm("" : "+r"(address));
-  return address;
-}
-
 // Sums of one output at PB positions.
 template <class D, int PB>
 HWY_INLINE void sparse_block(const CodeWeights& w, int out, const uint8_t* HWY_RESTRICT x,

@@ -199,7 +199,7 @@ HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t any_stride, 
     for (int v = 0; v < kVectors; ++v) sum[p][v] = hn::Zero(kFloats);
   }
   for (int32_t i = 0; i < entries; ++i) {
-    const float* operand = x + offset[i];
+    const float* operand = opaque(x + offset[i]);
     const V weight = hn::Set(kFloats, w[i]);
     HWY_UNROLL(16)
     for (int p = 0; p < PB; ++p) {
@@ -404,54 +404,59 @@ void conv1d_backward_weight_dense(const float* x, ptrdiff_t x_stride, const floa
   }
 }
 
-// Entries of one output channel, EB at a time.
-template <int EB>
+// Gradients of the weights of one tap of an input channel from PB of its rows, which stay in
+// registers. kStride: of dy's rows, 0 = any_stride.
+template <int PB, int kStride>
 HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, const float* HWY_RESTRICT dy,
-                                      ptrdiff_t dy_stride, int rows,
+                                      ptrdiff_t any_stride, int32_t entries,
                                       const int32_t* HWY_RESTRICT offset, float* HWY_RESTRICT dw) {
-  V sum[EB][kVectors];
-  const float* operand[EB];
+  const ptrdiff_t dy_stride = kStride > 0 ? kStride : any_stride;
   HWY_UNROLL(16)
-  for (int e = 0; e < EB; ++e) {
-    operand[e] = x + offset[e];
+  for (int v = 0; v < kVectors; ++v) {
+    V operand[PB];
     HWY_UNROLL(16)
-    for (int v = 0; v < kVectors; ++v) sum[e][v] = hn::Load(kFloats, dw + e * kLanes + v * kWidth);
-  }
-  for (int l = 0; l < rows * kLanes; l += kLanes, dy += dy_stride) {
-    HWY_UNROLL(16)
-    for (int v = 0; v < kVectors; ++v) {
-      const V gradient = hn::Load(kFloats, dy + v * kWidth);
+    for (int p = 0; p < PB; ++p) operand[p] = hn::Load(kFloats, x + p * kLanes + v * kWidth);
+    for (int32_t i = 0; i < entries; ++i) {
+      const float* gradient = opaque(dy + offset[i] + v * kWidth);
+      float* to = dw + static_cast<ptrdiff_t>(i) * kLanes + v * kWidth;
+      V sum = hn::Load(kFloats, to);
       HWY_UNROLL(16)
-      for (int e = 0; e < EB; ++e) {
-        sum[e][v] = hn::MulAdd(gradient, hn::Load(kFloats, operand[e] + l + v * kWidth), sum[e][v]);
+      for (int p = 0; p < PB; ++p) {
+        sum = hn::MulAdd(hn::Load(kFloats, gradient + p * dy_stride), operand[p], sum);
       }
+      hn::Store(sum, kFloats, to);
     }
-  }
-  HWY_UNROLL(16)
-  for (int e = 0; e < EB; ++e) {
-    HWY_UNROLL(16)
-    for (int v = 0; v < kVectors; ++v) hn::Store(sum[e][v], kFloats, dw + e * kLanes + v * kWidth);
   }
 }
 
-void conv1d_backward_weight_sparse(const float* x, const float* dy, ptrdiff_t dy_row_stride,
-                                   ptrdiff_t dy_channel_stride, int rows, const SparseWeights& w,
+template <int kStride>
+HWY_INLINE void sparse_gradient_rows(const float* x, const float* dy, ptrdiff_t dy_stride, int rows,
+                                     int32_t entries, const int32_t* offset, float* dw) {
+  int l = 0;
+  const auto step = [&](auto positions) HWY_ATTR {
+    constexpr int kPositions = decltype(positions)::value;
+    for (; l + kPositions <= rows; l += kPositions) {
+      sparse_gradient_block<kPositions, kStride>(x + l * kLanes, dy + l * dy_stride, dy_stride,
+                                                 entries, offset, dw);
+    }
+  };
+  if constexpr (kVectors == 1) step(std::integral_constant<int, 16>());
+  step(std::integral_constant<int, 8>());
+  step(std::integral_constant<int, 1>());
+}
+
+void conv1d_backward_weight_sparse(const float* x, const float* dy, ptrdiff_t dy_stride, int rows,
+                                   int taps, const int32_t* begin, const int32_t* offset,
                                    float* dw) {
-  for (int o = 0; o < w.out; ++o, dy += dy_channel_stride) {
-    int32_t i = w.row_begin[o];
-    const auto entries = [&](auto count) {
-      constexpr int kCount = decltype(count)::value;
-      while (i + kCount <= w.row_begin[o + 1]) {
-        sparse_gradient_block<kCount>(x, dy, dy_row_stride, rows, w.offset + i,
-                                      dw + static_cast<ptrdiff_t>(i) * kLanes);
-        i += kCount;
-      }
-    };
-    // Enough sums to hide the latency of one.
-    if constexpr (kVectors == 1) entries(std::integral_constant<int, 8>());
-    entries(std::integral_constant<int, 4>());
-    entries(std::integral_constant<int, 2>());
-    entries(std::integral_constant<int, 1>());
+  for (int t = 0; t < taps; ++t, x += kLanes) {
+    const int32_t entries = begin[t + 1] - begin[t];
+    if (entries == 0) continue;
+    float* to = dw + static_cast<ptrdiff_t>(begin[t]) * kLanes;
+    if (dy_stride == kLanes) {
+      sparse_gradient_rows<kLanes>(x, dy, dy_stride, rows, entries, offset + begin[t], to);
+    } else {
+      sparse_gradient_rows<0>(x, dy, dy_stride, rows, entries, offset + begin[t], to);
+    }
   }
 }
 

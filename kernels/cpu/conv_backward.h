@@ -153,10 +153,7 @@ void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTa
     for (int r0 = 0; r0 < all_rows; r0 += conv.chunk_rows()) {
       const int rows = std::min(conv.chunk_rows(), all_rows - r0);
       fill(item, r0, rows, window.chunk(), window.layout(), scratch, timer, mine);
-      const float* x = conv.unpack_for_weight_gradient(item, r0, rows, scratch);
-      timer.lap(mine.unpack);
-      conv.backward_weight(x, window.chunk(), rows, dw, scratch);
-      timer.lap(mine.conv_backward_weight);
+      conv.backward_weight(item, r0, rows, window.chunk(), dw, scratch, timer, mine);
       if (dx.data != nullptr || taker != nullptr) {
         backward_rows(group, item, r0, rows, r0 + rows == all_rows, window, scratch, timer, mine);
       }

@@ -38,9 +38,8 @@ void unpack_s8(const int8_t* codes, int64_t count, float* out) {
 }
 
 template <typename T, class D>
-HWY_INLINE void unpack_channels(D bytes, const T* codes, int channels, float* out,
-                                ptrdiff_t channel_stride) {
-  for (int c = 0; c < channels; ++c, codes += kLanes, out += channel_stride) {
+HWY_INLINE void unpack_rows(D bytes, const T* codes, ptrdiff_t stride, int rows, float* out) {
+  for (int r = 0; r < rows; ++r, codes += stride, out += kLanes) {
     HWY_UNROLL(16)
     for (int v = 0; v < kVectors; ++v) {
       const auto code = hn::PromoteTo(kInts, hn::LoadU(bytes, codes + v * kWidth));
@@ -48,11 +47,11 @@ HWY_INLINE void unpack_channels(D bytes, const T* codes, int channels, float* ou
     }
   }
 }
-void unpack_channels_u8(const uint8_t* codes, int channels, float* out, ptrdiff_t channel_stride) {
-  unpack_channels(kBytes, codes, channels, out, channel_stride);
+void unpack_rows_u8(const uint8_t* codes, ptrdiff_t stride, int rows, float* out) {
+  unpack_rows(kBytes, codes, stride, rows, out);
 }
-void unpack_channels_s8(const int8_t* codes, int channels, float* out, ptrdiff_t channel_stride) {
-  unpack_channels(kSignedBytes, codes, channels, out, channel_stride);
+void unpack_rows_s8(const int8_t* codes, ptrdiff_t stride, int rows, float* out) {
+  unpack_rows(kSignedBytes, codes, stride, rows, out);
 }
 
 // Rows of 16 bytes: interleaving two of them gives the pairs as bytes, widening makes them 16 bits.
@@ -226,8 +225,8 @@ int collect_at_least(const Sums& sums, const ChannelAffine& channel_affine, floa
 
 void fill_elementwise(Simd& table) {
   table.target = hwy::TargetName(HWY_TARGET);
-  table.unpack_channels_u8 = unpack_channels_u8;
-  table.unpack_channels_s8 = unpack_channels_s8;
+  table.unpack_rows_u8 = unpack_rows_u8;
+  table.unpack_rows_s8 = unpack_rows_s8;
   table.unpack_u8 = unpack_u8;
   table.unpack_s8 = unpack_s8;
   table.unpack_pairs_u8 = unpack_pairs_u8;

@@ -235,10 +235,8 @@ void SumsOfGradient::add_inputs(int64_t /*group*/, int64_t item, int r0, int row
   simd().spread_gradient(rows, shape.out_channels, shape.pool, gradient, g, layout.row,
                          layout.channel, scratch.sums.data());
   timer.lap(profile.activation_backward);
-  const float* x = pass_.conv().unpack_for_weight_gradient(item, r0, rows, scratch);
-  timer.lap(profile.unpack);
-  pass_.conv().backward_weight(x, g, rows, scratch.producer_dw.data(), scratch);
-  timer.lap(profile.conv_backward_weight);
+  pass_.conv().backward_weight(item, r0, rows, g, scratch.producer_dw.data(), scratch, timer,
+                               profile);
 }
 
 void SumsOfGradient::finish(Communicator* ranks) {

@@ -23,6 +23,14 @@ using V = hn::Vec<FloatTag>;
 constexpr int kWidth = static_cast<int>(hn::MaxLanes(kFloats));  // lanes of a vector
 constexpr int kVectors = kLanes / kWidth;                        // vectors of a row element
 
+// GCC takes what is constant in a loop out of it, here an address for each position, and has no
+// registers for them. Unless it does not see what the address is made of.
+template <typename T>
+HWY_INLINE T* opaque(T* address) {
+  asm("" : "+r"(address));
+  return address;
+}
+
 using QuadTag = hn::FixedTag<float, 4>;
 
 // Adds halves until four lanes are left.

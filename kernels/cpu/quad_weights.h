@@ -51,7 +51,7 @@ class QuadWeights {
     out_ = out;
     taps_ = taps;
     in_quads_ = quads(channels);
-    channels_ = channels;
+    two_channels_ = channels <= 2;
     window_rows_ = window_rows;
     sparse_ = sparse;
     has_tiles_ = tiles;
@@ -70,10 +70,17 @@ class QuadWeights {
     for (int o = 0; o < out_quads() * kQuad; ++o) {
       int64_t positive = 0, negative = 0;
       for (int i = 0; o < out && i < taps * in_quads_; ++i) {
-        const std::array<int8_t, kQuad> w = quad(o, i, value);
+        const int first = i / taps * kQuad, t = i % taps;
+        const int some = std::min(kQuad, channels - first);
+        int any = 0;  // most are all zero where weights are few
+        for (int c = first; c < first + some; ++c) any |= static_cast<int>(value(o, t, c));
+        if (any == 0) continue;
+        std::array<int8_t, kQuad> w{};
+        for (int c = first; c < first + some; ++c) {
+          w[static_cast<size_t>(byte_of_channel(c))] = static_cast<int8_t>(value(o, t, c));
+        }
         int32_t bytes = 0;
         std::memcpy(&bytes, w.data(), sizeof bytes);
-        if (bytes == 0) continue;
         for (const int8_t code : w) (code > 0 ? positive : negative) += code;
         add(o, i, bytes, {pair(w[0], w[2]), pair(w[1], w[3])});
       }
@@ -98,7 +105,7 @@ class QuadWeights {
     v.window_rows = window_rows_;
     v.dot = dot;
     v.sparse = sparse_;
-    v.two_channels = channels_ <= 2;
+    v.two_channels = two_channels_;
     v.row_begin = row_begin_.data();
     v.offset = offset_.data();
     for (size_t i = 0; i < 2; ++i) {
@@ -113,16 +120,6 @@ class QuadWeights {
   int quad_tiles() const { return (in_quads_ + kTileQuads - 1) / kTileQuads; }
 
   // Quad i of an output: quads of channels, the taps of each in turn.
-  template <typename Value>
-  std::array<int8_t, kQuad> quad(int o, int i, const Value& value) const {
-    std::array<int8_t, kQuad> w{};
-    const int first = i / taps_ * kQuad;
-    for (int c = first; c < std::min(first + kQuad, channels_); ++c) {
-      w[static_cast<size_t>(byte_of_channel(c))] = static_cast<int8_t>(value(o, i % taps_, c));
-    }
-    return w;
-  }
-
   void add(int o, int i, int32_t bytes, const std::array<int32_t, 2>& pairs) {
     if (sparse_) {
       offset_.push_back((i / taps_ * window_rows_ + i % taps_) * kQuadRow);
@@ -148,8 +145,8 @@ class QuadWeights {
                                 static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16);
   }
 
-  int out_ = 0, taps_ = 1, in_quads_ = 0, channels_ = 0, window_rows_ = 0;
-  bool sparse_ = false, has_tiles_ = false;
+  int out_ = 0, taps_ = 1, in_quads_ = 0, window_rows_ = 0;
+  bool two_channels_ = false, sparse_ = false, has_tiles_ = false;
   int64_t largest_ = 0;
   AlignedBuffer<int8_t> tiles_;
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];  // see CodeWeights

@@ -145,11 +145,12 @@ struct Simd {
   void (*conv1d_backward_weight_dense)(const float* x, ptrdiff_t x_stride, const float* dy,
                                        ptrdiff_t dy_stride, int rows, int out, int taps,
                                        int channels, float* dw);
-  // The same for the entries of `w` alone: dw[i][lane] += ... for entry i. x is laid out by
-  // channel; w.values is not read.
-  void (*conv1d_backward_weight_sparse)(const float* x, const float* dy, ptrdiff_t dy_row_stride,
-                                        ptrdiff_t dy_channel_stride, int rows,
-                                        const SparseWeights& w, float* dw);
+  // The same for single weights of one input channel, whose rows of x lie behind one another: those
+  // of tap t are i = begin[t] .. begin[t + 1] - 1; dw[i][lane] += ..., offset[i] being that of the
+  // output in a row of dy.
+  void (*conv1d_backward_weight_sparse)(const float* x, const float* dy, ptrdiff_t dy_stride,
+                                        int rows, int taps, const int32_t* begin,
+                                        const int32_t* offset, float* dw);
 
   // A matrix product, for dense gradients: dw[o * channels + c] += sum over rows and lanes of
   // dy[row][o][lane] * x[row][lane][c], in this order. channels is a multiple of kLanes.
@@ -172,11 +173,9 @@ struct Simd {
                                  ptrdiff_t point_stride, int rows, int count, float* y,
                                  ptrdiff_t y_stride);
 
-  // A row of codes to floats, channel_stride apart.
-  void (*unpack_channels_u8)(const uint8_t* codes, int channels, float* out,
-                             ptrdiff_t channel_stride);
-  void (*unpack_channels_s8)(const int8_t* codes, int channels, float* out,
-                             ptrdiff_t channel_stride);
+  // Rows of codes of a channel, `stride` apart, to floats behind one another.
+  void (*unpack_rows_u8)(const uint8_t* codes, ptrdiff_t stride, int rows, float* out);
+  void (*unpack_rows_s8)(const int8_t* codes, ptrdiff_t stride, int rows, float* out);
   // Codes to operands. count: bytes of one row, channels * kLanes.
   void (*unpack_u8)(const uint8_t* codes, int64_t count, float* out);
   void (*unpack_s8)(const int8_t* codes, int64_t count, float* out);

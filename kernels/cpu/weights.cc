@@ -7,8 +7,10 @@
 #include "kernels/cpu/weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 #include "kernels/cpu/packing.h"
@@ -19,18 +21,17 @@ namespace {
 float largest_code(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
 
 void quantize(Weights::Compiled& w, std::span<const float> weight, std::span<const uint8_t> mask) {
-  const size_t n = weight.size();
-  w.codes.resize(n);
+  w.codes.assign(weight.begin(), weight.end());
   w.alive.assign(mask.begin(), mask.end());
-  float largest = 0;
-  bool finite = true;
-  for (size_t i = 0; i < n; ++i) {
-    const float value = mask.empty() || mask[i] != 0 ? weight[i] : 0.0F;
-    finite = finite && std::isfinite(value);
-    largest = std::max(largest, std::fabs(value));
-    w.codes[i] = value;
+  for (size_t i = 0; i < mask.size(); ++i) w.codes[i] = mask[i] != 0 ? w.codes[i] : 0.0F;
+  // As integers, the bits of positive floats are in the order of the floats, infinity and what is
+  // no number above them.
+  uint32_t largest_bits = 0;
+  for (const float value : w.codes) {
+    largest_bits = std::max(largest_bits, std::bit_cast<uint32_t>(std::fabs(value)));
   }
-  if (!finite) throw std::domain_error("a weight is not finite");
+  const float largest = std::bit_cast<float>(largest_bits);
+  if (!std::isfinite(largest)) throw std::domain_error("a weight is not finite");
   w.largest = largest;
   w.scale = 1;
   if (w.shape.weight_bits != kFloatBits) {
@@ -55,9 +56,12 @@ void pack_quads(Weights::Compiled& w, const Code& code) {
   w.dot = best_dot_product(narrow_fits, false);
   w.no_offsets.assign(static_cast<size_t>(w.forward_quads.out_quads() * kQuad), 0);
   w.signed_offsets = w.no_offsets;
-  for (size_t i = 0; i < w.codes.size(); ++i) {
-    w.signed_offsets[i / static_cast<size_t>(s.fan_in())] -=
-        static_cast<int32_t>(w.codes[i]) * signed_offset(s);
+  auto of_output = w.codes.begin();
+  for (int o = 0; o < s.out_channels; ++o, of_output += s.fan_in()) {
+    const int32_t sum = std::accumulate(
+        of_output, of_output + s.fan_in(), int32_t{0},
+        [](int32_t total, float w_code) { return total + static_cast<int32_t>(w_code); });
+    w.signed_offsets[static_cast<size_t>(o)] = -sum * signed_offset(s);
   }
 }
 
@@ -93,23 +97,58 @@ void pack_sparse(int out, int taps, int channels, const ChunkLayout& operand, co
   }
 }
 
+// The same for the transposed weights, taps flipped, from codes [O][T][C] that lie in memory in
+// another order: those of a channel are put into its row as they come.
+void pack_sparse_transposed(const Weights::Compiled& w, OwnedSparse& sparse) {
+  const LayerShape& s = w.shape;
+  const ChunkLayout operand = w.gradient_layout();
+  const auto for_each_weight = [&](const auto& body) {
+    for (int t = s.taps - 1; t >= 0; --t) {
+      for (int o = 0; o < s.out_channels; ++o) {
+        const float* codes =
+            w.codes.data() + (static_cast<ptrdiff_t>(o) * s.taps + t) * s.in_channels;
+        for (int c = 0; c < s.in_channels; ++c) {
+          if (codes[c] != 0.0F) body(o, t, static_cast<size_t>(c), codes[c]);
+        }
+      }
+    }
+  };
+  sparse.row_begin.assign(static_cast<size_t>(s.in_channels) + 1, 0);
+  for_each_weight([&](int, int, size_t c, float) { ++sparse.row_begin[c + 1]; });
+  std::partial_sum(sparse.row_begin.begin(), sparse.row_begin.end(), sparse.row_begin.begin());
+  std::vector<int32_t> next = sparse.row_begin;
+  sparse.offset.resize(static_cast<size_t>(sparse.row_begin.back()));
+  sparse.values.resize(sparse.offset.size());
+  for_each_weight([&](int o, int t, size_t c, float code) {
+    const size_t i = static_cast<size_t>(next[c]++);
+    sparse.offset[i] = static_cast<int32_t>((s.taps - 1 - t) * operand.row + o * operand.channel);
+    sparse.values[i] = code * w.scale;
+  });
+}
+
 // Where gradients are wanted. Only a prune changes it, so it is kept from step to step.
 void list_survivors(Weights::Compiled& w) {
-  const bool known = !w.gradient_index.empty() && w.gradient_mask == w.alive;
+  const ptrdiff_t stride = w.gradient_layout().channel;
+  const bool known =
+      !w.gradient_index.empty() && w.gradient_mask == w.alive && w.gradient_stride == stride;
   if (known) return;
   w.gradient_mask = w.alive;
+  w.gradient_stride = stride;
+  w.gradient_begin.assign(1, 0);
+  w.gradient_offset.clear();
   w.gradient_index.clear();
   const LayerShape& s = w.shape;
-  const auto index = [&](int o, int t, int c) {
-    return (static_cast<int64_t>(o) * s.taps + t) * s.in_channels + c;
-  };
-  const auto alive = [&](int o, int t, int c) {
-    const int64_t i = index(o, t, c);
-    const bool lives = w.alive.empty() || w.alive[static_cast<size_t>(i)] != 0;
-    if (lives) w.gradient_index.push_back(i);
-    return lives ? 1.0F : 0.0F;
-  };
-  pack_sparse(s.out_channels, s.taps, s.in_channels, w.sparse_x_layout(), alive, w.gradient_sparse);
+  for (int c = 0; c < s.in_channels; ++c) {
+    for (int t = 0; t < s.taps; ++t) {
+      for (int o = 0; o < s.out_channels; ++o) {
+        const int64_t i = (static_cast<int64_t>(o) * s.taps + t) * s.in_channels + c;
+        if (!w.alive.empty() && w.alive[static_cast<size_t>(i)] == 0) continue;
+        w.gradient_offset.push_back(static_cast<int32_t>(o * stride));
+        w.gradient_index.push_back(i);
+      }
+      w.gradient_begin.push_back(static_cast<int32_t>(w.gradient_index.size()));
+    }
+  }
 }
 
 // The share of surviving weights from which Winograd's algorithm and matrix products are faster
@@ -229,8 +268,7 @@ void Weights::compile(const LayerShape& shape, std::span<const float> weight,
   };
   w.backward_dense.clear();
   if (w.plan.backward_data == Kernel::kSparse) {
-    pack_sparse(shape.in_channels, shape.taps, shape.out_channels, w.gradient_layout(), transposed,
-                w.backward_sparse);
+    pack_sparse_transposed(w, w.backward_sparse);
   } else if (w.backward_data_algorithm == DenseAlgorithm::kTiles) {
     const auto transposed_code = [&](int c, int t, int o) {
       return code(o, shape.taps - 1 - t, c);
@@ -258,9 +296,7 @@ void Weights::backward(std::span<const float> weight, double scale_gradient,
                        std::span<float> grad) const {
   const Compiled& w = *compiled_;
   const auto alive = [&](size_t i) { return w.alive.empty() || w.alive[i] != 0; };
-  for (size_t i = 0; i < grad.size(); ++i) {
-    if (!alive(i)) grad[i] = 0;
-  }
+  for (size_t i = 0; i < w.alive.size(); ++i) grad[i] = w.alive[i] != 0 ? grad[i] : 0.0F;
   if (w.shape.weight_bits == kFloatBits) return;
   const double scale = static_cast<double>(w.scale);
   int64_t ties = 0;

@@ -89,11 +89,14 @@ struct Weights::Compiled {
   std::vector<float> backward_dense;       // transposed, taps flipped, times scale; likewise
   AlignedBuffer<uint16_t> backward_tiles;  // or as gradient_tiles.h wants them
   OwnedSparse backward_sparse;
-  OwnedSparse gradient_sparse;          // the surviving weights; values empty
-  std::vector<int64_t> gradient_index;  // where each of its entries stands in [O][T][C]
-  std::vector<uint8_t> gradient_mask;   // the mask for which the two were made
+  // The surviving weights by input channel and tap, [C][T] + 1, where the output of each is in a
+  // row of dy, and where it stands itself in [O][T][C]; the mask and layout for which this is.
+  std::vector<int32_t> gradient_begin, gradient_offset;
+  std::vector<int64_t> gradient_index;
+  std::vector<uint8_t> gradient_mask;
+  ptrdiff_t gradient_stride = 0;  // between channels
 
-  // Of dy, for both passes that read it, and of the x of a sparse weight gradient.
+  // Of dy, for both passes that read it.
   ChunkLayout gradient_layout() const {
     return plan.backward_data == Kernel::kSparse && plan.backward_weight == Kernel::kSparse
                ? by_channel(gradient_rows(shape))
@@ -102,7 +105,6 @@ struct Weights::Compiled {
   gradient_tiles::Chunk tile_chunk(int rows) const {
     return {shape.out_channels, shape.in_channels, shape.taps, rows};
   }
-  ChunkLayout sparse_x_layout() const { return by_channel(window_rows(shape)); }
 
   DenseWeights forward_dense_view() const {
     return {shape.out_channels, shape.taps, shape.in_channels, forward_dense.data()};
