@@ -21,6 +21,7 @@
 #include "framework/inference/integer_network.h"
 #include "framework/network/compaction.h"
 #include "framework/network/network.h"
+#include "framework/network/working_part.h"
 #include "framework/random.h"
 #include "framework/threads.h"
 #include "framework/training/engine_choice.h"
@@ -216,8 +217,9 @@ Json shares(const cpu::Profile& p) {
   return result;
 }
 
-// Bytes of a frame that a training step on the CPU moves between its sweeps, layer by layer: what
-// no cache holds from one sweep to the next when the batch is large. See kernels/README.md.
+// Bytes of a frame that a training step on the CPU moves between its sweeps, layer by layer of the
+// part of a network that works: what no cache holds from one sweep to the next when the batch is
+// large. See kernels/README.md.
 Json traffic_json(const Network& network) {
   Json result = Json::array();
   const std::vector<Layer>& layers = network.layers();
@@ -348,7 +350,8 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
       {"eval_conv_forward", gflop_rate(subject, 1, evaluation.conv_forward)}};
   result["train_share"] = shares(training);
   result["eval_share"] = shares(evaluation);
-  result["traffic"] = traffic_json(network);
+  WorkingPart part(network);
+  result["traffic"] = traffic_json(part.before_step(network, false));
 }
 
 // Mean seconds of a step in a pass of warm_up + steps batches, from the end of the last warm-up

@@ -23,21 +23,32 @@ namespace {
 
 HWY_INLINE V to_float(VI sum) { return hn::ConvertTo(kFloats, sum); }
 
-// Pointers that go from position to position. GCC would make all addresses of a block in advance
-// and keep them where it has no room for them, unless it does not see that they are a sequence.
+// Pointers that go from position to position, four at a time, as far as an address can reach. GCC
+// would make all addresses of a block in advance and keep them where it has no room for them,
+// unless it does not see that they are a sequence.
 template <typename T>
 class Walk {
  public:
-  HWY_INLINE Walk(T* first, ptrdiff_t stride) : at_(first), stride_(stride) {}
-  HWY_INLINE T* next() {
-    T* at = at_;
-    at_ = opaque(at_ + stride_);
-    return at;
+  HWY_INLINE Walk(T* first, ptrdiff_t stride)
+      : at_(first), stride_(stride), three_strides_(3 * stride) {}
+  // Every position from 0 on in its turn.
+  HWY_INLINE T* at(int position) {
+    switch (position % 4) {
+      case 0:
+        if (position > 0) at_ = opaque(at_ + 4 * stride_);
+        return at_;
+      case 1:
+        return at_ + stride_;
+      case 2:
+        return at_ + 2 * stride_;
+      default:
+        return at_ + three_strides_;
+    }
   }
 
  private:
   T* at_;
-  ptrdiff_t stride_;
+  ptrdiff_t stride_, three_strides_;
 };
 
 // Each functor takes PB positions of an output from `row` on, vector v of their lanes; PB is a
@@ -61,12 +72,13 @@ struct ToCodes {
       const V t = affine(to_float(sums[p]));
       Mask first, second;
       if constexpr (kPool == 1) {
-        store_pooled(activation.window(t, first), to.next());
+        store_pooled(activation.window(t, first), to.at(p));
       } else {
-        store_pooled(activation.window(t, affine(to_float(sums[p + 1])), first, second), to.next());
+        store_pooled(activation.window(t, affine(to_float(sums[p + 1])), first, second),
+                     to.at(p / kPool));
       }
-      store_bits(first, bits.next(), v);
-      if constexpr (kPool == 2) store_bits(second, bits.next(), v);
+      store_bits(first, bits.at(p), v);
+      if constexpr (kPool == 2) store_bits(second, bits.at(p + 1), v);
     }
   }
 };
@@ -87,18 +99,18 @@ struct ToGradientSums {
     V code_sum = hn::Load(kFloats, total + 2 * kLanes);
     HWY_UNROLL(16)
     for (int p = 0; p < PB; p += kPool) {
-      const V dp_w = hn::Load(kFloats, dp.next());
-      Mask passed = load_bits(passes.next(), v);
+      const V dp_w = hn::Load(kFloats, dp.at(p / kPool));
+      Mask passed = load_bits(passes.at(p), v);
       VI y = sums[p];
       if constexpr (kPool == 2) {  // only one of the two has a gradient
-        const Mask second = load_bits(passes.next(), v);
+        const Mask second = load_bits(passes.at(p + 1), v);
         y = hn::IfThenElse(hn::RebindMask(kInts, second), sums[p + 1], y);
         passed = hn::Or(passed, second);
       }
       const V g = hn::IfThenElseZero(passed, dp_w);
       g_sum = hn::Add(g_sum, g);
       g_y_sum = hn::MulAdd(g, to_float(y), g_y_sum);
-      code_sum = hn::MulAdd(dp_w, load_codes(codes.next()), code_sum);
+      code_sum = hn::MulAdd(dp_w, load_codes(codes.at(p / kPool)), code_sum);
     }
     hn::Store(g_sum, kFloats, total);
     hn::Store(g_y_sum, kFloats, total + kLanes);
@@ -125,15 +137,15 @@ struct ToGradient {
     Walk to(dy + row * row_stride + output * channel_stride + v * kWidth, row_stride);
     HWY_UNROLL(16)
     for (int p = 0; p < PB; p += kPool) {
-      const float* at = dp.next();
+      const float* at = dp.at(p / kPool);
       // The gradient of the next chunk is on its way while this one's is used.
       __builtin_prefetch(at + kChunkRows / kPool * gradient.dp_stride, 0, kSecondLevel);
       const V dp_w = hn::Load(kFloats, at);
       HWY_UNROLL(2)
       for (int j = 0; j < kPool; ++j) {
-        const V g = hn::IfThenElseZero(load_bits(passes.next(), v), dp_w);
+        const V g = hn::IfThenElseZero(load_bits(passes.at(p + j), v), dp_w);
         const V rest = hn::MulAdd(of_y, to_float(sums[p + j]), of_one);
-        hn::Store(hn::MulAdd(of_g, g, rest), kFloats, to.next());
+        hn::Store(hn::MulAdd(of_g, g, rest), kFloats, to.at(p + j));
       }
     }
   }
