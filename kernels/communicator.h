@@ -36,8 +36,9 @@ class Communicator {
 
   virtual int rank() const = 0;
   virtual int ranks() const = 0;
-  // Of them on this rank's machine, itself included.
+  // Of them on this rank's machine, itself included, and how many of those come before it.
   virtual int ranks_on_host() const = 0;
+  virtual int rank_on_host() const = 0;
   // How messages call a rank: "rank 3 on node17".
   virtual std::string name(int rank) const = 0;
 
@@ -84,36 +85,50 @@ inline std::string text_of_first(Communicator* ranks, std::string text) {
   return all;
 }
 
+// How ranks share a batch: frames of a tile, into how many groups of tiles a batch is cut at most,
+// and what becomes of a batch with fewer groups than ranks: all ranks compute all of it, or some
+// have nothing to do.
+struct ShareUnits {
+  int64_t tile_frames = kLanes, most_groups = kMaxGradientGroups;
+  bool repeats_small = false;
+};
+
 // A rank's part of a batch: consecutive groups of consecutive tiles (kernels/tile.h). It may be
 // empty.
 struct BatchShare {
   Communicator* ranks = nullptr;
+  ShareUnits units = {};
   int64_t batch_frames = 0;
   int64_t first_group = 0, groups = 0;  // of the rank
   int64_t first_tile = 0;
   int64_t frames = 0;
 
-  static int64_t tiles_of(int64_t frames) { return (frames + kLanes - 1) / kLanes; }
-  int64_t batch_groups() const { return std::min(tiles_of(batch_frames), kMaxGradientGroups); }
+  int64_t tiles_of(int64_t some) const {
+    return (some + units.tile_frames - 1) / units.tile_frames;
+  }
+  int64_t batch_groups() const { return std::min(tiles_of(batch_frames), units.most_groups); }
   // Of the batch.
   int64_t first_tile_of(int64_t group) const {
     return group * tiles_of(batch_frames) / batch_groups();
   }
 
   // The share of `rank`.
-  static BatchShare of(int64_t batch_frames, int rank, Communicator& ranks) {
+  static BatchShare of(int64_t batch_frames, int rank, Communicator& ranks,
+                       const ShareUnits& units = {}) {
     BatchShare share;
     share.ranks = &ranks;
+    share.units = units;
     share.batch_frames = batch_frames;
     const int64_t groups = share.batch_groups();
-    share.first_group = rank * groups / ranks.ranks();
-    share.groups = (rank + 1) * groups / ranks.ranks() - share.first_group;
+    const bool whole = units.repeats_small && groups < ranks.ranks();
+    share.first_group = whole ? 0 : rank * groups / ranks.ranks();
+    share.groups = (whole ? groups : (rank + 1) * groups / ranks.ranks()) - share.first_group;
     share.first_tile = share.first_tile_of(share.first_group);
     const int64_t end = share.first_tile_of(share.first_group + share.groups);
-    share.frames = std::min(batch_frames, end * kLanes) - share.first_tile * kLanes;
+    share.frames = std::min(batch_frames, end * units.tile_frames) - share.first_frame();
     return share;
   }
-  int64_t first_frame() const { return first_tile * kLanes; }
+  int64_t first_frame() const { return first_tile * units.tile_frames; }
 };
 
 }  // namespace fmp

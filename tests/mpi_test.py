@@ -4,6 +4,8 @@
 job whose ranks are killed, hang, or lose their network.
 
 usage: mpi_test.py MPIRUN FMP_RADIOML RADIOML_SYNTH [NAME of a test ...]
+
+$FMP_RADIOML_SIMT: the program on the host runtime of tests/simt; without it nothing is tested on devices.
 """
 
 import concurrent.futures
@@ -77,7 +79,7 @@ def processes_of(job, program):
             name = (entry / "comm").read_text().strip()
         except OSError:
             continue
-        if name == program and f"FMP_TEST_JOB={job}".encode() in environ:
+        if name.startswith(program) and f"FMP_TEST_JOB={job}".encode() in environ:
             found.append((int(entry.name), environ))
     return found
 
@@ -136,8 +138,45 @@ def test_same_bits(scratch):
         assert f"{ranks} ranks" in done.stdout or ranks == 1, done.stdout
 
 
+def test_devices(scratch):
+    """Ranks with a device of the host runtime each: whole runs, and a rank that is killed."""
+    program = os.environ.get("FMP_RADIOML_SIMT")
+    if not program:
+        print("devices: skipped, there is no program on the host runtime")
+        return
+    environment = dict(ENVIRONMENT, SIMT_DEVICES="2")
+    # A step takes the host runtime seconds.
+    short = flags_with("--filters=3,3", "--dense=5", "--classes=OOK,BPSK", "--snr-min=30", "--frames-per-block=22",
+                       "--device=cuda", "--sparse-threshold=0")
+    flags = [*(f for f in short if not f.startswith("--epochs")), "--epochs=1", "--time-limit=0.01"]
+
+    def start(ranks, *more):
+        return subprocess.Popen([MPIRUN, "-n", str(ranks), program, *more], env=dict(environment, FMP_TEST_JOB="devices"),
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    alone = start(1, *flags, f"--out={scratch / 'alone'}")
+    both = start(2, *flags, f"--out={scratch / 'both'}")
+    outputs = [job.communicate(timeout=100) for job in (alone, both)]
+    assert alone.returncode == 0 and both.returncode == 0, outputs
+    assert "2 ranks: CUDA" in outputs[1][0], outputs[1]
+    assert results(scratch / "alone") == results(scratch / "both"), "2 devices differ"
+    many = start(3, *flags, f"--out={scratch / 'many'}")
+    lines = error_lines(many.communicate(timeout=60)[1])
+    assert many.returncode == 2 and len(lines) == 1 and "3 ranks here, but 2 CUDA devices" in lines[0], lines
+    lost = start(2, *(f for f in short if not f.startswith(("--epochs", "--patience"))), "--epochs=60000",
+                 "--patience=60000", f"--out={scratch / 'lost'}")
+    while not (scratch / "lost" / "checkpoint.fmp").exists():
+        assert lost.poll() is None, lost.communicate()
+        time.sleep(0.05)
+    os.kill(ranks_of("devices")[1], signal.SIGKILL)
+    began = time.monotonic()
+    lines = error_lines(lost.communicate(timeout=60)[1])
+    assert lines == [f"error: lost rank 1 on {os.uname().nodename}: it was killed, or crashed"], lines
+    assert time.monotonic() - began < DEADLINE
+
+
 def test_bad_flags(scratch):
-    for flags, what in ((["--batch=0", f"--out={scratch / 'no'}"], "--batch"), (["--device=cuda", f"--out={scratch / 'no'}"], "2 ranks")):
+    for flags, what in ((["--batch=0", f"--out={scratch / 'no'}"], "--batch"), (["--device=cuda", f"--out={scratch / 'no'}"], "--device cuda")):
         done = run(mpirun(2, *flags_with(*flags)), code=2)
         lines = error_lines(done.stderr)
         assert len(lines) == 1 and what in lines[0], done.stderr

@@ -40,14 +40,16 @@ std::vector<int64_t> held_part(std::span<const int64_t> frames, int64_t size,
 }
 
 SharedReader::SharedReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size,
-                           int input_bits, Give give, Communicator* ranks, int64_t smallest)
+                           int input_bits, Give give, Communicator* ranks, int64_t smallest,
+                           ShareUnits units)
     : dataset_(dataset),
       frames_(std::move(frames)),
       batch_size_(static_cast<size_t>(batch_size)),
       frame_bytes_(stored_frame_bytes(2 * static_cast<int64_t>(dataset.length()), input_bits)),
       as_codes_(input_bits != kFloatBits),
       give_(give),
-      ranks_(ranks) {
+      ranks_(ranks),
+      units_(units) {
   const size_t ranks_count = ranks != nullptr ? static_cast<size_t>(ranks->ranks()) : 1;
   const size_t step = give == Give::kBatches ? batch_size_ * ranks_count : batch_size_;
   // What is left out is at the end, as only the last batch may be smaller.
@@ -70,20 +72,15 @@ SharedReader::SharedReader(const Dataset& dataset, std::vector<int64_t> frames, 
 
 SharedReader::~SharedReader() = default;
 
-std::vector<size_t> SharedReader::cuts_of(size_t first, size_t count) const {
-  std::vector<size_t> cuts = {first};
-  for (int rank = 0; rank < (ranks_ != nullptr ? ranks_->ranks() : 1); ++rank) {
-    size_t size = 0;
-    if (ranks_ == nullptr) {
-      size = count;
-    } else if (give_ == Give::kShares) {
-      size = static_cast<size_t>(BatchShare::of(static_cast<int64_t>(count), rank, *ranks_).frames);
-    } else {
-      size = std::min(batch_size_, first + count - cuts.back());
-    }
-    cuts.push_back(cuts.back() + size);
+SharedReader::Part SharedReader::part_of(int rank, size_t first, size_t count) const {
+  if (ranks_ == nullptr) return {first, first + count};
+  if (give_ == Give::kShares) {
+    const BatchShare share = BatchShare::of(static_cast<int64_t>(count), rank, *ranks_, units_);
+    const size_t begin = first + static_cast<size_t>(share.first_frame());
+    return {begin, begin + static_cast<size_t>(share.frames)};
   }
-  return cuts;
+  const size_t batches = batch_size_ * static_cast<size_t>(rank);
+  return {first + std::min(batches, count), first + std::min(batches + batch_size_, count)};
 }
 
 int SharedReader::holder(int64_t frame) const {
@@ -99,20 +96,26 @@ const FrameBatch* SharedReader::next() {
   if (held == nullptr) return nullptr;
   const size_t first = starts_[call_], count = starts_[call_ + 1] - first;
   ++call_;
-  cuts_ = cuts_of(first, count);
+  parts_.clear();
+  cuts_ = {first};
+  for (int rank = 0; rank < (ranks_ != nullptr ? ranks_->ranks() : 1); ++rank) {
+    parts_.push_back(part_of(rank, first, count));
+    cuts_.push_back(parts_.back().end);
+  }
   if (ranks_ == nullptr) return held;
   take_frames(*held);
   const auto rank = static_cast<size_t>(ranks_->rank());
   const bool whole = give_ == Give::kShares;
-  const std::span<const int64_t> told = std::span(frames_).subspan(
-      whole ? first : cuts_[rank], whole ? count : cuts_[rank + 1] - cuts_[rank]);
+  const Part given = whole ? Part{first, first + count} : parts_[rank];
+  const std::span<const int64_t> told =
+      std::span(frames_).subspan(given.begin, given.end - given.begin);
   batch_.labels.clear();
   batch_.snr_db.clear();
   for (const int64_t frame : told) {
     batch_.labels.push_back(dataset_.label(frame));
     batch_.snr_db.push_back(dataset_.snr_db(frame));
   }
-  if (whole && dataset_.soft_targets() > 0) take_soft_targets(*held);
+  if (whole && dataset_.soft_targets() > 0) take_soft_targets(*held, given);
   return &batch_;
 }
 
@@ -123,7 +126,7 @@ void SharedReader::take_frames(const FrameBatch& held) {
   std::vector<int64_t> send(ranks, 0), receive(ranks, 0);
   std::vector<int> holders;  // of what this rank gets
   for (size_t to = 0; to < ranks; ++to) {
-    for (size_t i = cuts_[to]; i < cuts_[to + 1]; ++i) {
+    for (size_t i = parts_[to].begin; i < parts_[to].end; ++i) {
       const int from = holder(frames_[i]);
       if (static_cast<size_t>(from) == rank) send[to] += frame_bytes_;
       if (to != rank) continue;
@@ -132,7 +135,13 @@ void SharedReader::take_frames(const FrameBatch& held) {
     }
   }
   received_.resize(holders.size() * static_cast<size_t>(frame_bytes_));
-  ranks_->exchange(bytes_of(held), send, received_, receive);
+  const std::span<const std::byte> once = bytes_of(held);
+  sent_.clear();
+  const bool repeated = give_ == Give::kShares && ranks > 1 && parts_[0].end == parts_[1].end &&
+                        parts_[0].begin == parts_[1].begin && parts_[0].end > parts_[0].begin;
+  for (size_t to = 0; repeated && to < ranks; ++to)
+    sent_.insert(sent_.end(), once.begin(), once.end());
+  ranks_->exchange(repeated ? std::span<const std::byte>(sent_) : once, send, received_, receive);
 
   resize(batch_, holders.size(), 2 * static_cast<size_t>(dataset_.length()), as_codes_);
   std::byte* to = writable_bytes_of(batch_, as_codes_).data();
@@ -146,11 +155,11 @@ void SharedReader::take_frames(const FrameBatch& held) {
   }
 }
 
-void SharedReader::take_soft_targets(const FrameBatch& held) {
+void SharedReader::take_soft_targets(const FrameBatch& held, Part batch) {
   const auto width = static_cast<size_t>(dataset_.soft_targets());
   std::vector<int64_t> sizes(static_cast<size_t>(ranks_->ranks()), 0);
   std::vector<int> holders;
-  for (size_t i = cuts_.front(); i < cuts_.back(); ++i) {
+  for (size_t i = batch.begin; i < batch.end; ++i) {
     holders.push_back(holder(frames_[i]));
     sizes[static_cast<size_t>(holders.back())] += static_cast<int64_t>(width * sizeof(float));
   }

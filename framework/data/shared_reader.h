@@ -30,9 +30,10 @@ class SharedReader {
     kBatches,  // whole batches in turn: the first to rank 0, the next to rank 1, ...
   };
   // input_bits: of the set's frames. ranks: null = this process is alone and gets everything.
-  // Batches of less than `smallest` frames are left out. The set must outlive the reader.
+  // Batches of less than `smallest` frames are left out. units: of kShares. The set must outlive
+  // the reader.
   SharedReader(const Dataset& dataset, std::vector<int64_t> frames, int batch_size, int input_bits,
-               Give give, Communicator* ranks, int64_t smallest = 1);
+               Give give, Communicator* ranks, int64_t smallest = 1, ShareUnits units = {});
   ~SharedReader();
 
   // What this rank gets of the next batch, or of the next batches of which each rank gets one; it
@@ -41,16 +42,20 @@ class SharedReader {
   // call. All ranks call it.
   const FrameBatch* next();
 
-  // The frames that every rank got with the last next(): rank r those from cuts()[r] to
+  // The frames that every rank got with the last next() of kBatches: rank r those from cuts()[r] to
   // cuts()[r + 1] of the list.
   std::span<const size_t> cuts() const { return cuts_; }
   const std::vector<int64_t>& frames() const { return frames_; }
 
  private:
-  std::vector<size_t> cuts_of(size_t first, size_t count) const;
+  // Places in the list.
+  struct Part {
+    size_t begin, end;
+  };
+  Part part_of(int rank, size_t first, size_t count) const;
   int holder(int64_t frame) const;
   void take_frames(const FrameBatch& held);
-  void take_soft_targets(const FrameBatch& held);
+  void take_soft_targets(const FrameBatch& held, Part batch);
 
   const Dataset& dataset_;
   std::vector<int64_t> frames_;
@@ -61,10 +66,12 @@ class SharedReader {
   Communicator* ranks_;
   std::vector<size_t> starts_;  // in frames_, of what a call of next() gives; the end of all last
   size_t call_ = 0;
+  ShareUnits units_;
+  std::vector<Part> parts_;  // of the ranks, of what the last next() gave
   std::vector<size_t> cuts_;
   std::unique_ptr<BatchReader> reader_;  // of the frames that this rank holds
   FrameBatch batch_;
-  std::vector<std::byte> received_;
+  std::vector<std::byte> received_, sent_;
 };
 
 // These frames, read by the ranks that hold them, on all ranks.

@@ -81,6 +81,9 @@ struct Layer : LayerShape {
   int64_t weights_alive() const;  // mask entries that are 1
   // Positions at which a weight is multiplied per frame.
   int64_t positions() const { return length; }
+  // Whether it is a convolution of several positions: ranks that train together compute those of
+  // their frames, and what comes behind them of all frames.
+  bool has_positions() const { return kind == Kind::kConv && (taps != 1 || length != 1); }
 };
 
 // Whether a layer multiplies codes: its weights and its inputs are quantized.

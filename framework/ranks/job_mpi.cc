@@ -88,6 +88,7 @@ class MpiJob final : public Job {
     for (int rank = 0; rank < ranks_; ++rank) {
       names_.push_back(fmt::format("rank {} on {}", rank, host_of(rank)));
       if (host_of(rank) != host.data()) continue;
+      if (rank < rank_) ++rank_on_host_;
       ++ranks_on_host_;
       if (first_here < 0) first_here = rank;
       if (rank > 0 && first_but_zero < 0) first_but_zero = rank;
@@ -107,6 +108,7 @@ class MpiJob final : public Job {
   int rank() const override { return rank_; }
   int ranks() const override { return ranks_; }
   int ranks_on_host() const override { return ranks_on_host_; }
+  int rank_on_host() const override { return rank_on_host_; }
   std::string name(int rank) const override { return names_.at(static_cast<size_t>(rank)); }
 
   void sum(std::span<int64_t> values) override {
@@ -209,7 +211,7 @@ class MpiJob final : public Job {
     wait(request);
   }
 
-  int rank_ = 0, ranks_ = 1, ranks_on_host_ = 0;
+  int rank_ = 0, ranks_ = 1, ranks_on_host_ = 0, rank_on_host_ = 0;
   std::vector<std::string> names_;
   std::unique_ptr<Watch> watch_;
 };

@@ -77,6 +77,8 @@ class Engine {
   // frames of a step.
   virtual LayerPlan plan_by_timing(const Layer& layer, int batch) = 0;
 
+  // How ranks that train together share batches.
+  virtual ShareUnits share_units() const { return {}; }
   // Most device memory that was held so far; unset on the CPU.
   virtual std::optional<size_t> peak_device_bytes() const { return std::nullopt; }
   // Adds what the CPU's kernels spend their time on to `profile` from now on; null = stop.

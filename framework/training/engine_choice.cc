@@ -25,9 +25,16 @@ CudaEngineOptions engine_options() {
 
 std::unique_ptr<Engine> choose_engine(DeviceChoice& device, int threads, Communicator* ranks) {
   if (ranks != nullptr) {
-    if (device == DeviceChoice::kCuda) {
-      throw UsageError(fmt::format(
-          "{} ranks train together on CPUs only; a device is for one process", ranks->ranks()));
+    if (device != DeviceChoice::kCpu) {
+      std::string why;
+      const bool here = cuda_available_to_ranks(*ranks, why);
+      if (device == DeviceChoice::kCuda && !here) throw UsageError(why);
+      if (!any_rank(ranks, !here)) {
+        device = DeviceChoice::kCuda;
+        CudaEngineOptions options = engine_options();
+        options.ranks = ranks;
+        return make_cuda_engine(options);
+      }
     }
     device = DeviceChoice::kCpu;
     return make_cpu_engine(threads, ranks);

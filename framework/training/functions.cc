@@ -163,7 +163,7 @@ Variable gather(Tape& tape, const Variable& x, const BatchShare& share) {
   std::vector<int64_t> sizes;
   for (int rank = 0; rank < share.ranks->ranks(); ++rank) {
     const int64_t frames = BatchShare::of(share.batch_frames, rank, *share.ranks).frames;
-    sizes.push_back(BatchShare::tiles_of(frames) * tile_bytes);
+    sizes.push_back(share.tiles_of(frames) * tile_bytes);
   }
   share.ranks->gather({x->value.data<std::byte>(), x->value.bytes()}, sizes,
                       {y->value.data<std::byte>(), y->value.bytes()});
@@ -223,10 +223,6 @@ void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> wor
     workspaces[layer].compiled = true;
   });
 }
-// Whether it is a convolution of several positions, whose frames do not meet within a tile.
-bool has_positions(const Layer& layer) {
-  return layer.kind == Layer::Kind::kConv && (layer.taps != 1 || layer.length != 1);
-}
 bool flatten_before(const Layer& layer, const Variable& x) {
   return layer.kind != Layer::Kind::kConv && x->value.tile_shape().length != 1;
 }
@@ -242,7 +238,7 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
   Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
   compile_all(layers, workspaces, context.threads);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
-    if (context.share != nullptr && !has_positions(layers[i]))
+    if (context.share != nullptr && !layers[i].has_positions())
       x = gather(tape, x, *std::exchange(context.share, nullptr));
     if (flatten_before(layers[i], x)) x = flatten(tape, x);
     LayerWorkspace* reader = i + 2 < layers.size() ? &workspaces[i + 1] : nullptr;

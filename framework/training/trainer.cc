@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <numeric>
 #include <span>
@@ -114,7 +115,8 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
   const auto start = std::chrono::steady_clock::now();
   const std::vector<int64_t> order = epoch_order(frames, options_.epoch_frames, seed, epoch);
   SharedReader reader(data, order, options_.batch, network.config().input_bits,
-                      SharedReader::Give::kShares, options_.ranks, kSmallestBatch);
+                      SharedReader::Give::kShares, options_.ranks, kSmallestBatch,
+                      engine_->share_units());
   EpochResult result;
   double loss_sum = 0;
   int64_t correct = 0;
@@ -195,12 +197,13 @@ Evaluation Trainer::evaluate(const Network& network, const Dataset& data,
     progress({result.frames, static_cast<int64_t>(frames.size()), result.loss,
               static_cast<double>(result.frames) / seconds_since(start)});
   };
-  // What this rank found, or nothing, to all; counted by all in the order of the batches.
-  bool told = true;
+  // What this rank found, or nothing, to all; counted by all in the order of the batches. An engine
+  // may tell what a batch gave after it has taken further ones.
+  std::deque<std::vector<size_t>> untold;  // cuts of what the reader gave
   const auto tell = [&](std::span<const std::byte> mine) {
-    told = true;
+    const std::vector<size_t> cuts = std::move(untold.front());
+    untold.pop_front();
     std::vector<int64_t> sizes;
-    const std::span<const size_t> cuts = reader.cuts();
     for (size_t rank = 0; rank + 1 < cuts.size(); ++rank) {
       const size_t batch = cuts[rank + 1] - cuts[rank];
       sizes.push_back(static_cast<int64_t>(batch == 0 ? 0 : sizeof(BatchEvaluation) + batch));
@@ -228,7 +231,7 @@ Evaluation Trainer::evaluate(const Network& network, const Dataset& data,
   const auto next = [&]() -> const FrameBatch* {
     const FrameBatch* batch = reader.next();
     if (ranks == nullptr || batch == nullptr) return batch;
-    told = false;
+    untold.emplace_back(reader.cuts().begin(), reader.cuts().end());
     return batch->count > 0 ? batch : nullptr;
   };
   engine_->evaluate(network, plan_, next, [&](const BatchResult& batch) {
@@ -243,7 +246,7 @@ Evaluation Trainer::evaluate(const Network& network, const Dataset& data,
                       mine.begin() + static_cast<ptrdiff_t>(sizeof evaluation));
     tell(mine);
   });
-  if (!told) tell({});  // there were not enough batches for this rank the last time
+  if (!untold.empty()) tell({});  // there were not enough batches for this rank the last time
   result.seconds = seconds_since(start);
   for (const auto& [snr_db, snr] : by_snr) result.by_snr.push_back(snr);
   return result;

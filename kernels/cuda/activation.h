@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/device_code.h"
+#include "kernels/cuda/group_sums.h"
 
 namespace fmp::cuda {
 
@@ -19,6 +20,9 @@ struct Activation {
   int length, channels, lanes, frames, pool;
   float max_code;  // 0: not quantized
   const float *gain, *shift;
+  // Of the batch of which `frames` may be a share; the first of them.
+  FrameGroups groups;
+  int batch_frames, first_frame;
 
   __host__ __device__ int pooled_length() const { return length / pool; }
   __device__ __forceinline__ size_t place(int row, int channel, int lane) const {
@@ -30,8 +34,9 @@ struct Activation {
   __device__ __forceinline__ size_t row_stride() const {
     return static_cast<size_t>(channels) * static_cast<size_t>(lanes);
   }
-  // Number of an element in the CPU's tiles.
-  __device__ __forceinline__ unsigned number(int row, int channel, int lane) const {
+  // Number of an element in the CPU's tiles, which hold the whole batch.
+  __device__ __forceinline__ unsigned number(int row, int channel, int of_share) const {
+    const int lane = first_frame + of_share;
     const unsigned tile_row = static_cast<unsigned>(lane / kCpuLanes * length + row);
     return (tile_row * static_cast<unsigned>(channels) + static_cast<unsigned>(channel)) *
                kCpuLanes +
@@ -199,6 +204,38 @@ inline Shape channel_slices(int channels, int rows) {
           dim3(kBlockThreads)};
 }
 
+// Sums of channels over a slice of the positions of a group of frames: a block each, for every
+// channel. The warps of a block take warps of frames in turn, position by position.
+struct GroupSlices {
+  FrameGroups groups;
+  int channels, rows, each;
+
+  GroupSlices(const Activation& a, int of_rows)
+      : groups(a.groups), channels(a.channels), rows(of_rows) {
+    const int wanted = kManyBlocks / std::max(1, channels) / groups.of_batch();
+    each = std::max(1, std::min(rows, wanted));
+  }
+  int count() const { return each * groups.here; }
+  PartialSums sums() const { return PartialSums::slices(groups, each); }
+  Shape shape() const {
+    return {dim3(static_cast<unsigned>(channels), static_cast<unsigned>(count())),
+            dim3(kBlockThreads)};
+  }
+  // Calls f(row, lane).
+  template <typename F>
+  __device__ __forceinline__ void for_each(const F& f) const {
+    const int group = block_y() / each, slice = block_y() % each;
+    const int warps = groups.warps(group), begin = groups.begin(group);
+    const int end = static_cast<int>(int64_t{slice + 1} * rows / each);
+    int row = static_cast<int>(int64_t{slice} * rows / each), warp = thread_x() / kWarpLanes;
+    for (;; warp += kBlockWarps) {
+      for (; warp >= warps; warp -= warps) ++row;
+      if (row >= end) return;
+      f(row, (begin + warp) * kWarpLanes + thread_x() % kWarpLanes);
+    }
+  }
+};
+
 // dy = of_g * g + of_y * y + of_one per channel: the backward pass of batch-norm.
 struct GradientAffine {
   const float *of_g, *of_y, *of_one;
@@ -207,15 +244,15 @@ struct GradientAffine {
 // What the forward pass does to sums: in training, or in evaluation.
 enum class Mode : bool { kTraining, kEvaluation };
 
-// partial[slice of channel_slices(channels, length)][channel][2]: sums of y and y^2.
+// partial[slice of GroupSlices(a, length)][channel][2]: sums of y and y^2.
 void sum_channels(const Activation& a, const float* y, double* partial, Stream stream);
 
 // From sums and constants to the layer's output.
 void activate(const Activation& a, Mode mode, const HiddenState& state, const Tile& out,
               void* out_data, Stream stream);
 
-// partial[slice of channel_slices(channels, pooled_length)][channel][3]: sums of g, of g * xhat,
-// and of the scale's gradient.
+// partial[slice of GroupSlices(a, pooled_length)][channel][3]: sums of g, of g * xhat, and of the
+// scale's gradient.
 void sum_gradients(const Activation& a, const HiddenState& state, const float* dp, double* partial,
                    Stream stream);
 
@@ -232,8 +269,9 @@ void sum_channels(const Input& x, const Weights& weights, const IntegerSums& sum
 void activate(const Input& x, const Weights& weights, const Activation& a, Mode mode,
               const HiddenState& state, const Tile& out, void* out_data, WindowBits* winners,
               Stream stream);
-// partial: [slices_of_gradients(a)][channel][3]
-int slices_of_gradients(const Activation& a);
+// partial: [block of sums_of_gradients(a)][channel][3]
+PartialSums sums_of_gradients(const Activation& a);
+int blocks_of(const PartialSums& sums);
 void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
                    const HiddenState& state, const float* dp, double* partial, Stream stream);
 void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
@@ -256,19 +294,19 @@ struct ForwardPass {
   const int64_t* by_weights;
 };
 // Sums of g * x: of_blocks gets memory_for_gradients() floats, sums [O][T][C]. totals:
-// [channel][3], as sum_gradients() has them; partial: slices_of_products() times [channel][3].
+// [channel][3], as sum_gradients() has them; partial: [block of sums_of_products()][channel][2].
 size_t memory_for_gradients(const Weights& weights, const Activation& a);
-int slices_of_products(const Activation& a);
+PartialSums sums_of_products(const Activation& a);
 void sum_gradient_products(const Input& x, const Weights& weights, const Activation& a,
                            const HiddenState& state, const ForwardPass& forward, const float* dp,
                            float* of_blocks, double* partial, float* sums, double* totals,
                            Stream stream);
-// The end of it and of sum_window_gradients(): of_blocks: [blocks][channel][stride], the elements
-// of windows first; partial: [blocks][channel][2], sums of g and of dp * code. sums:
+// The end of it and of sum_window_gradients(): of_blocks: [block][channel][stride], the elements
+// of windows first; partial: [block][channel][2], sums of g and of dp * code. sums:
 // [channel][stride].
 void finish_gradient_sums(const Weights& weights, const Activation& a, const HiddenState& state,
-                          int stride, const float* of_blocks, int blocks, const double* partial,
-                          float* sums, double* totals, Stream stream);
+                          int stride, const float* of_blocks, const PartialSums& blocks,
+                          const double* partial, float* sums, double* totals, Stream stream);
 // grad: of the fake-quantized weights, [O][T][C].
 void gradient_of_products(const Weights& weights, const ForwardPass& forward, const float* sums,
                           const GradientAffine& gradient, const float* x_scale, float* grad,
@@ -294,6 +332,7 @@ void gradient_of_windows(const Activation& a, const WindowSums& windows, const f
                          Stream stream);
 
 // Sets the threshold to the percentile of the activations, and where it was found.
-void find_percentile(const Activation& a, const HiddenState& state, Stream stream);
+void find_percentile(const Activation& a, const HiddenState& state, DeviceRanks* ranks,
+                     Stream stream);
 
 }  // namespace fmp::cuda

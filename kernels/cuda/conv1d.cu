@@ -168,8 +168,9 @@ __global__ void __launch_bounds__(kTileThreads* kTileThreads)
   const int tap = block_x() / channel_tiles, channel0 = block_x() % channel_tiles * kTile;
 
   float sums[kPerThread][kPerThread] = {};
-  for (int step = s.slices.begin(block_z()); step < s.slices.begin(block_z() + 1); ++step) {
-    const int row = s.slices.row(step), frame = s.slices.first_frame(step) + lane;
+  const Slices::Steps steps = s.slices.of(block_z());
+  for (int step = steps.begin; step < steps.end; ++step) {
+    const int row = steps.row(step), frame = steps.first_frame(step) + lane;
     for (int i = warp; i < kTile; i += kTileWarps) {
       of_dy[lane][i] = out0 + i < s.out_channels ? dy.value(row + s.dy_pad, out0 + i, frame) : 0.0F;
       of_x[lane][i] = channel0 + i < s.in_channels ? x.value(row + tap, channel0 + i, frame) : 0.0F;
@@ -223,8 +224,9 @@ __global__ void __launch_bounds__(kBlockThreads)
     channels[i] = e & 0xffff;
   }
   float sums[kGroup] = {};
-  for (int step = s.slices.begin(slice); step < s.slices.begin(slice + 1); ++step) {
-    const int row = s.slices.row(step), frame = s.slices.first_frame(step) + lane;
+  const Slices::Steps steps = s.slices.of(slice);
+  for (int step = steps.begin; step < steps.end; ++step) {
+    const int row = steps.row(step), frame = steps.first_frame(step) + lane;
     const float gradient = dy.value(row + s.dy_pad, out, frame);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
@@ -244,38 +246,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-// Rows of a block's threads share the slices.
-constexpr int kSliceRows = 8;
-__global__ void __launch_bounds__(kWarpLanes* kSliceRows)
-    add_partial_sums(const float* partial, int slices, int count, const int* places,
-                     const float* scale, float* grad) {
-  __shared__ double of_row[kSliceRows][kWarpLanes];
-  const int i = block_x() * kWarpLanes + thread_x();
-  double sum = 0;
-  if (i < count) {
-#pragma unroll 8
-    for (int s = thread_y(); s < slices; s += kSliceRows) {
-      sum += static_cast<double>(
-          partial[static_cast<size_t>(s) * static_cast<size_t>(count) + static_cast<size_t>(i)]);
-    }
-  }
-  of_row[thread_y()][thread_x()] = sum;
-  __syncthreads();
-  if (thread_y() != 0 || i >= count) return;
-  for (int row = 1; row < kSliceRows; ++row) sum += of_row[row][thread_x()];
-  const float factor = scale != nullptr ? *scale : 1.0F;
-  grad[places != nullptr ? places[i] : i] = static_cast<float>(sum) * factor;
-}
-
 }  // namespace
-
-void add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
-                float* grad, Stream stream) {
-  launch(
-      Where("add_slices", native(stream)),
-      Shape{dim3(blocks_for(static_cast<size_t>(count), kWarpLanes)), dim3(kWarpLanes, kSliceRows)},
-      add_partial_sums, partial, slices, count, places, scale, grad);
-}
 
 ConvShape conv_shape(const LayerShape& shape, const Tile& input) {
   ConvShape conv{input.channels, shape.out_channels, shape.taps, shape.length, true};
@@ -364,7 +335,7 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
   const Values reader = values_of(dy_tile, dy);
   const int weights = s.out_channels * s.taps * s.in_channels;
   const auto add_up = [&](int count, const int* places) {
-    add_slices(partial_.data(), s.slices.slices, count, places, x.scale, grad, stream);
+    add_slices(ranks_, partial_.data(), s.slices.sums(), count, places, x.scale, grad, stream);
   };
   if (plan_.backward_weight == Kernel::kSparse) {
     set_bytes(grad, 0, static_cast<size_t>(weights) * sizeof(float), stream);
@@ -372,9 +343,10 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
     const int groups = static_cast<int>(group_row_.size());
     if (groups == 0) return;
     const unsigned blocks = blocks_for(static_cast<size_t>(groups), kBlockWarps);
-    s.slices = slices_for(shape_.out_length, s.lanes, walk_, static_cast<int>(blocks), kManyBlocks);
-    partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(survivors));
-    const Shape shape{dim3(blocks, static_cast<unsigned>(s.slices.slices)), dim3(kBlockThreads)};
+    s.slices = slices_for(shape_.out_length, x.tile.groups(), walk_, static_cast<int>(blocks),
+                          kManyBlocks);
+    partial_.reserve(static_cast<size_t>(s.slices.count()) * static_cast<size_t>(survivors));
+    const Shape shape{dim3(blocks, static_cast<unsigned>(s.slices.count())), dim3(kBlockThreads)};
     with_reader(x, [&](const auto& input) {
       launch(Where("weight_gradient_sparse", native(stream)), shape,
              weight_gradient_sparse<std::decay_t<decltype(input)>>, input, reader, s,
@@ -387,10 +359,10 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
   const unsigned columns =
       static_cast<unsigned>(s.taps) * blocks_for(static_cast<size_t>(s.in_channels), kTile);
   const unsigned rows = blocks_for(static_cast<size_t>(s.out_channels), kTile);
-  s.slices =
-      slices_for(shape_.out_length, s.lanes, walk_, static_cast<int>(columns * rows), kManyBlocks);
-  partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(weights));
-  const Shape shape{dim3(columns, rows, static_cast<unsigned>(s.slices.slices)),
+  s.slices = slices_for(shape_.out_length, x.tile.groups(), walk_, static_cast<int>(columns * rows),
+                        kManyBlocks);
+  partial_.reserve(static_cast<size_t>(s.slices.count()) * static_cast<size_t>(weights));
+  const Shape shape{dim3(columns, rows, static_cast<unsigned>(s.slices.count())),
                     dim3(kTileThreads, kTileThreads)};
   launch(Where("weight_gradient_dense", native(stream)), shape, weight_gradient_dense,
          values_of(x.tile, x.data), reader, s, partial_.data());

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device_code.h"
+#include "kernels/cuda/group_sums.h"
 
 namespace fmp::cuda {
 
@@ -48,28 +49,47 @@ __device__ __forceinline__ size_t place(int row, int channel, int lane, int chan
          static_cast<size_t>(lane);
 }
 
-// Gradients of weights are summed in slices of the batch. A step is one position and one warp of
-// frames.
+// Gradients of weights are summed in slices of the groups of a batch, `each` of every group. A step
+// is one position and one warp of frames.
 struct Slices {
-  int positions, warps;
+  int positions;
+  FrameGroups groups;
   Walk walk;
-  int slices;
-  __host__ __device__ int steps() const { return positions * warps; }
-  __host__ __device__ int begin(int slice) const {
-    return static_cast<int>(static_cast<int64_t>(slice) * steps() / slices);
+  int each;
+
+  // Steps of a slice.
+  struct Steps {
+    int begin, end;
+    int positions, first_warp, warps;  // of the group
+    Walk walk;
+    __device__ __forceinline__ int row(int step) const {
+      return walk == Walk::kPositionsFirst ? step % positions : step / warps;
+    }
+    __device__ __forceinline__ int first_frame(int step) const {
+      const int warp = walk == Walk::kPositionsFirst ? step / positions : step % warps;
+      return (first_warp + warp) * kWarpLanes;
+    }
+  };
+  __device__ __forceinline__ Steps of(int slice) const {
+    const int group = slice / each, i = slice % each;
+    const int warps = groups.warps(group);
+    const int64_t steps = int64_t{positions} * warps;
+    return {static_cast<int>(i * steps / each),
+            static_cast<int>((i + 1) * steps / each),
+            positions,
+            groups.begin(group),
+            warps,
+            walk};
   }
-  __device__ __forceinline__ int row(int step) const {
-    return walk == Walk::kPositionsFirst ? step % positions : step / warps;
-  }
-  __device__ __forceinline__ int first_frame(int step) const {
-    return (walk == Walk::kPositionsFirst ? step / positions : step % warps) * kWarpLanes;
-  }
+  int count() const { return each * groups.here; }
+  PartialSums sums() const { return PartialSums::slices(groups, each); }
 };
-// As many slices as make about `blocks` blocks.
-inline Slices slices_for(int out_length, int lanes, Walk walk, int blocks_of_a_slice, int blocks) {
-  Slices s{out_length, lanes / kWarpLanes, walk, 1};
-  s.slices = std::max(1, std::min(s.steps(), blocks / std::max(1, blocks_of_a_slice)));
-  return s;
+// As many slices as make about `blocks` blocks of a whole batch.
+inline Slices slices_for(int out_length, const FrameGroups& groups, Walk walk,
+                         int blocks_of_a_slice, int blocks) {
+  const int steps = out_length * groups.batch_warps / groups.of_batch();  // of a group, about
+  const int wanted = blocks / std::max(1, blocks_of_a_slice) / groups.of_batch();
+  return {out_length, groups, walk, std::max(1, std::min(steps, wanted))};
 }
 
 struct GradientShape {
@@ -79,10 +99,5 @@ struct GradientShape {
 inline GradientShape gradient_shape(const ConvShape& s, const Tile& x, const Tile& dy) {
   return {s.out_channels, s.in_channels, s.taps, x.lanes(), dy.pad, {}};
 }
-
-// grad[place of i] = scale * sum of the slices' partial sums, i < count; places null = i itself,
-// scale null = 1. partial: [slices][count].
-void add_slices(const float* partial, int slices, int count, const int* places, const float* scale,
-                float* grad, Stream stream);
 
 }  // namespace fmp::cuda

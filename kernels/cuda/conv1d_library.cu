@@ -71,6 +71,15 @@ void Weights::check_plan(Stream stream) const {
     throw std::invalid_argument("CUDA: the plan asks for a library, but there are no handles for " +
                                 std::string(libraries_ == nullptr ? "it" : "this stream"));
   }
+  if (ranks_ != nullptr && (is_library(plan_.backward_data) || is_library(plan_.backward_weight))) {
+    throw std::invalid_argument(
+        "CUDA: the plan asks for a library in the backward pass of a batch that devices share; the "
+        "order of its sums may depend on how many there are");
+  }
+  if (ranks_ != nullptr && is_library(plan_.forward) && !integers_) {
+    throw std::invalid_argument(
+        "CUDA: the plan asks for a library for sums of floats of a batch that devices share");
+  }
   if (is_library(plan_.forward) && integers_ && !exact_in_floats(layer_)) {
     throw std::invalid_argument(
         "CUDA: the plan asks for a library where sums of codes may reach 2^24, which floats do not "
@@ -247,7 +256,8 @@ void Weights::backward_weight_library(const Input& x, const Tile& dy_tile, const
                                 .b = {values, lanes, int64_t{shape_.in_channels} * lanes, true},
                                 .c = partial,
                                 .c_stride = weights});
-    add_slices(partial, positions, weights, nullptr, x.scale, grad, stream);
+    add_slices(partial, static_cast<size_t>(weights), PartialSums::dealt_out(positions), weights,
+               nullptr, x.scale, grad, stream);
     return;
   }
   set_bytes(grad, 0, static_cast<size_t>(weights) * sizeof(float), stream);
@@ -264,8 +274,8 @@ void Weights::backward_weight_library(const Input& x, const Tile& dy_tile, const
                                  .batches = positions,
                                  .a = gradient,
                                  .b = values + static_cast<size_t>(t) * row});
-    add_slices(partial + offset, positions, count, taps.place.data() + begin, x.scale, grad,
-               stream);
+    add_slices(partial + offset, static_cast<size_t>(count), PartialSums::dealt_out(positions),
+               count, taps.place.data() + begin, x.scale, grad, stream);
   }
 }
 

@@ -218,13 +218,14 @@ __global__ void __launch_bounds__(kWarpLanes* kGradientWarps, kGradientBlocksEac
   const int quads = t.window_quads - first_quad - group_of_lane();
 
   float sums[kGradientTiles][kQuadGroups][kQuad][4] = {};
-  for (int step = s.slices.begin(block_y()); step < s.slices.begin(block_y() + 1); ++step) {
-    const int row = s.slices.row(step);
+  const Slices::Steps steps = s.slices.of(block_y());
+  for (int step = steps.begin; step < steps.end; ++step) {
+    const int row = steps.row(step);
     // A product takes half of the frames, four neighbours in each lane. Not unrolled, as that
     // spills.
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      const int frame = s.slices.first_frame(step) + half * kBf16Depth + member_of_lane() * 4;
+      const int frame = steps.first_frame(step) + half * kBf16Depth + member_of_lane() * 4;
       const float* dy_frames = dy.data + place(row + s.dy_pad, first_out + group_of_lane(), frame,
                                                s.out_channels, s.lanes);
       const uint32_t* x_frames =
@@ -350,10 +351,10 @@ void Weights::backward_weight_tensor(const Input& x, const Tile& dy_tile, const 
   t.tiles = tiles_of(s.out_channels, kGradientOutputs) * t.column_tiles;
   const int warps = std::min(t.tiles, kGradientWarps);
   const int blocks = tiles_of(t.tiles, warps);
-  s.slices = slices_for(shape_.out_length, s.lanes, walk_, blocks, kGradientBlocks);
+  s.slices = slices_for(shape_.out_length, x.tile.groups(), walk_, blocks, kGradientBlocks);
   const int weights = s.out_channels * s.taps * s.in_channels;
-  partial_.reserve(static_cast<size_t>(s.slices.slices) * static_cast<size_t>(weights));
-  const Shape shape{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(s.slices.slices)),
+  partial_.reserve(static_cast<size_t>(s.slices.count()) * static_cast<size_t>(weights));
+  const Shape shape{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(s.slices.count())),
                     dim3(kWarpLanes, static_cast<unsigned>(warps))};
   const auto run = [&](const auto& kernel, const auto& codes) {
     launch(Where("weight_gradient_tensor", native(stream)), shape, kernel, codes,
@@ -364,7 +365,7 @@ void Weights::backward_weight_tensor(const Input& x, const Tile& dy_tile, const 
   } else {
     run(weight_gradient_tensor<false>, codes_of<false>(x.tile, x.data));
   }
-  add_slices(partial_.data(), s.slices.slices, weights, nullptr, x.scale, grad, stream);
+  add_slices(ranks_, partial_.data(), s.slices.sums(), weights, nullptr, x.scale, grad, stream);
 }
 
 }  // namespace fmp::cuda

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT
-// cuBLAS and cuSPARSE, loaded when the first of their functions is called: linked in the ordinary
-// way they cost every program of a CUDA build 240 MB and a tenth of a second, also where it
-// computes on the CPU. The functions of both that kernels/cuda calls are defined here under their
-// own names and pass the call on, so that nothing else knows. A function that is missing here is
-// undefined to the linker.
+// cuBLAS, cuSPARSE and NCCL, loaded when the first of their functions is called: linked in the
+// ordinary way they cost every program of a CUDA build 240 MB and a tenth of a second, also where
+// it computes on the CPU. The functions of them that kernels/cuda calls are defined here under
+// their own names and pass the call on, so that nothing else knows. A function that is missing here
+// is undefined to the linker.
 //
 // A library is looked for where the system looks (LD_LIBRARY_PATH, the cache of ldconfig), then
 // where it was when this was built. If that fails, the call throws LibraryError.
 #include <cublas_v2.h>
 #include <cusparse.h>
 #include <dlfcn.h>
+#ifdef FMP_WITH_NCCL
+#include <nccl.h>
+#endif
 
 #include <string>
 
@@ -53,6 +56,12 @@ const Library& cusparse() {
   static const Library library("libcusparse.so." FMP_TEXT(CUSPARSE_VER_MAJOR));
   return library;
 }
+#ifdef FMP_WITH_NCCL
+const Library& nccl() {
+  static const Library library("libnccl.so." FMP_TEXT(NCCL_MAJOR));
+  return library;
+}
+#endif
 
 }  // namespace
 
@@ -140,5 +149,28 @@ FMP_FORWARD(cusparse, cusparseStatus_t, cusparseSDDMM,
              cusparseConstDnMatDescr_t b, const void* beta, cusparseSpMatDescr_t c,
              cudaDataType type, cusparseSDDMMAlg_t algorithm, void* buffer),
             (handle, a_operation, b_operation, alpha, a, b, beta, c, type, algorithm, buffer))
+
+#ifdef FMP_WITH_NCCL
+FMP_FORWARD(nccl, ncclResult_t, ncclGetVersion, (int* version), (version))
+FMP_FORWARD(nccl, ncclResult_t, ncclGetUniqueId, (ncclUniqueId * id), (id))
+FMP_FORWARD(nccl, ncclResult_t, ncclCommInitRank,
+            (ncclComm_t * communicator, int ranks, ncclUniqueId id, int rank),
+            (communicator, ranks, id, rank))
+FMP_FORWARD(nccl, ncclResult_t, ncclCommDestroy, (ncclComm_t communicator), (communicator))
+FMP_FORWARD(nccl, ncclResult_t, ncclCommGetAsyncError,
+            (ncclComm_t communicator, ncclResult_t* error), (communicator, error))
+FMP_FORWARD(nccl, const char*, ncclGetErrorString, (ncclResult_t result), (result))
+FMP_FORWARD(nccl, const char*, ncclGetLastError, (ncclComm_t communicator), (communicator))
+FMP_FORWARD(nccl, ncclResult_t, ncclGroupStart, (), ())
+FMP_FORWARD(nccl, ncclResult_t, ncclGroupEnd, (), ())
+FMP_FORWARD(nccl, ncclResult_t, ncclAllReduce,
+            (const void* send, void* receive, size_t count, ncclDataType_t type,
+             ncclRedOp_t operation, ncclComm_t communicator, cudaStream_t stream),
+            (send, receive, count, type, operation, communicator, stream))
+FMP_FORWARD(nccl, ncclResult_t, ncclBroadcast,
+            (const void* send, void* receive, size_t count, ncclDataType_t type, int root,
+             ncclComm_t communicator, cudaStream_t stream),
+            (send, receive, count, type, root, communicator, stream))
+#endif
 
 }  // extern "C"

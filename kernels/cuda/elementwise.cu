@@ -14,17 +14,14 @@ constexpr int kChannelRows = 8;  // channels or quads of a block
 
 // partial[slice][channel][2]
 __global__ void __launch_bounds__(kBlockThreads)
-    channel_sums(Activation a, const float* y, double* partial) {
+    channel_sums(Activation a, GroupSlices slices, const float* y, double* partial) {
   const int channel = block_x();
-  const RowSlice rows(a.length);
   double sum = 0, squares = 0;
-  for (int row = rows.begin; row < rows.end; ++row) {
-    for (int lane = thread_x(); lane < a.lanes; lane += kBlockThreads) {
-      const double value = static_cast<double>(y[a.place(row, channel, lane)]);
-      sum += value;
-      squares += value * value;
-    }
-  }
+  slices.for_each([&](int row, int lane) {
+    const double value = static_cast<double>(y[a.place(row, channel, lane)]);
+    sum += value;
+    squares += value * value;
+  });
   sum = block_sum(sum);
   squares = block_sum(squares);
   if (thread_x() != 0) return;
@@ -115,27 +112,25 @@ __device__ __forceinline__ float passed(const Activation& a, const Winner& w, fl
 
 // partial[slice][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
 template <bool kQuantized>
-__global__ void __launch_bounds__(kBlockThreads)
-    activation_backward_sums(Activation a, const float* y, const float* dp, const float* xhat_gain,
-                             const float* xhat_shift, double* partial) {
+__global__ void __launch_bounds__(kBlockThreads, 4)
+    activation_backward_sums(Activation a, GroupSlices slices, const float* y, const float* dp,
+                             const float* xhat_gain, const float* xhat_shift, double* partial) {
   const int channel = block_x();
-  const RowSlice rows(a.pooled_length());
   const float to_xhat = xhat_gain[channel], offset = xhat_shift[channel];
   double sum_g = 0, sum_g_xhat = 0, of_scale = 0;
-  for (int row = rows.begin; row < rows.end; ++row) {
-    for (int lane = thread_x(); lane < a.frames; lane += kBlockThreads) {
-      const Winner w = find_winner<kQuantized>(a, y, row, channel, lane);
-      const float gradient = dp[a.place(row, channel, lane)];
-      const float g = passed<kQuantized>(a, w, gradient);
-      sum_g += static_cast<double>(g);
-      sum_g_xhat += static_cast<double>(g) * static_cast<double>(__fmaf_rn(w.y, to_xhat, offset));
-      // code - t where it passes, max_code where clipped, 0 below zero.
-      if (kQuantized) {
-        of_scale += static_cast<double>(gradient) * static_cast<double>(w.value) -
-                    static_cast<double>(g) * static_cast<double>(w.t);
-      }
+  slices.for_each([&](int row, int lane) {
+    if (lane >= a.frames) return;
+    const Winner w = find_winner<kQuantized>(a, y, row, channel, lane);
+    const float gradient = dp[a.place(row, channel, lane)];
+    const float g = passed<kQuantized>(a, w, gradient);
+    sum_g += static_cast<double>(g);
+    sum_g_xhat += static_cast<double>(g) * static_cast<double>(__fmaf_rn(w.y, to_xhat, offset));
+    // code - t where it passes, max_code where clipped, 0 below zero.
+    if (kQuantized) {
+      of_scale += static_cast<double>(gradient) * static_cast<double>(w.value) -
+                  static_cast<double>(g) * static_cast<double>(w.t);
     }
-  }
+  });
   sum_g = block_sum(sum_g);
   sum_g_xhat = block_sum(sum_g_xhat);
   of_scale = block_sum(of_scale);
@@ -208,8 +203,9 @@ void activate_with(const Activation& a, const HiddenState& state, const Tile& ou
 }  // namespace
 
 void sum_channels(const Activation& a, const float* y, double* partial, Stream stream) {
-  launch(Where("channel_sums", native(stream)), channel_slices(a.channels, a.length), channel_sums,
-         a, y, partial);
+  const GroupSlices slices(a, a.length);
+  launch(Where("channel_sums", native(stream)), slices.shape(), channel_sums, a, slices, y,
+         partial);
 }
 
 void activate(const Activation& a, Mode mode, const HiddenState& state, const Tile& out,
@@ -221,10 +217,10 @@ void activate(const Activation& a, Mode mode, const HiddenState& state, const Ti
 
 void sum_gradients(const Activation& a, const HiddenState& state, const float* dp, double* partial,
                    Stream stream) {
-  launch(Where("activation_backward_sums", native(stream)),
-         channel_slices(a.channels, a.pooled_length()),
+  const GroupSlices slices(a, a.pooled_length());
+  launch(Where("activation_backward_sums", native(stream)), slices.shape(),
          a.max_code > 0 ? activation_backward_sums<true> : activation_backward_sums<false>, a,
-         state.y.data(), dp, state.constant(HiddenState::kXhatGain),
+         slices, state.y.data(), dp, state.constant(HiddenState::kXhatGain),
          state.constant(HiddenState::kXhatShift), partial);
 }
 

@@ -13,6 +13,7 @@
 // so that one pass over dp gives S and batch-norm's sums; dy is never formed.
 #include <cstdint>
 
+#include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
 namespace fmp::cuda {
@@ -186,7 +187,7 @@ bool has_few_elements(const Input& x, const Weights& weights) {
   const int pool = weights.layer().pool;
   return can_recompute(weights) && s.same_padding && s.in_channels == kChannels &&
          (pool == 1 || pool == kPair) && s.taps % 2 == 1 && s.taps <= kMostTaps &&
-         static_cast<double>(x.tile.frames) * s.out_length * largest * largest < kExact;
+         static_cast<double>(x.tile.frames_of_batch()) * s.out_length * largest * largest < kExact;
 }
 
 void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums, Stream stream) {
@@ -204,19 +205,24 @@ void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums,
   };
   switch (s.taps) {
     case 1:
-      return run.template operator()<1>();
+      run.template operator()<1>();
+      break;
     case 3:
-      return run.template operator()<3>();
+      run.template operator()<3>();
+      break;
     default:
-      return run.template operator()<kMostTaps>();
+      run.template operator()<kMostTaps>();
+      break;
   }
+  if (!x.tile.groups().are_all_here())
+    weights.ranks()->sum(sums.data, WindowSums::size(sums.elements), stream);
 }
 
 int stride_of_windows(const WindowSums& windows) {
   return windows.elements <= kColumns ? kColumns : 2 * kColumns;
 }
 size_t memory_for_window_gradients(const Activation& a, const WindowSums& windows) {
-  return static_cast<size_t>(slices_of_gradients(a)) * static_cast<size_t>(a.channels) *
+  return static_cast<size_t>(gradient_slices(a).blocks()) * static_cast<size_t>(a.channels) *
          static_cast<size_t>(stride_of_windows(windows));
 }
 
@@ -235,8 +241,8 @@ void sum_window_gradients(const Input& x, const Weights& weights, const Activati
                               : window_gradients<kSigned, kPositions, 2>,
            of.at(grid), a, dp, forward.winners, forward.out, windows.elements, of_blocks, partial);
   });
-  finish_gradient_sums(weights, a, state, stride, of_blocks, static_cast<int>(grid.blocks()),
-                       partial, sums, totals, stream);
+  finish_gradient_sums(weights, a, state, stride, of_blocks, sums_of_gradients(a), partial, sums,
+                       totals, stream);
 }
 
 void gradient_of_windows(const Activation& a, const WindowSums& windows, const float* sums,

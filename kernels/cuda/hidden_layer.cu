@@ -43,18 +43,26 @@ __device__ void update(float& value, double batch) {
                              kBatchNormMomentum * batch);
 }
 
-// A channel's sums of y and y^2, from slices ...
+// A channel's sums of y and y^2, from slices, [slice][channel][2] ...
 struct SlicedSums {
   const double* partial;
-  int channels, slices;
+  int channels;
+  PartialSums slices;
   __device__ void of(int c, double& sum, double& squares) const {
-    for (int s = 0; s < slices; ++s) {
-      const double* of_slice =
-          partial +
-          (static_cast<size_t>(s) * static_cast<size_t>(channels) + static_cast<size_t>(c)) * 2;
-      sum += of_slice[0];
-      squares += of_slice[1];
-    }
+    const auto add = [&](int which) {
+      double total = 0;
+      for (int group = 0; group < slices.count; ++group) {
+        total += sum_of_group<1>(slices, group, [&](int slice) {
+          return partial[(static_cast<size_t>(slice) * static_cast<size_t>(channels) +
+                          static_cast<size_t>(c)) *
+                             2 +
+                         static_cast<size_t>(which)];
+        });
+      }
+      return total;
+    };
+    sum = add(0);
+    squares = add(1);
   }
 };
 // ... or from exact integers.
@@ -148,19 +156,24 @@ struct BackwardConstants {
 
 // One block: totals of the channels, the threshold's gradient, batch-norm's backward constants.
 __global__ void __launch_bounds__(kBlockThreads)
-    backward_constants(Activation a, int slices, double n, double* partial, const float* threshold,
-                       bool collected, const double* act_scale_gradient, BackwardConstants k,
-                       float* threshold_gradient, Scalars* s) {
+    backward_constants(Activation a, PartialSums slices, double n, double* partial,
+                       const float* threshold, bool collected, const double* act_scale_gradient,
+                       BackwardConstants k, float* threshold_gradient, Scalars* s) {
   double of_scale = 0;
   const int lane = thread_x() % kWarpLanes;
   for (int c = thread_x() / kWarpLanes; c < a.channels; c += kBlockWarps) {
     double* total = partial + static_cast<size_t>(c) * 3;  // slice 0 becomes the sum
-    double sums[3] = {};
-    for (int slice = lane; slice < slices; slice += kWarpLanes) {
-      const double* part = total + static_cast<size_t>(slice) * static_cast<size_t>(a.channels) * 3;
-      for (int i = 0; i < 3; ++i) sums[i] += part[i];
+    double sums[3];
+    for (int i = 0; i < 3; ++i) {
+      double sum = sum_of_group<kLanesOfGroup>(slices, lane / kLanesOfGroup, [&](int slice) {
+        return total[static_cast<size_t>(slice) * static_cast<size_t>(a.channels) * 3 +
+                     static_cast<size_t>(i)];
+      });
+      for (int step = kLanesOfGroup; step < kWarpLanes; step *= 2) {
+        sum += __shfl_xor_sync(kWholeWarp, sum, step);
+      }
+      sums[i] = sum;
     }
-    for (double& sum : sums) sum = warp_sum(sum);
     if (lane == 0) {
       for (int i = 0; i < 3; ++i) total[i] = sums[i];
       of_scale += sums[2];
@@ -210,7 +223,10 @@ Activation activation_of(const LayerShape& layer, const Tile& x, const HiddenSta
           layer.pool,
           quantized ? static_cast<float>((1 << layer.act_bits) - 1) : 0.0F,
           state.constant(HiddenState::kGain),
-          state.constant(HiddenState::kShift)};
+          state.constant(HiddenState::kShift),
+          x.groups(),
+          static_cast<int>(x.frames_of_batch()),
+          static_cast<int>(x.first_frame)};
 }
 
 Constants constants_of(const HiddenState& state) {
@@ -248,7 +264,21 @@ size_t words_of_winners(const Activation& a, const Tile& out) {
          static_cast<size_t>(a.lanes) / 8 * 2;
 }
 
-double elements_of_channel(const Activation& a) { return static_cast<double>(a.frames) * a.length; }
+double elements_of_channel(const Activation& a) {
+  return static_cast<double>(a.batch_frames) * a.length;
+}
+
+// Sums of all ranks in place of those of this share: [group of the batch][channel][count].
+template <int kLanes>
+double* sums_of_all(const Weights& weights, const Activation& a, const double* partial, int count,
+                    PartialSums& sums, Stream stream) {
+  const size_t row_size = static_cast<size_t>(a.channels) * static_cast<size_t>(count);
+  RowsOfGroups rows(*weights.ranks(), a.groups, row_size, stream);
+  rows.template put<kLanes>(partial, row_size, sums);
+  rows.exchange();
+  sums = rows.sums();
+  return rows.rows();
+}
 
 }  // namespace
 
@@ -272,16 +302,19 @@ void hidden_forward_train(const Input& x, const Weights& weights,
   };
   if (state.keeps_y) {
     weights.forward(x, memory_for_y(layer, x.tile, state), stream);
-    const Shape slices = channel_slices(a.channels, a.length);
-    double* partial = state.partial.reserve(size_t{slices.grid.y} * state.channels * 3);
+    const GroupSlices slices(a, a.length);
+    double* partial =
+        state.partial.reserve(static_cast<size_t>(slices.count()) * state.channels * 3);
     sum_channels(a, state.y.data(), partial, stream);
-    set_constants(SlicedSums{partial, a.channels, static_cast<int>(slices.grid.y)});
+    PartialSums sums = slices.sums();
+    if (!a.groups.are_all_here()) partial = sums_of_all<1>(weights, a, partial, 2, sums, stream);
+    set_constants(SlicedSums{partial, a.channels, sums});
   } else if (state.on_chip) {
     double* sums = state.partial.reserve(state.channels * 2);
     int* memory = reinterpret_cast<int*>(state.sums_of_blocks.reserve(memory_for_products(x)));
     sum_products(x, weights, window_products_of(x, state), memory,
                  state.by_weights.reserve(static_cast<size_t>(layer.weights())), sums, stream);
-    set_constants(SlicedSums{sums, a.channels, 1});
+    set_constants(SlicedSums{sums, a.channels, PartialSums::one()});
   } else if (has_few_elements(x, weights)) {
     const WindowSums sums = window_sums_of(weights, state);
     sum_windows(x, weights, sums, stream);
@@ -292,7 +325,7 @@ void hidden_forward_train(const Input& x, const Weights& weights,
     sum_channels(x, weights, totals, stream);
     set_constants(ExactSums{totals});
   }
-  if (state.collected) find_percentile(a, state, stream);
+  if (state.collected) find_percentile(a, state, weights.ranks(), stream);
   if (a.max_code > 0) {
     launch(Where("set_threshold", on), Shape{dim3(1), dim3(kBlockThreads)}, set_threshold,
            a.channels, a.max_code, state.collected ? nullptr : parameters.threshold,
@@ -361,13 +394,14 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
                                  state.by_weights.data()}
                    : ForwardPass{};
   // Of sums of gradients; where winners were kept, of all, before those of blocks.
-  const int slices = kept_winners ? 1
-                     : state.keeps_y
-                         ? static_cast<int>(channel_slices(a.channels, a.pooled_length()).grid.y)
-                         : slices_of_gradients(a);
-  const int blocks = state.on_chip ? slices_of_products(a) : once ? slices_of_gradients(a) : 0;
-  double* partial =
-      state.partial.reserve(static_cast<size_t>(slices * 3 + blocks * 2) * state.channels);
+  PartialSums slices = kept_winners    ? PartialSums::one()
+                       : state.keeps_y ? GroupSlices(a, a.pooled_length()).sums()
+                                       : sums_of_gradients(a);
+  const int blocks = state.on_chip ? blocks_of(sums_of_products(a))
+                     : once        ? blocks_of(sums_of_gradients(a))
+                                   : 0;
+  double* partial = state.partial.reserve(static_cast<size_t>(blocks_of(slices) * 3 + blocks * 2) *
+                                          state.channels);
   double* of_blocks = partial + 3 * state.channels;
   float* sums = nullptr;
   if (state.on_chip) {
@@ -385,6 +419,8 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
   } else {
     sum_gradients(x, weights, a, state, dp, partial, stream);
   }
+  if (!kept_winners && !a.groups.are_all_here())
+    partial = sums_of_all<kLanesOfGroup>(weights, a, partial, 3, slices, stream);
 
   const BackwardConstants k{parameters.gamma,
                             state.constant(HiddenState::kInvStd),
@@ -409,7 +445,9 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
     if (dx != nullptr) input_gradient(x, weights, a, forward, dp, gradient, dx, stream);
     return;
   }
-  const Tile dy{x.tile.frames, a.length, a.channels, shape.same_padding ? (shape.taps - 1) / 2 : 0};
+  const Tile dy{x.tile.frames,       a.length,
+                a.channels,          shape.same_padding ? (shape.taps - 1) / 2 : 0,
+                x.tile.batch_frames, x.tile.first_frame};
   float* dy_data = state.dy.reserve(dy.floats());
   if (state.keeps_y) {
     apply_gradients(a, state, dp, gradient, dy.pad, dy_data, stream);

@@ -5,7 +5,8 @@
 // are the device's. Needs no CUDA header.
 //
 // The integer part of the forward pass is exact, so that codes equal the CPU's. Sums of floats run
-// in an order that depends on the shapes alone: results are the same from run to run.
+// in an order that depends on the shapes alone: results are the same from run to run, and for any
+// number of devices that share a batch (device_ranks.h).
 #pragma once
 
 #include <cstddef>
@@ -18,6 +19,7 @@
 
 namespace fmp::cuda {
 
+class DeviceRanks;
 class Libraries;
 struct SparsePattern;
 
@@ -30,14 +32,47 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Activations of a whole batch, [pad + length + pad] rows. Floats: [row][channel][lane]; codes:
-// [row][quad of channels][lane][4]. lane = frame. Pad rows, lanes past the last frame and channels
-// that fill up a quad are zero.
+// Sums of floats over a batch are made of sums of groups of its frames, which the batch alone
+// decides: up to kFrameGroups of consecutive warps of frames, added from the first group to the
+// last. Devices that share a batch have whole groups.
+inline constexpr int kFrameGroups = 8;
+struct FrameGroups {
+  int batch_warps = 0;            // of frames
+  int first_warp = 0;             // of those that are here
+  int first_group = 0, here = 0;  // groups
+
+  FrameGroups() = default;
+  // Of `frames` of a batch of `batch_frames`, from frame `first` on.
+  FrameGroups(int64_t batch_frames, int64_t first, int64_t frames)
+      : batch_warps(static_cast<int>((batch_frames + kWarpLanes - 1) / kWarpLanes)),
+        first_warp(static_cast<int>(first / kWarpLanes)) {
+    const int end = static_cast<int>((first + frames + kWarpLanes - 1) / kWarpLanes);
+    while (first_group < of_batch() && first_warp_of(first_group) < first_warp) ++first_group;
+    while (first_group + here < of_batch() && first_warp_of(first_group + here) < end) ++here;
+  }
+  constexpr int of_batch() const { return batch_warps < kFrameGroups ? batch_warps : kFrameGroups; }
+  constexpr bool are_all_here() const { return here == of_batch(); }
+  // Of the batch, of a group of the batch.
+  constexpr int first_warp_of(int group) const { return group * batch_warps / of_batch(); }
+  // The warps of the i-th group that is here, among those that are here.
+  constexpr int begin(int i) const { return first_warp_of(first_group + i) - first_warp; }
+  constexpr int warps(int i) const { return begin(i + 1) - begin(i); }
+};
+
+// Activations of a whole batch, or of a device's share of it: [pad + length + pad] rows. Floats:
+// [row][channel][lane]; codes: [row][quad of channels][lane][4]. lane = frame. Pad rows, lanes past
+// the last frame and channels that fill up a quad are zero.
 struct Tile {
   int64_t frames = 0;
   int length = 0;
   int channels = 0;
   int pad = 0;
+  // Of a share: the frames of the batch (0: all of them are here), and which of them is the first
+  // one here, where a group begins.
+  int64_t batch_frames = 0, first_frame = 0;
+
+  constexpr int64_t frames_of_batch() const { return batch_frames == 0 ? frames : batch_frames; }
+  FrameGroups groups() const { return {frames_of_batch(), first_frame, frames}; }
 
   constexpr int lanes() const { return static_cast<int>(round_up(frames, kWarpLanes)); }
   constexpr int rows() const { return length + 2 * pad; }
@@ -99,6 +134,11 @@ class Weights {
   // For plans with kernels of libraries: whose handles they use. Call before set_mask(); the
   // libraries must outlive the weights, and their stream is the one to use.
   void use_libraries(Libraries* libraries) { libraries_ = libraries; }
+  // For inputs that are shares of a batch: whom to add up gradients with. The backward pass then
+  // has own kernels only, as the order of a library's sums may depend on the share's size;
+  // prepare() refuses other plans.
+  void use_ranks(DeviceRanks* ranks) { ranks_ = ranks; }
+  DeviceRanks* ranks() const { return ranks_; }
 
   // Where the mask has zeros changes with prunes only: lists the surviving weights for the sparse
   // kernels, on the host. mask: [O][T][C] in host memory, empty = all. Call before compile(), and
@@ -214,6 +254,7 @@ class Weights {
   bool quantized_ = false;  // the weights are codes
   bool integers_ = false;   // the input, too
   Libraries* libraries_ = nullptr;
+  DeviceRanks* ranks_ = nullptr;
   DeviceBuffer<uint8_t> mask_;  // empty = all
   DeviceBuffer<Status> status_;
   DeviceBuffer<float> codes_;

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "kernels/cuda/activation.h"
+#include "kernels/cuda/device_ranks.h"
 
 namespace fmp::cuda {
 namespace {
@@ -88,8 +89,9 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 }  // namespace
 
-void find_percentile(const Activation& a, const HiddenState& state, Stream stream) {
-  const double n = static_cast<double>(a.frames) * a.length * a.channels;
+void find_percentile(const Activation& a, const HiddenState& state, DeviceRanks* ranks,
+                     Stream stream) {
+  const double n = static_cast<double>(a.batch_frames) * a.length * a.channels;
   if (n >= 4294967296.0 / 2) {
     throw std::invalid_argument("CUDA: too many activations for the percentile; lower the batch");
   }
@@ -98,15 +100,21 @@ void find_percentile(const Activation& a, const HiddenState& state, Stream strea
   const cudaStream_t on = native(stream);
   Scalars* s = state.scalars.data();
   const Shape one{dim3(1), dim3(1)}, all = channel_slices(a.channels, a.length);
+  // The ranks' counts add up to those of the batch.
+  const auto add_up = [&] {
+    if (!a.groups.are_all_here()) ranks->sum(s->histogram, kBins, stream);
+  };
   launch(Where("start_search", on), one, start_search, wanted, s);
   for (int shift = 32 - kRadixBits; shift >= 0; shift -= kRadixBits) {
     launch(Where("count_keys", on), all, count_keys<false>, a, state.y.data(), shift, s);
+    add_up();
     launch(Where("choose_bin", on), one, choose_bin, shift, true, s);
   }
   launch(Where("keep_value", on), one, keep_value, s);
   launch(Where("start_search", on), one, start_search, 0U, s);
   for (int shift = 32 - kRadixBits; shift >= 0; shift -= kRadixBits) {
     launch(Where("count_keys", on), all, count_keys<true>, a, state.y.data(), shift, s);
+    add_up();
     launch(Where("choose_bin", on), one, choose_bin, shift, false, s);
   }
   launch(Where("keep_statistic", on), one, keep_statistic, a,

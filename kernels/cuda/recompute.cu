@@ -9,6 +9,7 @@
 //   dy                         likewise
 //
 // first_layer.cu does better where windows hold few elements.
+#include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
 namespace fmp::cuda {
@@ -300,6 +301,10 @@ void sum_channels(const Input& x, const Weights& weights, const IntegerSums& tot
     run("recompute_sums", of, of.warps_by(of.s.out_length, kWindowWarps * kRun * kPositions),
         kForwardTiles, recompute_sums<kSigned, kPositions>, totals);
   });
+  if (!x.tile.groups().are_all_here()) {
+    const auto channels = static_cast<size_t>(totals.channels);
+    weights.ranks()->sum(totals.data, IntegerSums::elements(channels), stream);
+  }
 }
 
 void activate(const Input& x, const Weights& weights, const Activation& a, Mode mode,
@@ -317,8 +322,11 @@ void activate(const Input& x, const Weights& weights, const Activation& a, Mode 
   });
 }
 
-int slices_of_gradients(const Activation& a) {
-  return static_cast<int>(gradient_slices(a).blocks());
+PartialSums sums_of_gradients(const Activation& a) {
+  return PartialSums::blocks(a.groups, gradient_slices(a).rows);
+}
+int blocks_of(const PartialSums& sums) {
+  return sums.each > 0 ? sums.each * sums.count : sums.rows * sums.groups.begin(sums.groups.here);
 }
 
 void sum_gradients(const Input& x, const Weights& weights, const Activation& a,

@@ -14,6 +14,7 @@
 //   dx = W' * dy   rows of dy, in parts, lie in shared memory; weights come from L1
 #include <algorithm>
 
+#include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
 namespace fmp::cuda {
@@ -195,17 +196,19 @@ __global__ void __launch_bounds__(kThreads, kWeightBlocksEach)
 // A block for each channel: sums of g, of g * xhat, and of the scale's gradient.
 __global__ void __launch_bounds__(kBlockThreads)
     finish_sums(Activation a, int elements, int stride, const float* codes, const float* sums,
-                const double* partial, int blocks, const float* xhat_gain, const float* xhat_shift,
-                double* totals) {
+                const double* partial, size_t row_size, PartialSums blocks, const float* xhat_gain,
+                const float* xhat_shift, double* totals) {
+  static_assert(kBlockWarps == kFrameGroups);
   const int c = block_x();
-  double of_g = 0, of_codes = 0, of_y = 0;
-  for (int block = thread_x(); block < blocks; block += kBlockThreads) {
-    const double* part =
-        partial +
-        (static_cast<size_t>(block) * static_cast<size_t>(a.channels) + static_cast<size_t>(c)) * 2;
-    of_g += part[0];
-    of_codes += part[1];
-  }
+  // A warp has a group of frames; block_sum() adds them in their order.
+  const int group = thread_x() / kWarpLanes;
+  const auto of_group = [&](int which) {
+    const double sum = sum_of_group<kWarpLanes>(blocks, group, [&](int block) {
+      return partial[static_cast<size_t>(block) * row_size + static_cast<size_t>(c * 2 + which)];
+    });
+    return thread_x() % kWarpLanes == 0 ? sum : 0.0;
+  };
+  double of_g = of_group(0), of_codes = of_group(1), of_y = 0;
   for (int k = thread_x(); k < elements; k += kBlockThreads) {
     of_y +=
         static_cast<double>(codes[c * elements + k]) * static_cast<double>(sums[c * stride + k]);
@@ -410,9 +413,9 @@ __global__ void __launch_bounds__(kThreads, kInputBlocksEach)
 
 // --- Launches ------------------------------------------------------------------------------------
 
-// As many slices as fill the device, but for the frames' share.
+// As many slices of a whole batch as fill the device.
 WarpsByRows slices_for_blocks(const Activation& a, int blocks) {
-  return warps_by_rows(a.lanes, std::clamp(blocks / (a.lanes / kWarpLanes), 1, a.pooled_length()));
+  return warps_by_rows(a.lanes, std::clamp(blocks / a.groups.batch_warps, 1, a.pooled_length()));
 }
 constexpr int kMultiprocessors = 132;
 
@@ -434,10 +437,12 @@ bool forms_dy_on_chip(const Input& x, const Weights& weights) {
 }
 
 size_t memory_for_gradients(const Weights& weights, const Activation& a) {
-  return static_cast<size_t>(slices_of_products(a)) *
+  return static_cast<size_t>(weight_slices(a).blocks()) *
          static_cast<size_t>(weights.layer().weights());
 }
-int slices_of_products(const Activation& a) { return static_cast<int>(weight_slices(a).blocks()); }
+PartialSums sums_of_products(const Activation& a) {
+  return PartialSums::blocks(a.groups, weight_slices(a).rows);
+}
 
 void sum_gradient_products(const Input& x, const Weights& weights, const Activation& a,
                            const HiddenState& state, const ForwardPass& forward, const float* dp,
@@ -455,21 +460,37 @@ void sum_gradient_products(const Input& x, const Weights& weights, const Activat
            in_channels, of_blocks, partial);
   };
   a.pool == kPair ? run.template operator()<kPair>() : run.template operator()<1>();
-  const int blocks = static_cast<int>(grid.blocks());
-  finish_gradient_sums(weights, a, state, elements, of_blocks, blocks, partial, sums, totals,
-                       stream);
+  finish_gradient_sums(weights, a, state, elements, of_blocks, sums_of_products(a), partial, sums,
+                       totals, stream);
 }
 
 void finish_gradient_sums(const Weights& weights, const Activation& a, const HiddenState& state,
-                          int stride, const float* of_blocks, int blocks, const double* partial,
-                          float* sums, double* totals, Stream stream) {
-  add_slices(of_blocks, blocks, a.channels * stride, nullptr, nullptr, sums, stream);
-  launch(Where("finish_sums", native(stream)),
-         Shape{dim3(static_cast<unsigned>(a.channels)), dim3(kBlockThreads)}, finish_sums, a,
-         weights.conv().taps * weights.conv().in_channels, stride, weights.codes(),
-         static_cast<const float*>(sums), partial, blocks,
-         static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
-         static_cast<const float*>(state.constant(HiddenState::kXhatShift)), totals);
+                          int stride, const float* of_blocks, const PartialSums& blocks,
+                          const double* partial, float* sums, double* totals, Stream stream) {
+  const int count = a.channels * stride;
+  const auto finish = [&](const double* of_g_and_codes, size_t row_size,
+                          const PartialSums& of_groups) {
+    launch(Where("finish_sums", native(stream)),
+           Shape{dim3(static_cast<unsigned>(a.channels)), dim3(kBlockThreads)}, finish_sums, a,
+           weights.conv().taps * weights.conv().in_channels, stride, weights.codes(),
+           static_cast<const float*>(sums), of_g_and_codes, row_size, of_groups,
+           static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
+           static_cast<const float*>(state.constant(HiddenState::kXhatShift)), totals);
+  };
+  const size_t of_channels = 2 * static_cast<size_t>(a.channels);
+  if (a.groups.are_all_here()) {
+    add_slices(of_blocks, static_cast<size_t>(count), blocks, count, nullptr, nullptr, sums,
+               stream);
+    finish(partial, of_channels, blocks);
+    return;
+  }
+  const auto elements = static_cast<size_t>(count);
+  RowsOfGroups rows(*weights.ranks(), a.groups, elements + of_channels, stream);
+  rows.put(of_blocks, elements, blocks);
+  rows.put<kWarpLanes>(partial, of_channels, blocks);
+  rows.exchange();
+  add_slices(rows, 0, count, nullptr, nullptr, sums, stream);
+  finish(rows.rows() + elements, rows.row_size(), rows.sums());
 }
 
 void gradient_of_products(const Weights& weights, const ForwardPass& forward, const float* sums,

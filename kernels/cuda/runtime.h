@@ -12,6 +12,9 @@
 
 namespace fmp::cuda {
 
+int device_count();
+// This thread uses the device from now on; before, the first one.
+void use_device(int device);
 // The name of the device that is used, e.g. "NVIDIA H100 80GB HBM3".
 std::string device_name();
 

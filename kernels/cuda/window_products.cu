@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
 namespace fmp::cuda {
@@ -326,6 +327,8 @@ void sum_products(const Input& x, const Weights& weights, const WindowProducts& 
                dim3(kBlockThreads)},
          add_products, call.jobs, call.groups, rows_of_all, static_cast<const int*>(memory),
          products);
+  if (!x.tile.groups().are_all_here())
+    weights.ranks()->sum(products.data, WindowProducts::size(x.tile.channels), stream);
   launch(
       Where("multiply_by_weights", on),
       Shape{dim3(static_cast<unsigned>(weights.conv().out_channels)), dim3(kBlockThreads, kShares)},

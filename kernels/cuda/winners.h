@@ -410,9 +410,9 @@ struct RecomputeCall {
   }
 };
 
-// Blocks that add up gradients: as many as keep the device busy, but for the frames' share.
+// Blocks that add up gradients: of a whole batch, as many as keep the device busy.
 inline WarpsByRows gradient_slices(const Activation& a) {
-  const int wanted = std::max(1, kManyBlocks / (a.lanes / kWarpLanes));
+  const int wanted = std::max(1, kManyBlocks / a.groups.batch_warps);
   return warps_by_rows(a.lanes, std::min(a.pooled_length(), wanted));
 }
 

@@ -38,6 +38,8 @@ struct SimtGraphExec {
 namespace {
 
 bool broken = false;  // a kernel failed
+int device_now = 0;
+bool device_used = false;
 cudaError_t last_error = cudaSuccess;
 std::string detail;  // of the last refusal
 std::set<cudaStream_t> streams;
@@ -154,12 +156,24 @@ cudaError_t cudaGetLastError() {
   return std::exchange(last_error, cudaSuccess);
 }
 
+// As many as the environment's SIMT_DEVICES says, or one. A process uses one of them.
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  const char* devices = std::getenv("SIMT_DEVICES");     // NOLINT(concurrency-mt-unsafe)
+  *count = devices != nullptr ? std::atoi(devices) : 1;  // NOLINT(cert-err34-c)
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : refuse(cudaErrorInvalidValue, "there is one device, 0");
+  int count = 0;
+  cudaGetDeviceCount(&count);
+  if (device < 0 || device >= count) return refuse(cudaErrorInvalidValue, "no such device");
+  if (device != device_now && device_used)
+    return refuse(cudaErrorInvalidValue, "this process uses another device already");
+  device_now = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = device_now;
+  return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
   const cudaError_t error = check_no_capture("cudaDeviceSynchronize");
@@ -167,13 +181,14 @@ cudaError_t cudaDeviceSynchronize() {
   return error;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return refuse(cudaErrorInvalidValue, "there is one device, 0");
+  if (device != device_now) return refuse(cudaErrorInvalidValue, "another device than is used");
   *properties = {"host runtime of the tests"};
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceReset() {
-  broken = false;
+  broken = device_used = false;
+  device_now = 0;
   last_error = cudaSuccess;
   if (capturing != nullptr) capturing->captures = false;
   capturing = nullptr;
@@ -191,6 +206,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (const cudaError_t error = check_no_capture("cudaMalloc"); error != cudaSuccess) return error;
   if (bytes == 0) return refuse(cudaErrorInvalidValue, "an allocation of nothing");
+  device_used = true;
   *memory = simt::allocate(bytes);
   if (*memory == nullptr) {
     return refuse(cudaErrorMemoryAllocation, "out of memory");
@@ -285,6 +301,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   if (flags != cudaStreamDefault && flags != cudaStreamNonBlocking) {
     return refuse(cudaErrorInvalidValue, "no such flags of a stream");
   }
+  device_used = true;
   *stream = new SimtStream;
   (*stream)->timeline = simt::new_timeline(flags == cudaStreamDefault);
   streams.insert(*stream);

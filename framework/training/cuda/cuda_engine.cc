@@ -19,6 +19,8 @@
 #include "framework/error.h"
 #include "framework/training/cuda/device_network.h"
 #include "framework/training/cuda/plan_timer.h"
+#include "framework/training/plan.h"
+#include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/runtime.h"
 
 namespace fmp {
@@ -29,8 +31,9 @@ class BatchInFlight {
  public:
   // Starts the way to the device, on `copy`; what is put on `compute` then waits for it. factors:
   // of the batch's step, null = none.
+  // first_frame: of a share of a batch.
   void send(const FrameBatch& batch, const cuda::AdamFactors* factors, DeviceNetwork& network,
-            cuda::Stream copy, cuda::Stream compute) {
+            cuda::Stream copy, cuda::Stream compute, int64_t first_frame = 0) {
     labels_ = batch.labels;
     snr_db_ = batch.snr_db;
     const std::span<const std::byte> frames = batch.codes.empty()
@@ -58,7 +61,7 @@ class BatchInFlight {
     arrived_.record(copy);
     arrived_.hold(compute);
     network.load(device + frames_at, reinterpret_cast<const uint8_t*>(device + labels_at),
-                 batch.count);
+                 batch.count, first_frame, std::ssize(batch.labels));
     if (!soft.empty()) network.load_soft_targets(reinterpret_cast<const float*>(device + soft_at));
     if (factors != nullptr) network.load(reinterpret_cast<const cuda::AdamFactors*>(device));
   }
@@ -133,21 +136,33 @@ class CudaEngine final : public Engine {
  public:
   explicit CudaEngine(const CudaEngineOptions& options) : options_(options) {
     if (options.cache_memory) cache_.emplace();
+    if (options.ranks != nullptr) ranks_.emplace(*options.ranks);
   }
 
-  std::string description() const override { return "CUDA, " + cuda::device_name(); }
+  std::string description() const override {
+    const std::string one = "CUDA, " + cuda::device_name();
+    return ranks_ ? fmt::format("{} ranks: {} each", ranks_->ranks(), one) : one;
+  }
+  ShareUnits share_units() const override { return cuda::kDeviceShareUnits; }
 
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
              const BatchSource& batches, const ResultSink& results) override {
     const cuda::MemoryStream memory(compute());
-    DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_);
+    if (ranks_) check_shared(network, plan);
+    DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_, ranks());
     device.set_loss(options.loss);
     CapturedStep captured(options_.graphs, "train step (graph)");
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
       const cuda::AdamFactors factors = cuda::adam_factors(options.adam, ++network.optimizer_steps);
-      flight.send(batch, &factors, device, copy(), compute());
-      const StepKind kind{batch.count,
-                          network.collects_thresholds(options.threshold_statistic_steps),
+      const int64_t frames = std::ssize(batch.labels);
+      int64_t first = 0;
+      if (ranks_) {
+        ranks_->check();
+        first =
+            BatchShare::of(frames, ranks_->rank(), *options_.ranks, share_units()).first_frame();
+      }
+      flight.send(batch, &factors, device, copy(), compute(), first);
+      const StepKind kind{frames, network.collects_thresholds(options.threshold_statistic_steps),
                           network.steps == 0, !batch.soft_targets.empty()};
       captured.run(kind, compute(), [&] { device.train_step(kind.collect, kind.first); });
       flight.receive(device, false, compute());
@@ -186,7 +201,10 @@ class CudaEngine final : public Engine {
 
   LayerPlan plan_by_timing(const Layer& layer, int batch) override {
     const cuda::MemoryStream memory(compute());
-    return plan_by_device_timing(layer, batch, libraries_);
+    const int64_t share =
+        ranks_ ? BatchShare::of(batch, 0, *options_.ranks, share_units()).frames : int64_t{batch};
+    return plan_by_device_timing(layer, static_cast<int>(layer.has_positions() ? share : batch),
+                                 ranks_.has_value(), libraries_);
   }
 
   std::optional<size_t> peak_device_bytes() const override {
@@ -194,6 +212,21 @@ class CudaEngine final : public Engine {
   }
 
  private:
+  cuda::DeviceRanks* ranks() { return ranks_ ? &*ranks_ : nullptr; }
+  // A plan that one device has timed may name libraries where several devices have own kernels
+  // only.
+  static void check_shared(const Network& network, std::span<const LayerPlan> plan) {
+    for (const Layer& layer : network.layers()) {
+      const LayerPlan chosen = plan_of(plan, layer);
+      if (allowed_in_shares(layer, chosen)) continue;
+      fail(
+          "the plan of {} was timed on one device and names cuBLAS or cuSPARSE, whose sums of "
+          "floats "
+          "may depend on the number of devices; go on with one device, or start with "
+          "--sparse-threshold",
+          layer.name);
+    }
+  }
   cuda::Stream compute() const { return compute_; }
   cuda::Stream copy() const { return copy_; }
 
@@ -231,6 +264,7 @@ class CudaEngine final : public Engine {
   std::optional<cuda::MemoryCache> cache_;  // first, as it outlives all memory
   cuda::OwnedStream compute_, copy_;
   cuda::Libraries libraries_{compute_};
+  std::optional<cuda::DeviceRanks> ranks_;
   std::array<BatchInFlight, kInFlight> batches_;
 };
 
@@ -243,8 +277,27 @@ bool cuda_available(std::string& why) {
   return available;
 }
 
+bool cuda_available_to_ranks(const Communicator& ranks, std::string& why) {
+  if (!cuda_available(why)) return false;
+  const int devices = cuda::device_count(), here = ranks.ranks_on_host();
+  if (here > devices) {
+    why = fmt::format("{} ranks here, but {} CUDA device{}; each rank needs one of its own", here,
+                      devices, devices == 1 ? "" : "s");
+  } else if (ranks.ranks() > cuda::kFrameGroups) {
+    why = fmt::format("{} ranks; a batch is shared by {} devices at most", ranks.ranks(),
+                      cuda::kFrameGroups);
+  } else {
+    why = cuda::why_no_nccl();
+  }
+  return why.empty();
+}
+
 std::unique_ptr<Engine> make_cuda_engine(const CudaEngineOptions& options) {
-  if (std::string why; !cuda_available(why)) throw Error(why);
+  std::string why;
+  const bool available =
+      options.ranks == nullptr ? cuda_available(why) : cuda_available_to_ranks(*options.ranks, why);
+  if (!available) throw Error(why);
+  if (options.ranks != nullptr) cuda::use_device(options.ranks->rank_on_host());
   return std::make_unique<CudaEngine>(options);
 }
 

@@ -105,9 +105,10 @@ void ParameterBlock::store(Network& network, Stream stream) const {
 struct DeviceNetwork::DeviceLayer {
   DeviceLayer(const Layer& layer, const cuda::Tile& input, int output_pad,
               const LayerPlan& layer_plan, const ParameterBlock& parameters, bool training,
-              cuda::Libraries& libraries)
+              cuda::Libraries& libraries, cuda::DeviceRanks* ranks)
       : hidden(layer.kind != Layer::Kind::kOutput),
         quantized(layer.act_bits != kFloatBits),
+        has_positions(layer.has_positions()),
         shape(layer),
         conv(cuda::conv_shape(shape, input)),
         plan(layer_plan),
@@ -119,6 +120,7 @@ struct DeviceNetwork::DeviceLayer {
         weight(parameters.value(layer.weight)) {
     const Stream stream = libraries.stream();
     weights.use_libraries(&libraries);
+    if (has_positions) weights.use_ranks(ranks);
     weights.set_mask(conv, layer.weight.mask, stream);
     if (hidden) {
       values = {parameters.value(layer.gamma), parameters.value(layer.beta),
@@ -147,14 +149,16 @@ struct DeviceNetwork::DeviceLayer {
   }
 
   // Where this layer's output goes, as the next one reads it.
-  cuda::Input output(int64_t frames) {
-    out.frames = frames;
+  cuda::Input output(const cuda::Tile& in) {
+    out.frames = in.frames;
+    out.batch_frames = in.batch_frames;
+    out.first_frame = in.first_frame;
     if (!quantized) return {out, ElementType::kF32, values_out.reserve(out.floats()), nullptr};
     // The scale has no address before the first pass.
     return {out, ElementType::kU8, codes_out.reserve(out.code_bytes()), nullptr};
   }
 
-  bool hidden, quantized;
+  bool hidden, quantized, has_positions;
   LayerShape shape;
   cuda::ConvShape conv;
   PassPlan plan;
@@ -175,9 +179,10 @@ struct DeviceNetwork::DeviceLayer {
 };
 
 DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
-                             cuda::Libraries& libraries)
+                             cuda::Libraries& libraries, cuda::DeviceRanks* ranks)
     : config_(network.config()),
       stream_(libraries.stream()),
+      ranks_(ranks),
       parameters_(network, use == Use::kTraining, stream_),
       input_tile_{0, config_.length, config_.input_channels, network.layers()[0].padding()},
       factors_(1) {
@@ -190,7 +195,7 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
     const int output_pad = i + 1 < layers.size() ? layers[i + 1].padding() : 0;
     layers_.push_back(std::make_unique<DeviceLayer>(layers[i], tile, output_pad,
                                                     plan_of(plan, layers[i]), parameters_,
-                                                    use == Use::kTraining, libraries));
+                                                    use == Use::kTraining, libraries, ranks));
     DeviceLayer& layer = *layers_.back();
     layer.weights.prepare(layer.shape, layer.conv, layer.weight, integers, layer.plan,
                           use == Use::kTraining, stream_);
@@ -212,9 +217,38 @@ cuda::Input DeviceNetwork::input() const {
   return {input_tile_, ElementType::kS8, input_.data(), input_scale_.data()};
 }
 
-void DeviceNetwork::load(const void* frames, const uint8_t* labels, int64_t count) {
+cuda::Input DeviceNetwork::whole(const cuda::Input& share) {
+  cuda::Input all = share;
+  all.tile.frames = share.tile.batch_frames;
+  all.tile.batch_frames = all.tile.first_frame = 0;
+  const int columns = share.type == ElementType::kF32 ? share.tile.channels : share.tile.quads();
+  const size_t rows = static_cast<size_t>(share.tile.rows()) * static_cast<size_t>(columns);
+  const size_t words = rows * static_cast<size_t>(all.tile.lanes());
+  uint32_t* const parts = parts_.reserve(words);
+  cuda::copy_on_device(parts + rows * static_cast<size_t>(share.tile.first_frame), share.data,
+                       rows * static_cast<size_t>(share.tile.lanes()) * sizeof(uint32_t), stream_);
+  ranks_->gather_lanes(parts, rows, all.tile.frames, stream_);
+  cuda::join_lanes(parts, {all.tile.frames, ranks_->ranks()}, rows, joined_.reserve(words),
+                   stream_);
+  all.data = joined_.data();
+  return all;
+}
+
+const float* DeviceNetwork::share_of(const float* gradient, const cuda::Tile& whole,
+                                     const cuda::Tile& share) {
+  const size_t rows = static_cast<size_t>(whole.length) * static_cast<size_t>(whole.channels);
+  float* const part = share_gradient_.reserve(rows * static_cast<size_t>(share.lanes()));
+  cuda::take_lanes(gradient, rows, whole.lanes(), static_cast<int>(share.first_frame),
+                   share.lanes(), part, stream_);
+  return part;
+}
+
+void DeviceNetwork::load(const void* frames, const uint8_t* labels, int64_t count, int64_t first,
+                         int64_t batch_frames) {
   const cuda::Range range("input");
   input_tile_.frames = count;
+  input_tile_.batch_frames = count == batch_frames ? 0 : batch_frames;
+  input_tile_.first_frame = first;
   if (config_.input_bits == kFloatBits) {
     input_.reserve(input_tile_.floats() * sizeof(float));
     cuda::pack_frames(static_cast<const float*>(frames), input_tile_,
@@ -224,7 +258,7 @@ void DeviceNetwork::load(const void* frames, const uint8_t* labels, int64_t coun
     cuda::pack_frames(static_cast<const int8_t*>(frames), input_tile_, input_.data(), stream_);
   }
   has_soft_ = false;
-  const auto bytes = static_cast<size_t>(count);
+  const auto bytes = static_cast<size_t>(batch_frames);
   labels_.reserve(bytes);
   if (labels != nullptr) {
     cuda::copy_on_device(labels_.data(), labels, bytes, stream_);
@@ -237,7 +271,7 @@ void DeviceNetwork::load_soft_targets(const float* soft) {
   has_soft_ = soft != nullptr;
   if (!has_soft_) return;
   const size_t count =
-      static_cast<size_t>(input_tile_.frames) * static_cast<size_t>(config_.classes);
+      static_cast<size_t>(input_tile_.frames_of_batch()) * static_cast<size_t>(config_.classes);
   cuda::copy_on_device(soft_.reserve(count), soft, count * sizeof(float), stream_);
 }
 
@@ -252,7 +286,7 @@ void DeviceNetwork::compile() {
 
 void DeviceNetwork::forward_output(const cuda::Input& x, float* dlogits, uint8_t* predicted) {
   DeviceLayer& layer = *layers_.back();
-  const int64_t frames = input_tile_.frames;
+  const int64_t frames = input_tile_.frames_of_batch();
   const cuda::Range range(layer.forward_name);
   loss_.reserve(cuda::loss_partials(frames));
   cuda::output_forward(x, layer.weights, layer.output_values, logits_.data(), stream_);
@@ -279,14 +313,15 @@ void DeviceNetwork::backward(DeviceLayer& layer, const cuda::Input& x, const flo
 }
 
 void DeviceNetwork::train_step(bool collect, bool first) {
-  const int64_t frames = input_tile_.frames;
+  const int64_t frames = input_tile_.frames_of_batch();
   compile();
   cuda::Input x = input();
   for (const auto& layer : layers_) {
+    if (x.tile.batch_frames != 0 && !layer->has_positions) x = whole(x);
     layer->x = x;
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
-    x = layer->output(frames);
+    x = layer->output(layer->x.tile);
     cuda::hidden_forward_train(layer->x, layer->weights, layer->values, collect,
                                {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
                                const_cast<void*>(x.data), stream_);
@@ -312,6 +347,8 @@ void DeviceNetwork::train_step(bool collect, bool first) {
     backward(layer, layer.x, dy, of_scale, i == 0 ? nullptr : gradient_out_.reserve(elements));
     std::swap(gradient_in_, gradient_out_);
     dy = gradient_in_.data();
+    if (i > 0 && in.batch_frames == 0 && layers_[i - 1]->x.tile.batch_frames != 0)
+      dy = share_of(dy, in, layers_[i - 1]->x.tile);
   }
   // An even number of exchanges, so that every step finds the buffers as the one before did.
   if (layers_.size() % 2 != 0) std::swap(gradient_in_, gradient_out_);
@@ -326,7 +363,7 @@ void DeviceNetwork::evaluate() {
   for (const auto& layer : layers_) {
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
-    const cuda::Input y = layer->output(frames);
+    const cuda::Input y = layer->output(x.tile);
     cuda::hidden_forward_eval(x, layer->weights, layer->values,
                               {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
                               const_cast<void*>(y.data), stream_);

@@ -12,6 +12,7 @@
 
 #include "framework/network/network.h"
 #include "framework/training/engine.h"
+#include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/libraries.h"
 #include "kernels/cuda/ops.h"
 
@@ -41,16 +42,21 @@ class DeviceNetwork {
   enum class Use : uint8_t { kTraining, kEvaluation };
 
   // Throws std::domain_error when a weight is not finite. The libraries, on whose stream all work
-  // is put, must outlive this.
+  // is put, must outlive this, as must `ranks`: those that share batches; null = none.
   DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
-                cuda::Libraries& libraries);
+                cuda::Libraries& libraries, cuda::DeviceRanks* ranks = nullptr);
   ~DeviceNetwork();
 
   // Takes a batch from device memory. frames: [count][length][channels] codes, or values where
   // inputs are float; labels: [count], null = all 0.
-  void load(const void* frames, const uint8_t* labels, int64_t count);
-  // What a teacher says of these frames, in device memory, [count][classes]; null = nothing, which
-  // holds after every load() of frames.
+  void load(const void* frames, const uint8_t* labels, int64_t count) {
+    load(frames, labels, count, 0, count);
+  }
+  // The same of this rank's share: `count` frames from `first` on, labels of the whole batch.
+  void load(const void* frames, const uint8_t* labels, int64_t count, int64_t first,
+            int64_t batch_frames);
+  // What a teacher says of the batch's frames, in device memory, [count][classes]; null = nothing,
+  // which holds after every load() of frames.
   void load_soft_targets(const float* soft);
   // What train_step() makes of labels and teacher; without this the labels alone count.
   void set_loss(const LossOptions& loss) { loss_options_ = loss; }
@@ -77,6 +83,10 @@ class DeviceNetwork {
  private:
   struct DeviceLayer;
   cuda::Input input() const;
+  // The same for the whole batch, from the shares of all ranks.
+  cuda::Input whole(const cuda::Input& share);
+  // Of the whole batch's gradients, those of this rank's share.
+  const float* share_of(const float* gradient, const cuda::Tile& whole, const cuda::Tile& share);
   void compile();  // from the weights as they are now
   void forward_output(const cuda::Input& x, float* dlogits, uint8_t* predicted);
   void backward(DeviceLayer& layer, const cuda::Input& x, const float* dy, const double* of_scale,
@@ -84,6 +94,7 @@ class DeviceNetwork {
 
   NetworkConfig config_;
   cuda::Stream stream_;
+  cuda::DeviceRanks* ranks_;
   ParameterBlock parameters_;
   cuda::Tile input_tile_;
   cuda::DeviceBuffer<uint8_t> input_, labels_, predicted_;
@@ -94,6 +105,9 @@ class DeviceNetwork {
   cuda::DeviceBuffer<cuda::LossResult> loss_;
   // Shared by the layers: gradients on their way from one to the next, and of convolution sums.
   cuda::DeviceBuffer<float> gradient_in_, gradient_out_, dy_;
+  // Where convolutions end: outputs of the ranks, of the whole batch, and gradients of the share.
+  cuda::DeviceBuffer<uint32_t> parts_, joined_;
+  cuda::DeviceBuffer<float> share_gradient_;
   std::vector<std::unique_ptr<DeviceLayer>> layers_;
   std::vector<cuda::Weights*> weights_;                 // of the layers
   std::vector<cuda::WeightGradient> weight_gradients_;  // of a step

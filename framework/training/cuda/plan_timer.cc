@@ -162,7 +162,14 @@ class LayerTimer {
 
 }  // namespace
 
-LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& libraries) {
+bool allowed_in_shares(const Layer& layer, const PassPlan& plan) {
+  if (!layer.has_positions()) return true;  // whole batches on all devices
+  return !cuda::is_library(plan.backward_data) && !cuda::is_library(plan.backward_weight) &&
+         (!cuda::is_library(plan.forward) || multiplies_codes(layer));
+}
+
+LayerPlan plan_by_device_timing(const Layer& layer, int batch, bool shared,
+                                cuda::Libraries& libraries) {
   const cuda::Range range("plan " + layer.name);
   LayerTimer timer(layer, batch, libraries);
   LayerPlan plan = dense_plan(layer);
@@ -172,6 +179,9 @@ LayerPlan plan_by_device_timing(const Layer& layer, int batch, cuda::Libraries& 
        {Kernel::kDense, Kernel::kSparse, Kernel::kCublas, Kernel::kCusparse}) {
     for (const Pass pass : kPasses) {
       if (pass == Pass::kForward && !timer.allows_forward(kernel)) continue;
+      LayerPlan candidate = dense_plan(layer);
+      kernel_of(candidate, pass) = kernel;
+      if (shared && !allowed_in_shares(layer, candidate)) continue;
       double& fastest = best[static_cast<size_t>(pass)];
       try {
         const double seconds = timer.time(pass, kernel);

@@ -10,6 +10,10 @@ bool cuda_available(std::string& why) {
   return false;
 }
 
+bool cuda_available_to_ranks(const Communicator& /*ranks*/, std::string& why) {
+  return cuda_available(why);
+}
+
 std::unique_ptr<Engine> make_cuda_engine(const CudaEngineOptions& /*options*/) {
   fail("this program was built without CUDA");
 }
