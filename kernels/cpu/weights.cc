@@ -36,7 +36,9 @@ void quantize(Weights::Compiled& w, std::span<const float> weight, std::span<con
   w.scale = 1;
   if (w.shape.weight_bits != kFloatBits) {
     w.scale = std::max(largest, kMinQuantizerRange) / largest_code(w.shape.weight_bits);
-    for (float& code : w.codes) code = std::nearbyint(code / w.scale);
+    // Rounds to nearest, ties to even, as nearbyint() does, but in vectors.
+    constexpr float kRounder = 0x1.8p23F;
+    for (float& code : w.codes) code = (code / w.scale + kRounder) - kRounder;
   }
   w.nonzeros = 0;
   for (const float code : w.codes) w.nonzeros += code != 0.0F;
