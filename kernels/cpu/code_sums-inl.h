@@ -73,6 +73,7 @@ HWY_INLINE void dense_block(const CodeWeights& layer, int out_quad, const uint8_
 
 template <int PB>
 HWY_INLINE void add_offset(int32_t offset, VI (&sums)[PB]) {
+  if (offset == 0) return;  // as always where codes are unsigned
   const VI added = hn::Set(kInts, offset);
   HWY_UNROLL(16)
   for (int p = 0; p < PB; ++p) sums[p] = hn::Add(sums[p], added);
