@@ -51,7 +51,7 @@ std::vector<Words> on_ranks(int ranks, const std::function<Words(ncclComm_t, int
     cudaSetDevice(all.rank());
     ncclComm_t communicator = nullptr;
     require(ncclCommInitRank(&communicator, all.ranks(), id_of_first(all), all.rank()));
-    const Words words = body(communicator, all.rank());
+    Words words = body(communicator, all.rank());
     require(ncclCommDestroy(communicator));
     return words;
   });
