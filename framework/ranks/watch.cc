@@ -41,6 +41,9 @@ constexpr seconds kJoinTime{20};
 constexpr milliseconds kOwnErrorFirst{1000};
 // For the others to end, or to be told to.
 constexpr seconds kEndTime{3};
+// For the launcher to find that another host is gone, and to end the job: once a process has ended
+// it waits for its daemon there, which does not answer, for a quarter of an hour.
+constexpr seconds kLauncherTime{8};
 constexpr size_t kMaxMessage = 4096;
 
 // What is sent: a byte that says what it is; kJoin: and the token and the rank, 8 bytes each;
@@ -188,8 +191,10 @@ struct Watch::State {
   void accept_one();
   void read(Peer& peer);
   bool understand(Peer& peer);
-  void lost(const Peer& peer, const std::string& how);
-  [[noreturn]] void end_all(int code, const std::string& line);
+  enum class Lost : bool { kClosed, kSilent };
+  void lost(const Peer& peer, Lost why, const std::string& how);
+  bool is_elsewhere(const Peer& peer) const;
+  [[noreturn]] void end_all(int code, const std::string& line, seconds launcher_time = {});
   void handle_own_end();
   const std::string& name(const Peer& peer) const {
     return names[static_cast<size_t>(std::max(peer.rank, 0))];
@@ -236,8 +241,9 @@ void Watch::State::accept_one() {
 }
 
 // One line, and the end of all ranks. Only this thread tells errors, and only once.
-void Watch::State::end_all(int code, const std::string& line) {
+void Watch::State::end_all(int code, const std::string& line, seconds launcher_time) {
   if (!line.empty()) write_to_stderr("error: " + one_line(line) + "\n");
+  std::this_thread::sleep_for(launcher_time);
   for (const Peer& peer : peers) send_some(peer.socket, kExit + raw(static_cast<uint8_t>(code)));
   // They close their connections by ending. One that hangs does not: the launcher ends it.
   const Clock::time_point until = Clock::now() + kEndTime;
@@ -251,11 +257,19 @@ void Watch::State::end_all(int code, const std::string& line) {
   ::_exit(code);
 }
 
-void Watch::State::lost(const Peer& peer, const std::string& how) {
+// Whether it is on another host than this rank: names are "rank 3 on node17".
+bool Watch::State::is_elsewhere(const Peer& peer) const {
+  const auto host = [](const std::string& name) { return name.substr(name.rfind(' ') + 1); };
+  return host(name(peer)) != host(names[static_cast<size_t>(rank)]);
+}
+
+void Watch::State::lost(const Peer& peer, Lost why, const std::string& how) {
   if (peer.rank < 0) return;  // a stranger
   if (rank == 0) {
     if (remote_error) return;  // it ended because of what it told
-    end_all(kExitFailure, fmt::format("lost {}: {}", name(peer), how));
+    const bool launcher_may_know = why == Lost::kSilent && is_elsewhere(peer);
+    end_all(kExitFailure, fmt::format("lost {}: {}", name(peer), how),
+            launcher_may_know ? kLauncherTime : seconds{0});
   }
   if (!speaks) ::_exit(kExitFailure);
   end_all(kExitFailure, fmt::format("lost {}: {}", names[0], how));
@@ -267,7 +281,7 @@ void Watch::State::read(Peer& peer) {
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (got <= 0) {
     peer.socket = Socket();
-    if (!peer.left) lost(peer, "it was killed, or crashed");
+    if (!peer.left) lost(peer, Lost::kClosed, "it was killed, or crashed");
     return;
   }
   peer.heard = Clock::now();
@@ -385,8 +399,9 @@ void Watch::State::run() {
     }
     for (const Peer& peer : peers) {
       if (!peer.socket || peer.left || now - peer.heard < silence()) continue;
-      lost(peer, fmt::format("no sign of life for {} s; it hangs, or the network is down",
-                             silence().count()));
+      lost(peer, Lost::kSilent,
+           fmt::format("no sign of life for {} s; it hangs, or the network is down",
+                       silence().count()));
     }
   }
   for (const Peer& peer : peers) send_some(peer.socket, std::string(1, kBye));
