@@ -96,7 +96,7 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
       trainer_(trainer_options(options, ranks), std::move(engine)),
       current_(initial_network(options, *data_.dataset)) {
   for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
-  for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weight.size());
+  for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weights_total());
   // A run that goes on has the teacher in its checkpoint.
   if (has_file_teacher(options) && options.resume.empty()) load_teacher();
 }
@@ -209,9 +209,11 @@ NetworkDescription FmpExperiment::describe(const Network& network) const {
     description.weights_original += weights_original_[i];
     description.layers.push_back({.name = layer.name,
                                   .kind = to_string(layer.kind),
-                                  .in_channels = layer.in_channels,
+                                  .in_channels = layer.in_channels / layer.form.stride,
                                   .out_channels = layer.out_channels,
-                                  .kernel = layer.taps,
+                                  .kernel = layer.form.kernel,
+                                  .stride = layer.form.stride,
+                                  .groups = layer.form.groups,
                                   .positions = c.positions,
                                   .weight_bits = c.weight_bits,
                                   .input_bits = c.input_bits,

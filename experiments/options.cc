@@ -15,6 +15,7 @@
 #include "experiments/run_file.h"
 #include "framework/command_line.h"
 #include "framework/error.h"
+#include "framework/network/description.h"
 #include "framework/network/pruning.h"
 #include "framework/onnx/import.h"
 
@@ -27,14 +28,23 @@ namespace {
 constexpr std::string_view kResumeFlags[] = {"data",         "threads",    "device",
                                              "memory-limit", "time-limit", "sparse-threshold"};
 // Flags that describe the network.
-constexpr const char* kNetworkFlags[] = {"bits",     "input-bits", "weight-bits",
-                                         "act-bits", "filters",    "dense"};
+constexpr const char* kNetworkFlags[] = {"bits",    "network", "input-bits", "weight-bits",
+                                         "act-bits", "filters", "dense",      "kernel",
+                                         "stride",  "padding", "groups",     "pool"};
 constexpr int64_t kMaximumFilters = 65536;
 constexpr int kMaximumThreads = 4096;
 
 template <typename... Args>
 [[noreturn]] void usage(fmt::format_string<Args...> format, Args&&... args) {
   throw UsageError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+void require(bool condition, const char* flag, std::string_view expected, const auto& found) {
+  if (!condition) usage("--{}: expected {}, found {}", flag, expected, found);
+}
+
+void validate_bits(const char* flag, int bits) {
+  require((bits >= 2 && bits <= 8) || bits == kFloatBits, flag, "2..8, or 32 for float", bits);
 }
 
 double parse_number(std::string_view text, const std::string& flag, std::string_view expected) {
@@ -175,7 +185,16 @@ void add_network_flags(CLI::App& app, Options& o) {
              "Bits of the weights, one for all or one per layer [--bits]");
   group.list("--act-bits", o.act_bits, "B,..",
              "Bits of the activations, one for all or one per hidden layer [--bits]");
+  group.text("--network", "NAME|FILE",
+             fmt::format("{}, or a JSON file with the layers, instead of the flags below",
+                         fmt::join(network_presets(), ", ")),
+             [&o](const std::string& text) { o.network = text; });
   group.list("--filters", o.filters, "C,..", "Output channels of the convolutions");
+  group.list("--kernel", o.kernel, "K,..", "Taps of the convolutions: one for all, or one for each");
+  group.list("--stride", o.stride, "S,..", "Strides, likewise");
+  group.list("--padding", o.padding, "P,..", "Zeros before the first sample, likewise [(kernel - 1) / 2]");
+  group.list("--groups", o.groups, "G,..", "Groups of channels, likewise; as many as channels = depthwise");
+  group.list("--pool", o.pool, "W,..", "Windows of the maximum behind them, likewise; 1 = none");
   group.list("--dense", o.dense, "C,..", "Outputs of the hidden dense layers, 0 = none");
   group.text("--init", "FILE",
              "Start from the network in this ONNX file, instead of the flags above; zeros stay",
@@ -342,6 +361,37 @@ std::vector<std::string> resumed_arguments(const CLI::App& app, const Options& g
   return arguments;
 }
 
+void take_layers(const NetworkConfig& config, Options& options) {
+  options.input_bits = config.input_bits;
+  options.weight_bits = config.weight_bits;
+  options.act_bits = config.act_bits;
+  options.filters = config.filters;
+  options.dense = config.dense;
+  options.kernel = config.kernel;
+  options.stride = config.stride;
+  options.padding = config.padding;
+  options.groups = config.groups;
+  options.pool = config.pool;
+}
+
+// Takes over what --network says. A run keeps the layers, not the file.
+void adopt_described_network(const CLI::App& app, Options& options) {
+  if (options.network.empty()) return;
+  for (const char* flag : kNetworkFlags) {
+    if (flag != std::string_view("bits") && flag != std::string_view("network") &&
+        app.count(fmt::format("--{}", flag)) != 0)
+      usage("--{} cannot be given with --network, which says what the layers are", flag);
+  }
+  validate_bits("bits", options.bits);
+  try {
+    take_layers(read_network(options.network, options.bits), options);
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Error& error) {
+    usage("--network: {}", error.what());
+  }
+}
+
 // Takes over what the file of --init says of the network. `app` has parsed the command line.
 void adopt_initial_network(const CLI::App& app, Options& options) {
   if (options.init.empty()) return;
@@ -349,12 +399,7 @@ void adopt_initial_network(const CLI::App& app, Options& options) {
     if (app.count(fmt::format("--{}", flag)) != 0)
       usage("--{} cannot be given with --init: the file says what the network is", flag);
   }
-  const NetworkConfig config = onnx::import_network(options.init).config();
-  options.input_bits = config.input_bits;
-  options.weight_bits = config.weight_bits;
-  options.act_bits = config.act_bits;
-  options.filters = config.filters;
-  options.dense = config.dense;
+  take_layers(onnx::import_network(options.init).config(), options);
 }
 
 // --dense 0 stands for no hidden dense layer. The default accuracy holds unless --until-cost is the
@@ -365,14 +410,6 @@ void normalise(const CLI::App& app, Options& options) {
 }
 
 // --- Checks ---
-
-void require(bool condition, const char* flag, std::string_view expected, const auto& found) {
-  if (!condition) usage("--{}: expected {}, found {}", flag, expected, found);
-}
-
-void validate_bits(const char* flag, int bits) {
-  require((bits >= 2 && bits <= 8) || bits == kFloatBits, flag, "2..8, or 32 for float", bits);
-}
 
 void validate_data(const Options& o) {
   if (o.data.empty()) usage("--data is missing: an HDF5 file in the RadioML layout, or synth:SEED");
@@ -503,6 +540,7 @@ std::optional<Options> parse_options(std::span<const std::string> arguments) {
   if (!run_parser(app, arguments)) return std::nullopt;
   if (options.resume.empty()) {
     refuse_idle_flags(app, options);
+    adopt_described_network(app, options);
     adopt_initial_network(app, options);
     normalise(app, options);
   } else {
@@ -549,6 +587,11 @@ std::vector<std::string> to_arguments(const Options& o) {
     add_list("weight-bits", o.weight_bits);
     add_list("act-bits", o.act_bits);
     add_list("filters", o.filters);
+    add_list("kernel", o.kernel);
+    add_list("stride", o.stride);
+    add_list("padding", o.padding);
+    add_list("groups", o.groups);
+    add_list("pool", o.pool);
     add_list("dense", o.dense.empty() ? std::vector<int>{0} : o.dense);
   } else {
     add("init", o.init);
@@ -608,6 +651,11 @@ nlohmann::json to_json(const Options& o) {
           {"weight-bits", list_or(o.weight_bits, o.bits)},
           {"act-bits", list_or(o.act_bits, o.bits)},
           {"filters", o.filters},
+          {"kernel", o.kernel},
+          {"stride", o.stride},
+          {"padding", o.padding},
+          {"groups", o.groups},
+          {"pool", o.pool},
           {"dense", o.dense},
           {"init", o.init.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.init)},
           {"accuracy", goal},
@@ -645,6 +693,11 @@ NetworkConfig network_config(const Options& options, int length, int classes) {
   config.classes = classes;
   config.filters = options.filters;
   config.dense = options.dense;
+  config.kernel = options.kernel;
+  config.stride = options.stride;
+  config.padding = options.padding;
+  config.groups = options.groups;
+  config.pool = options.pool;
   config.input_bits = options.input_bits.value_or(options.bits);
   config.weight_bits =
       options.weight_bits.empty() ? std::vector<int>{options.bits} : options.weight_bits;

@@ -81,6 +81,8 @@ json to_json(const LayerDescription& l) {
           {"in_channels", l.in_channels},
           {"out_channels", l.out_channels},
           {"kernel", l.kernel},
+          {"stride", l.stride},
+          {"groups", l.groups},
           {"positions", l.positions},
           {"weight_bits", l.weight_bits},
           {"input_bits", l.input_bits},
@@ -101,6 +103,8 @@ LayerDescription layer_from_json(const json& from) {
   l.in_channels = from.at("in_channels");
   l.out_channels = from.at("out_channels");
   l.kernel = from.at("kernel");
+  l.stride = from.value("stride", 1);  // older records have none
+  l.groups = from.value("groups", 1);
   l.positions = from.at("positions");
   l.weight_bits = from.at("weight_bits");
   l.input_bits = from.at("input_bits");

@@ -29,7 +29,7 @@ struct EpochRecord {
 // Size and cost of a layer. Counts of weights: see LayerCost.
 struct LayerDescription {
   std::string name, kind;  // kind: "conv", "dense", "output"
-  int in_channels = 0, out_channels = 0, kernel = 1;
+  int in_channels = 0, out_channels = 0, kernel = 1, stride = 1, groups = 1;
   int64_t positions = 0;
   int weight_bits = 0, input_bits = 0;
   int64_t weights = 0, weights_original = 0, weights_alive = 0, nonzeros = 0;

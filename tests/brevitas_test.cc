@@ -36,8 +36,12 @@ NetworkConfig read_config(const FixtureFile& file) {
   config.classes = file.scalar<int>("config/classes");
   config.filters = file.read<int>("config/filters");
   config.dense = file.read<int>("config/dense");
-  config.kernel = file.scalar<int>("config/kernel");
-  config.pool = file.scalar<int>("config/pool");
+  config.kernel = file.read<int>("config/kernel");
+  config.pool = file.read<int>("config/pool");
+  for (auto& [name, list] : {std::pair{"stride", &config.stride}, {"groups", &config.groups},
+                             {"padding", &config.padding}}) {
+    if (file.has(std::string("config/") + name)) *list = file.read<int>(std::string("config/") + name);
+  }
   config.input_bits = file.scalar<int>("config/input_bits");
   config.weight_bits = file.read<int>("config/weight_bits");
   config.act_bits = file.read<int>("config/act_bits");
@@ -153,9 +157,11 @@ std::vector<LayerWorkspace> make_workspaces(const Network& network, bool sparse)
   return workspaces;
 }
 
-bool flatten_before(const Network& network, size_t i) {
-  const auto& layers = network.layers();
-  return layers[i].kind != Layer::Kind::kConv && layers[i - 1].kind == Layer::Kind::kConv;
+Variable as_read_by(const Layer& layer, Tape& tape, const Variable& x) {
+  return join_positions(tape, x, layer.in_channels / x->value.tile_shape().channels);
+}
+Variable as_read_by(const Layer& layer, const Variable& x) {
+  return join_positions(x, layer.in_channels / x->value.tile_shape().channels);
 }
 
 void expect_gradients(const FixtureFile& file, const Network& network) {
@@ -209,17 +215,17 @@ TEST_P(Brevitas, ForwardInTrainingGivesTheSameCodes) {
   const cpu::RunContext context;
   const bool collect = network.collects_thresholds();
   Tape tape;
-  Variable x = input_frames(read_batch(file_), network.config(), layers[0].padding(), context);
+  Variable x = input_frames(read_batch(file_), network, context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     const std::string group = "step1/" + layers[i].name + "/";
-    if (i > 0 && flatten_before(network, i)) x = flatten(tape, x);
+    x = as_read_by(layers[i], tape, x);
     x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
-                     layers[i + 1].padding(), context);
+                     layers[i + 1].input_padding(), context);
     expect_weights(file_, group, layers[i], workspaces[i].weights);
     expect_activation(file_, group, *x);
     if (HasFatalFailure()) return;
   }
-  if (flatten_before(network, layers.size() - 1)) x = flatten(tape, x);
+  x = as_read_by(layers.back(), tape, x);
   const Variable logits = output_layer(tape, x, layers.back(), workspaces.back(), context);
   expect_weights(file_, "step1/output/", layers.back(), workspaces.back().weights);
   expect_logits(file_, "step1/", *logits);
@@ -230,16 +236,16 @@ TEST_P(Brevitas, ForwardInEvaluationGivesTheSameCodes) {
   const std::vector<Layer>& layers = network.layers();
   std::vector<LayerWorkspace> workspaces = make_workspaces(network, sparse_);
   const cpu::RunContext context;
-  Variable x = input_frames(read_batch(file_), network.config(), layers[0].padding(), context);
+  Variable x = input_frames(read_batch(file_), network, context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     const std::string group = "evaluation/" + layers[i].name + "/";
-    if (i > 0 && flatten_before(network, i)) x = flatten(x);
-    x = hidden_layer(x, layers[i], workspaces[i], layers[i + 1].padding(), context);
+    x = as_read_by(layers[i], x);
+    x = hidden_layer(x, layers[i], workspaces[i], layers[i + 1].input_padding(), context);
     expect_weights(file_, group, layers[i], workspaces[i].weights);
     expect_activation(file_, group, *x);
     if (HasFatalFailure()) return;
   }
-  if (flatten_before(network, layers.size() - 1)) x = flatten(x);
+  x = as_read_by(layers.back(), x);
   expect_logits(file_, "evaluation/", *output_layer(x, layers.back(), workspaces.back(), context));
 }
 
@@ -274,7 +280,8 @@ INSTANTIATE_TEST_SUITE_P(
                                          "w4a4_masked_learned", "w4a4_kernel5", "w2a2_learned",
                                          "w2a2_masked_first_learned", "float", "float_masked",
                                          "mixed_bits", "w4_float_activations", "a4_float_weights",
-                                         "no_hidden_dense", "percentile"),
+                                         "no_hidden_dense", "forms_w4a4", "forms_float",
+                                         "percentile"),
                        ::testing::Bool()),
     [](const auto& instance) {
       return std::string(std::get<0>(instance.param)) +

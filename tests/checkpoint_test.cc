@@ -266,8 +266,8 @@ TEST_F(CheckpointTest, ChecksTheConfigurationBeforeItBelievesIt) {
 TEST(NetworkConfigJson, KeepsEveryField) {
   NetworkConfig config = small_config();
   config.input_channels = 3;
-  config.kernel = 5;
-  config.pool = 4;
+  config.kernel = {5};
+  config.pool = {4};
   config.input_bits = 6;
   const nlohmann::json json = config;
   EXPECT_EQ(json.get<NetworkConfig>(), config);

@@ -362,7 +362,7 @@ TEST(Compaction, PreservesTheFunctionOfDeadChannels) {
     for (const std::vector<int>& dense : {std::vector<int>{9, 8}, std::vector<int>{}}) {
       SCOPED_TRACE(testing::Message() << bits << " bits, " << dense.size() << " dense layers");
       NetworkConfig config = small_config();
-      config.kernel = 1;
+      config.kernel = {1};
       config.dense = dense;
       config.weight_bits = config.act_bits = {bits};
       Network network = trained_network(config, kSeed);
@@ -380,7 +380,7 @@ TEST(Compaction, PreservesTheFunctionOfDeadChannels) {
 TEST(Compaction, PreservesTheFunctionAwayFromThePadding) {
   NetworkConfig config = small_config();
   config.filters = {6, 5};
-  config.pool = 1;
+  config.pool = {1};
   Network network = trained_network(config, kSeed);
   Layer& dense = network.layers()[2];
   for (int output = 0; output < dense.out_channels; ++output) {
@@ -423,6 +423,35 @@ struct Case {
   NetworkConfig config;
 };
 
+// A channel of a depthwise convolution goes with the one that it reads.
+TEST(Compact, ADepthwiseConvolutionStaysOne) {
+  for (const int bits : {4, 8}) {
+    NetworkConfig config = small_config();
+    config.filters = {9, 9, 7};
+    config.kernel = {4, 1, 1};  // constants of dead channels are folded exactly
+    config.stride = {2, 1, 1};
+    config.groups = {1, 9, 1};
+    config.pool = {1, 2, 2};
+    config.weight_bits = config.act_bits = {bits};
+    Network network = trained_network(config, kSeed);
+    for (Layer& layer : network.layers()) {
+      layer.weight.value.floats()[layer.place(0, 0, 0)] = 1.5F;  // the largest stays
+      layer.weight.mask[layer.place(0, 0, 0)] = 1;
+    }
+    mask_row(network, 0, 3);  // nothing writes it
+    mask_row(network, 1, 6);  // nothing reads it
+    const Network before = network;
+    const CompactionReport report = compact(network);
+    EXPECT_EQ(report.channels_after[0], 7);
+    EXPECT_EQ(report.channels_after[1], 7);
+    expect_same_logits(before, network, kRounding);
+    const Layer& depthwise = network.layers()[1];
+    EXPECT_EQ(depthwise.form.groups, 7);
+    EXPECT_EQ(depthwise.weights_total(), 7);
+    EXPECT_EQ(network.config().groups, (std::vector<int>{1, 7, 1}));
+  }
+}
+
 // The small networks have fewer than eight channels everywhere, the wide one more, before and
 // after: so the backward kernels sum in the same order (see cpu::prefers_dense_backward).
 NetworkConfig narrow_config() {
@@ -444,8 +473,8 @@ std::vector<Case> cases() {
   wide.dense = {35};
   all.push_back({"more channels than a block of the kernels", wide});
   NetworkConfig odd = narrow_config();
-  odd.kernel = 5;
-  odd.pool = 1;
+  odd.kernel = {5};
+  odd.pool = {1};
   odd.dense = {};
   all.push_back({"five taps, no pooling, no hidden dense layer", odd});
   NetworkConfig mixed = narrow_config();

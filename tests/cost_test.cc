@@ -31,8 +31,8 @@ Layer layer_with_weights(std::vector<float> weights, int bits) {
   config.length = 1;
   config.filters = {static_cast<int>(weights.size())};
   config.dense = {};
-  config.kernel = 1;
-  config.pool = 1;
+  config.kernel = {1};
+  config.pool = {1};
   config.weight_bits = {bits};
   const Network network(config, 1);
   Layer layer = network.layers()[0];

@@ -45,8 +45,8 @@ inline Network random_network(const NetworkConfig& config, double density, uint6
   Network network(config, seed);
   for (Layer& layer : network.layers()) {
     Random random(seed, layer.name + ".test");
-    for (uint8_t& alive : layer.weight.mask) alive = random.uniform_double() < density ? 1 : 0;
-    layer.weight.mask[0] = 1;  // no layer is dead
+    for (uint8_t& alive : layer.weight.mask) alive = random.uniform_double() < density ? alive : 0;
+    layer.weight.mask[layer.place(0, 0, 0)] = 1;  // no layer is dead
     if (layer.kind == Layer::Kind::kOutput) continue;
     for (size_t c = 0; c < static_cast<size_t>(layer.out_channels); ++c) {
       const uint64_t kind = random.below(12);

@@ -123,19 +123,19 @@ std::vector<NetworkConfig> odd_configs() {
   NetworkConfig c = small_config(8);
   c.filters = {1, 5};
   c.dense = {};
-  c.kernel = 5;
-  c.pool = 3;
+  c.kernel = {5};
+  c.pool = {3};
   c.length = 45;
   configs.push_back(c);
   c = small_config(4);
   c.filters = {6};
-  c.kernel = 1;
-  c.pool = 1;
+  c.kernel = {1};
+  c.pool = {1};
   c.length = 13;
   c.input_channels = 3;
   configs.push_back(c);
   c = small_config(8);
-  c.pool = 4;
+  c.pool = {4};
   c.length = 64;
   c.filters = {4, 8};
   c.dense = {3};
@@ -146,9 +146,18 @@ std::vector<NetworkConfig> odd_configs() {
   configs.push_back(c);
   c = small_config(5);
   c.filters = {33, 17};
-  c.kernel = 7;
+  c.kernel = {7};
   c.length = 92;
   c.input_channels = 5;
+  configs.push_back(c);
+  c = small_config(4);  // forms of convolutions
+  c.length = 96;
+  c.filters = {10, 10, 6};
+  c.kernel = {6, 5, 4};
+  c.stride = {2, 1, 2};
+  c.groups = {1, 10, 2};
+  c.padding = {3, 2, 0};
+  c.pool = {1, 2, 4};
   configs.push_back(c);
   return configs;
 }

@@ -165,7 +165,7 @@ TEST(OnnxImport, ReadsTheSettingsOfTheChains) {
   EXPECT_EQ(brevitas.weight_bits, (std::vector{4, 4, 4, 4}));
   EXPECT_EQ(brevitas.act_bits, (std::vector{4, 4, 4}));
   const NetworkConfig folded = onnx::import_network(fixture("folded_chain")).config();
-  EXPECT_EQ(folded.kernel, 5);
+  EXPECT_EQ(folded.kernel, std::vector<int>{5});
   EXPECT_EQ(folded.weight_bits, (std::vector{5, 3, 4, 4}));
   EXPECT_EQ(folded.act_bits, (std::vector{3, 4, 4}));
 }
@@ -178,7 +178,7 @@ Network trained_network(const NetworkConfig& config, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::uniform_real_distribution<float> uniform(0.0F, 1.0F);
   for (Layer& layer : network.layers()) {
-    for (uint8_t& alive : layer.weight.mask) alive = uniform(random) < 0.4F ? 0 : 1;
+    for (uint8_t& alive : layer.weight.mask) alive = uniform(random) < 0.4F ? 0 : alive;
     if (layer.gain.defined()) {
       for (float& gain : layer.gain.floats()) gain = 0.1F + 0.9F * uniform(random);
       layer.gain.floats()[1] = 1;  // the largest is the layer's own scale
@@ -216,14 +216,27 @@ std::vector<NetworkConfig> export_configs() {
   mixed.weight_bits = {4, 8, 2, 3, 32, 6};
   mixed.act_bits = {3, 4, 8, 32, 2};
   NetworkConfig flat = small;  // no pooling, no hidden dense layer, float
-  flat.pool = 1;
-  flat.kernel = 5;
+  flat.pool = {1};
+  flat.kernel = {5};
   flat.dense = {};
   flat.input_bits = kFloatBits;
   flat.weight_bits = flat.act_bits = {kFloatBits};
   NetworkConfig scaled = small;
   scaled.class_scales = true;
-  return {small, mixed, flat, scaled};
+  NetworkConfig forms = small;  // of convolutions
+  forms.length = 96;
+  forms.filters = {6, 6, 4};
+  forms.kernel = {6, 5, 4};
+  forms.stride = {2, 1, 2};
+  forms.groups = {1, 6, 2};
+  forms.padding = {3, 2, 0};
+  forms.pool = {1, 2, 4};
+  NetworkConfig sparse_reading = small;  // strides longer than kernels, all zeros on one side
+  sparse_reading.kernel = {2, 4, 3};
+  sparse_reading.stride = {3, 1, 4};
+  sparse_reading.padding = {1, 3, 0};
+  sparse_reading.pool = {2, 2, 1};
+  return {small, mixed, flat, scaled, forms, sparse_reading};
 }
 
 TEST(OnnxExport, ComesBackBitForBit) {
@@ -236,6 +249,11 @@ TEST(OnnxExport, ComesBackBitForBit) {
     onnx::export_network(network, file.path());
     const Network back = onnx::import_network(file.path());
     EXPECT_EQ(back.config().filters, config.filters);
+    EXPECT_EQ(back.config().kernel, config.kernel);
+    EXPECT_EQ(back.config().stride, config.stride);
+    EXPECT_EQ(back.config().groups, config.groups);
+    EXPECT_EQ(back.config().padding, config.padding);
+    EXPECT_EQ(back.config().pool, config.pool);
     EXPECT_EQ(back.config().class_scales, config.class_scales);
     EXPECT_EQ(back.class_names, network.class_names);
     const std::vector<float> x = random_frames(config, 50, 22);
@@ -474,15 +492,15 @@ TEST(OnnxErrors, NameTheNodeAndTheReason) {
        },
        {"Quant_", "not rounded to the nearest"},
        true},
-      {"asymmetric padding",
+      {"padding that adds a position",
        [](auto& m) {
          for (auto& attribute : *node_of(m, "Conv").mutable_attribute()) {
            if (attribute.name() != "pads") continue;
-           attribute.set_ints(0, 1);
+           attribute.set_ints(0, 2);
            attribute.set_ints(1, 3);
          }
        },
-       {"Conv_", "pads [1, 3]", "[2, 2]"},
+       {"Conv_", "writes 25 positions of 24 samples, expected 24"},
        true},
   };
   for (const Damage& damage : damages) {

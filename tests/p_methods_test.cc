@@ -65,8 +65,8 @@ Network one_weight_channels(int channels) {
   config.classes = 2;
   config.filters = {channels};
   config.dense = {};
-  config.kernel = 1;
-  config.pool = 1;
+  config.kernel = {1};
+  config.pool = {1};
   return Network(config, 5);
 }
 

@@ -195,7 +195,7 @@ double seconds_since(Clock::time_point start) {
 double dense_macs(const Network& network) {
   double macs = 0;
   for (const Layer& layer : network.layers()) {
-    macs += static_cast<double>(layer.weight.size()) * static_cast<double>(layer.positions());
+    macs += static_cast<double>(layer.weights_total()) * static_cast<double>(layer.positions());
   }
   return macs;
 }

@@ -29,17 +29,20 @@ struct Stream {
   std::vector<int64_t> steps;  // of each output
 };
 
-// The weights of an output in the order [channels][taps], or [channels][positions] when they were
-// flattened, as the C code's activations are.
+// The weights of an output in the order [channels of its group][kernel].
 std::vector<int8_t> ordered_weights(const IntegerLayerData& layer, int output) {
   const cpu::IntegerShape& s = layer.shape;
-  const int outer = s.in_positions > 1 ? s.in_positions : s.taps;  // position or tap
-  const int inner = s.in_positions > 1 ? s.in_channels / s.in_positions : s.in_channels;
+  const Convolution& form = layer.form;
+  const int group_channels = layer.channels() / form.groups;
+  const int first_channel = output / (s.out_channels / form.groups) * group_channels;
+  const int first_position = (s.taps - 1) / 2 * form.stride - form.padding;
   const int8_t* weights =
       layer.codes.data() + static_cast<ptrdiff_t>(output) * s.taps * s.in_channels;
   std::vector<int8_t> ordered;
-  for (int c = 0; c < inner; ++c) {
-    for (int t = 0; t < outer; ++t) ordered.push_back(weights[t * inner + c]);
+  for (int c = first_channel; c < first_channel + group_channels; ++c) {
+    for (int k = 0; k < form.kernel; ++k) {
+      ordered.push_back(weights[(first_position + k) * layer.channels() + c]);
+    }
   }
   return ordered;
 }
@@ -156,9 +159,12 @@ class Emitter {
     sums_ = std::max<int64_t>(sums_, layer.length);
     const int encoding = static_cast<int>(stream.encoding);
     const int offset = index > 0 && layer.signed_input ? -layer.smallest_input() : 0;
-    layers_.push_back(fmt::format("    {{weights{}, steps{}, {}, {}, {}, {}, {}, {}, {}}}", index,
-                                  index, activations, encoding, layer.shape.out_channels,
-                                  layer.shape.taps, layer.length, layer.shape.pool, offset));
+    const Convolution& form = layer.form;
+    layers_.push_back(fmt::format(
+        "    {{weights{}, steps{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}}}", index, index,
+        activations, encoding, layer.shape.out_channels, layer.shape.out_channels / form.groups,
+        layer.channels() / form.groups, form.kernel, form.stride, form.padding, layer.length,
+        layer.shape.pool, offset));
     constant_bytes_ += kLayerBytes;
   }
 
@@ -299,7 +305,7 @@ int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}]);
   }
 
   static constexpr int64_t kActivationBytes = 24;  // sizeof(struct activation)
-  static constexpr int64_t kLayerBytes = 48;       // at most, with 64-bit pointers
+  static constexpr int64_t kLayerBytes = 64;       // at most, with 64-bit pointers
 
   static constexpr const char* kTypes = R"(
 /* From the sum of a channel to its code: ((clamp(sum) - base) * multiplier + offset) >> shift. shift
@@ -313,12 +319,14 @@ struct activation {
 };
 
 /* Weights are steps "skip s weights of zero, then weight w". encoding 0: a byte each, s * 16 + w + 8;
- * 1: two bytes, s and w; 2: a byte each, w alone. Their order is [outputs][channels][taps]. */
+ * 1: two bytes, s and w; 2: a byte each, w alone. Their order is [outputs][channels][kernel], the
+ * channels being those of the output's group. */
 struct layer {
     const uint8_t *weights;
     const uint32_t *steps; /* of each output */
     const struct activation *activations;
-    int32_t encoding, outputs, taps, length, pool;
+    int32_t encoding, outputs, group_outputs, group_channels, kernel, stride, padding;
+    int32_t length, pool; /* positions written, and what joins them afterwards */
     int32_t offset; /* the byte that stands for the value 0 in what the layer reads */
 };
 )";
@@ -326,27 +334,30 @@ struct layer {
   static constexpr const char* kInterpreter = R"(
 static int32_t as_signed(uint8_t byte) { return (int32_t)(byte ^ 0x80) - 0x80; }
 
-/* sums[l] += weight * x[l + shift] wherever that is inside. x: signed and `stride` apart for the
- * first layer, else unsigned and contiguous. */
-static void add(int32_t weight, const int8_t *iq, int32_t stride, const uint8_t *x, int32_t offset,
-                int32_t shift, int32_t length)
+/* sums[l] += weight * x[l * stride + shift] wherever that is inside. iq: null, or what the first
+ * layer reads, signed and `channels` apart; else x, unsigned and contiguous. */
+static void add(const struct layer *layer, int32_t weight, const int8_t *iq, int32_t channels,
+                const uint8_t *x, int32_t shift)
 {
-    const int32_t first = shift < 0 ? -shift : 0;
-    const int32_t last = shift > 0 ? length - shift : length;
-    int32_t l;
+    const int32_t stride = layer->stride, inside = layer->length * stride - shift;
+    const int32_t first = shift < 0 ? (stride - 1 - shift) / stride : 0;
+    int32_t last = (inside + stride - 1) / stride, l;
+    if (last > layer->length) last = layer->length;
     if (iq) {
-        for (l = first; l < last; ++l) sums[l] += weight * iq[(l + shift) * stride];
-    } else if (offset == 0) {
-        for (l = first; l < last; ++l) sums[l] += weight * x[l + shift];
+        for (l = first; l < last; ++l) sums[l] += weight * iq[(l * stride + shift) * channels];
+    } else if (stride != 1 || layer->offset != 0) {
+        for (l = first; l < last; ++l) sums[l] += weight * (x[l * stride + shift] - layer->offset);
     } else {
-        for (l = first; l < last; ++l) sums[l] += weight * (x[l + shift] - offset);
+        for (l = first; l < last; ++l) sums[l] += weight * x[l + shift];
     }
 }
 
 /* Reads the weights of one output and leaves its sums; returns where the next output's begin. */
-static const uint8_t *sum_output(const struct layer *layer, const uint8_t *weights, uint32_t steps,
-                                 const int8_t *iq, int32_t stride, const uint8_t *x)
+static const uint8_t *sum_output(const struct layer *layer, const uint8_t *weights, int32_t output,
+                                 const int8_t *iq, int32_t channels, const uint8_t *x)
 {
+    const int32_t first = output / layer->group_outputs * layer->group_channels;
+    uint32_t steps = layer->steps[output];
     int32_t index = 0, l;
     for (l = 0; l < layer->length; ++l) sums[l] = 0;
     for (; steps > 0; --steps, ++index) {
@@ -359,9 +370,10 @@ static const uint8_t *sum_output(const struct layer *layer, const uint8_t *weigh
             weight = as_signed(*weights++);
         }
         if (weight == 0) continue;
-        channel = index / layer->taps;
-        add(weight, iq ? iq + channel : 0, stride, iq ? 0 : x + channel * layer->length, layer->offset,
-            index % layer->taps - (layer->taps - 1) / 2, layer->length);
+        channel = first + index / layer->kernel;
+        add(layer, weight, iq ? iq + channel : 0, channels,
+            iq ? 0 : x + channel * layer->length * layer->stride,
+            index % layer->kernel - layer->padding);
     }
     return weights;
 }
@@ -382,13 +394,13 @@ static uint8_t code_of(const struct activation *a, int32_t sum)
     }
 }
 
-static void hidden(const struct layer *layer, const int8_t *iq, int32_t stride, const uint8_t *x,
+static void hidden(const struct layer *layer, const int8_t *iq, int32_t channels, const uint8_t *x,
                    uint8_t *out)
 {
     const uint8_t *weights = layer->weights;
     int32_t o, l, k;
     for (o = 0; o < layer->outputs; ++o) {
-        weights = sum_output(layer, weights, layer->steps[o], iq, stride, x);
+        weights = sum_output(layer, weights, o, iq, channels, x);
         for (l = 0; l < layer->length; l += layer->pool) {
             int32_t largest = sums[l];
             for (k = 1; k < layer->pool; ++k) {
@@ -437,7 +449,7 @@ int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}])
         /* The network was trained in floats; where two classes have equal sums, their rounding decides.
          * This is what a float computes, in multiples of its smallest step. */
         int64_t logit;
-        weights = sum_output(output, weights, output->steps[i], 0, 0, x);
+        weights = sum_output(output, weights, i, 0, 0, x);
         logit = round24(round24(round24(sums[0]) * {multiplier}) + rounding_offset[i]);
         logits[i] = {integer_logit};
         if (i == 0 || logit > largest) {{

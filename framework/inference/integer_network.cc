@@ -52,11 +52,6 @@ int64_t offset_of_sums(const IntegerLayerData& layer, int channel) {
   return sum * input_offset(layer);
 }
 
-// A position's channels before flattening, for the layer that reads the last convolution.
-int positions_read(const Layer& layer, int previous_length) {
-  return layer.kind == Layer::Kind::kConv ? 1 : previous_length;
-}
-
 void require_quantized(const Layer& layer) {
   const auto check = [&](const char* what, int bits) {
     if (bits == kFloatBits) {
@@ -71,10 +66,13 @@ void require_quantized(const Layer& layer) {
   if (layer.kind != Layer::Kind::kOutput) check("activations", layer.act_bits);
 }
 
-IntegerLayerData describe(const Layer& layer, int in_positions, bool signed_input) {
+// positions: that the layer before writes.
+IntegerLayerData describe(const Layer& layer, int positions, bool signed_input) {
   IntegerLayerData data;
   data.name = layer.name;
-  data.shape = {layer.in_channels, layer.out_channels, layer.taps, layer.pool, in_positions};
+  data.form = layer.form;
+  if (layer.kind != Layer::Kind::kConv) data.form.kernel = data.form.stride = positions;
+  data.shape = {layer.in_channels, layer.out_channels, layer.taps, layer.pool, data.form.stride};
   data.length = layer.length;
   data.input_bits = layer.input_bits;
   data.signed_input = signed_input;
@@ -316,7 +314,7 @@ IntegerNetwork::IntegerNetwork(const Network& network, const InferenceForm& form
   for (const Layer& layer : network.layers()) {
     const size_t index = data_.size();
     IntegerLayerData& data =
-        data_.emplace_back(describe(layer, positions_read(layer, positions), signed_input));
+        data_.emplace_back(describe(layer, positions, signed_input));
     const float weight_scale = set_codes(layer, data);
     check_sums(data);
     if (layer.kind == Layer::Kind::kOutput) {

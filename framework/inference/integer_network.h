@@ -18,7 +18,10 @@ namespace fmp {
 struct IntegerLayerData {
   std::string name;
   cpu::IntegerShape shape;
-  int length = 1;  // positions read
+  // How the layer reads the positions of the one before: a convolution's form, or for flattened
+  // inputs a kernel that is as long as they are.
+  Convolution form;
+  int length = 1;  // positions written, before pooling
   int input_bits = 8;
   bool signed_input = false;
   int act_bits = 8;  // of the codes it writes; hidden layers. Written without a sign: 0 stands for
@@ -38,6 +41,7 @@ struct IntegerLayerData {
   int smallest_input() const { return signed_input ? -(1 << (input_bits - 1)) : 0; }
   int largest_input() const { return (1 << (signed_input ? input_bits - 1 : input_bits)) - 1; }
   int64_t nonzeros() const;
+  int channels() const { return shape.in_channels / shape.in_positions; }  // of a position read
   // What inputs in their range can sum up to.
   cpu::SumRange range(int channel) const;
 };

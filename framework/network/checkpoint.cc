@@ -262,6 +262,9 @@ void to_json(nlohmann::json& json, const NetworkConfig& config) {
           {"filters", config.filters},
           {"dense", config.dense},
           {"kernel", config.kernel},
+          {"stride", config.stride},
+          {"groups", config.groups},
+          {"padding", config.padding},
           {"pool", config.pool},
           {"input_bits", config.input_bits},
           {"weight_bits", config.weight_bits},
@@ -269,14 +272,32 @@ void to_json(nlohmann::json& json, const NetworkConfig& config) {
   if (config.class_scales) json["class_scales"] = true;
 }
 
+namespace {
+
+// Of a file of an earlier version: one number for all layers, or none where there was no choice.
+void read_list(const nlohmann::json& json, const char* name, std::vector<int>& values) {
+  if (!json.contains(name)) return;
+  if (json.at(name).is_number()) {
+    values.resize(1);
+    read_field(json, name, values[0]);
+  } else {
+    read_field(json, name, values);
+  }
+}
+
+}  // namespace
+
 void from_json(const nlohmann::json& json, NetworkConfig& config) {
   read_field(json, "input_channels", config.input_channels);
   read_field(json, "length", config.length);
   read_field(json, "classes", config.classes);
   read_field(json, "filters", config.filters);
   read_field(json, "dense", config.dense);
-  read_field(json, "kernel", config.kernel);
-  read_field(json, "pool", config.pool);
+  read_list(json, "kernel", config.kernel);
+  read_list(json, "stride", config.stride);
+  read_list(json, "groups", config.groups);
+  read_list(json, "padding", config.padding);
+  read_list(json, "pool", config.pool);
   read_field(json, "input_bits", config.input_bits);
   read_field(json, "weight_bits", config.weight_bits);
   read_field(json, "act_bits", config.act_bits);

@@ -198,6 +198,20 @@ void keep_inputs(const ChangingLink& link, const std::vector<int>& channels) {
   next.in_channels = inputs;
 }
 
+// A layer whose channels were removed has no groups any more, but its mask remembers them. Where
+// each channel still reads its own one alone, they are what is left of as many groups.
+void keep_groups(Layer& layer) {
+  if (layer.form.groups == 1) return;
+  const int channels = layer.in_channels / layer.form.stride;
+  layer.form.groups = 1;
+  if (layer.out_channels != channels) return;
+  for (size_t i = 0; i < layer.weight.mask.size(); ++i) {
+    const size_t row = static_cast<size_t>(layer.taps) * static_cast<size_t>(layer.in_channels);
+    if (layer.weight.mask[i] != 0 && i % static_cast<size_t>(channels) != i / row) return;
+  }
+  layer.form.groups = channels;
+}
+
 }  // namespace
 
 float constant_output(const Layer& layer, int channel) {
@@ -230,9 +244,15 @@ CompactionReport compact(Network& network) {
     const std::vector<int> keep = channels_to_keep(link(i));
     keep_inputs(link(i), keep);
     keep_outputs(layers[i], keep);
-    const size_t filters = config.filters.size();
-    (i < filters ? config.filters[i] : config.dense[i - filters]) = layers[i].out_channels;
     report.channels_after.push_back(layers[i].out_channels);
+    config.set_outputs(i, layers[i].out_channels);
+  }
+  config.groups.clear();
+  for (size_t i = 0; i < config.filters.size(); ++i) {
+    const bool smaller = layers[i].out_channels != report.channels_before[i] ||
+                         layers[i].in_channels != network.layers()[i].in_channels;
+    if (smaller) keep_groups(layers[i]);
+    config.groups.push_back(layers[i].form.groups);
   }
   network.replace(std::move(config), std::move(layers));
   return report;

@@ -28,7 +28,7 @@ std::string type_name(std::string_view integer, int bits) {
 LayerCost layer_cost(const Layer& layer, bool is_first) {
   LayerCost cost;
   cost.layer = layer.name;
-  cost.weights = layer.weight.size();
+  cost.weights = layer.weights_total();
   cost.weights_alive = layer.weights_alive();
   cost.weights_nonzero = count_nonzero(layer);
   cost.positions = layer.positions();

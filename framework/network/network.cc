@@ -21,6 +21,7 @@ constexpr int kMaxBlocks = 64;
 constexpr int kMaxChannels = 1 << 16;
 constexpr int kMaxLength = 1 << 24;
 constexpr int kMaxKernel = 255;
+constexpr int kMaxStride = 64;
 constexpr int kMaxPool = 1024;
 constexpr int64_t kMaxWeights = int64_t{1} << 28;
 
@@ -40,6 +41,13 @@ void check_widths(std::string_view field, const std::vector<int>& widths) {
   for (const int width : widths) check_range(field, width, 1, kMaxChannels);
 }
 
+// One value for all layers, or one for each.
+void check_count(std::string_view field, const std::vector<int>& values, size_t layers) {
+  if (values.size() == 1 || values.size() == layers) return;
+  throw UsageError(
+      fmt::format("{}: {} values, expected 1 or {} (one per layer)", field, values.size(), layers));
+}
+
 void check_bits(std::string_view field, int bits) {
   if ((bits < 2 || bits > 8) && bits != kFloatBits) {
     throw UsageError(fmt::format("{}: {} is neither 2..8 nor {} (float)", field, bits, kFloatBits));
@@ -47,15 +55,51 @@ void check_bits(std::string_view field, int bits) {
 }
 
 void check_bits(std::string_view field, const std::vector<int>& bits, int layers) {
-  if (bits.size() != 1 && bits.size() != static_cast<size_t>(layers)) {
-    throw UsageError(
-        fmt::format("{}: {} values, expected 1 or {} (one per layer)", field, bits.size(), layers));
-  }
+  check_count(field, bits, static_cast<size_t>(layers));
   for (const int b : bits) check_bits(field, b);
 }
 
 int per_layer(const std::vector<int>& values, int layer) {
   return values.size() == 1 ? values[0] : values[static_cast<size_t>(layer)];
+}
+
+// Rows of zeros on each side of a convolution in the form that a Layer has. Sample j of a kernel is
+// j - padding samples behind a position's first.
+int reach(const Convolution& form) {
+  return std::max((form.padding + form.stride - 1) / form.stride,
+                  (form.kernel - 1 - form.padding) / form.stride);
+}
+
+// Positions and channels change from layer to layer: check them, and tell the user where.
+void check_convolutions(const NetworkConfig& config) {
+  const size_t layers = config.filters.size();
+  check_count("kernel", config.kernel, layers);
+  check_count("stride", config.stride, layers);
+  check_count("groups", config.groups, layers);
+  check_count("pool", config.pool, layers);
+  if (!config.padding.empty()) check_count("padding", config.padding, layers);
+  int length = config.length, channels = config.input_channels;
+  for (size_t i = 0; i < layers; ++i) {
+    const Convolution conv = config.convolution(static_cast<int>(i));
+    const std::string name = fmt::format("conv{}", i + 1);
+    const auto divides = [&](std::string_view field, int value, std::string_view what, int whole) {
+      if (whole % value == 0) return;
+      throw UsageError(
+          fmt::format("{}: {} of {} does not divide its {} {}", field, value, name, whole, what));
+    };
+    check_range("kernel of " + name, conv.kernel, 1, kMaxKernel);
+    check_range("stride of " + name, conv.stride, 1, kMaxStride);
+    check_range("padding of " + name, conv.padding, 0, conv.kernel - 1);
+    check_range("groups of " + name, conv.groups, 1, kMaxChannels);
+    check_range("pool of " + name, conv.pool, 1, kMaxPool);
+    divides("groups", conv.groups, "input channels", channels);
+    divides("groups", conv.groups, "filters", config.filters[i]);
+    divides("stride", conv.stride, "samples", length);
+    length /= conv.stride;
+    divides("pool", conv.pool, "positions", length);
+    length /= conv.pool;
+    channels = config.filters[i];
+  }
 }
 
 // The layers of a configuration with their names and shapes, but without memory.
@@ -77,10 +121,13 @@ std::vector<Layer> describe_layers(const NetworkConfig& config) {
   };
   for (size_t i = 0; i < config.filters.size(); ++i) {
     add(Layer::Kind::kConv, fmt::format("conv{}", i + 1), config.filters[i]);
-    layers.back().taps = config.kernel;
-    layers.back().pool = config.pool;
-    layers.back().length = length;
-    length /= config.pool;
+    Layer& layer = layers.back();
+    layer.form = config.convolution(static_cast<int>(i));
+    layer.in_channels *= layer.form.stride;
+    layer.taps = 2 * reach(layer.form) + 1;
+    layer.pool = layer.form.pool;
+    layer.length = length / layer.form.stride;
+    length = layer.length / layer.pool;
   }
   channels *= length;  // flatten
   for (size_t i = 0; i < config.dense.size(); ++i) {
@@ -102,6 +149,20 @@ Parameter make_parameter(std::string name, const std::vector<int64_t>& shape) {
 
 void fill(Parameter& parameter, float value) { std::ranges::fill(parameter.value.floats(), value); }
 
+// Masks the places where the form of a layer has no weight.
+void set_form(Layer& layer) {
+  std::vector<uint8_t>& mask = layer.weight.mask;
+  mask.assign(static_cast<size_t>(layer.weight.size()), 0);
+  for (int o = 0; o < layer.out_channels; ++o) {
+    for (int c = 0; c < layer.group_channels(); ++c) {
+      for (int tap = 0; tap < layer.form.kernel; ++tap) mask[layer.place(o, c, tap)] = 1;
+    }
+  }
+  for (size_t i = 0; i < mask.size(); ++i) {
+    if (mask[i] == 0) layer.weight.value.floats()[i] = 0;
+  }
+}
+
 // Uniform in +-1/sqrt(fan_in): what kaiming_uniform with a = sqrt(5), PyTorch's default for
 // weights, comes to, and its default for biases.
 void draw(Parameter& parameter, int64_t fan_in, uint64_t seed) {
@@ -112,10 +173,10 @@ void draw(Parameter& parameter, int64_t fan_in, uint64_t seed) {
 
 void initialize(Layer& layer, bool class_scales, uint64_t seed) {
   const int64_t outputs = layer.out_channels;
-  const int64_t fan_in = layer.fan_in();
+  const int64_t fan_in = layer.weights_total() / outputs;
   layer.weight = make_parameter(layer.name + ".weight", {outputs, layer.taps, layer.in_channels});
-  layer.weight.mask.assign(static_cast<size_t>(layer.weight.size()), 1);
   draw(layer.weight, fan_in, seed);
+  set_form(layer);
   if (layer.kind == Layer::Kind::kOutput) {
     layer.bias = make_parameter(layer.name + ".bias", {outputs});
     draw(layer.bias, fan_in, seed);
@@ -185,6 +246,7 @@ void check_layer(const Layer& layer, const Layer& expected, bool class_scales) {
   check_size(name + " taps", layer.taps, expected.taps);
   check_size(name + " positions", layer.length, expected.length);
   check_size(name + " pool", layer.pool, expected.pool);
+  if (layer.form != expected.form) fail("{}: another form of convolution", name);
   const int64_t outputs = expected.out_channels;
   const int64_t weights = expected.weights();
   check_parameter(name + ".weight", layer.weight, weights);
@@ -208,17 +270,7 @@ void NetworkConfig::validate() const {
   if (filters.empty()) throw UsageError("filters: at least one convolution is needed");
   check_widths("filters", filters);
   check_widths("dense", dense);
-  check_range("kernel", kernel, 1, kMaxKernel);
-  if (kernel % 2 == 0) throw UsageError(fmt::format("kernel: {} is not odd", kernel));
-  check_range("pool", pool, 1, kMaxPool);
-  int left = length;
-  for (size_t i = 0; i < filters.size(); ++i) {
-    if (left % pool != 0) {
-      throw UsageError(fmt::format("length: {} cannot be divided {} times by pool {}", length,
-                                   filters.size(), pool));
-    }
-    left /= pool;
-  }
+  check_convolutions(*this);
   check_bits("input bits", input_bits);
   check_bits("weight bits", weight_bits, layers());
   check_bits("activation bits", act_bits, layers() - 1);
@@ -240,14 +292,26 @@ int NetworkConfig::input_bits_of(int layer) const {
   return layer == 0 ? input_bits : act_bits_of(layer - 1);
 }
 
+Convolution NetworkConfig::convolution(int layer) const {
+  Convolution conv{per_layer(kernel, layer), per_layer(stride, layer), 0, per_layer(groups, layer),
+                   per_layer(pool, layer)};
+  conv.padding = padding.empty() ? (conv.kernel - 1) / 2 : per_layer(padding, layer);
+  return conv;
+}
+
+void NetworkConfig::set_outputs(size_t layer, int outputs) {
+  (layer < filters.size() ? filters[layer] : dense[layer - filters.size()]) = outputs;
+}
+
 int64_t NetworkConfig::weights() const {
   int64_t total = 0;
   int64_t channels = input_channels;
   int64_t positions = length;
-  for (const int outputs : filters) {
-    total += channels * kernel * outputs;
-    channels = outputs;
-    positions /= pool;
+  for (size_t i = 0; i < filters.size(); ++i) {
+    const Convolution conv = convolution(static_cast<int>(i));
+    total += channels * conv.stride * (2 * reach(conv) + 1) * filters[i];
+    channels = filters[i];
+    positions /= conv.stride * conv.pool;
   }
   channels *= positions;
   for (const int outputs : dense) {
@@ -276,6 +340,21 @@ int64_t Layer::weights_alive() const {
   return std::accumulate(weight.mask.begin(), weight.mask.end(), int64_t{0});
 }
 
+int64_t Layer::weights_total() const {
+  return static_cast<int64_t>(out_channels) * group_channels() * form.kernel;
+}
+
+size_t Layer::place(int output, int channel, int tap) const {
+  const int channels = in_channels / form.stride;
+  const int group = output / (out_channels / form.groups);
+  // Positions of the layer before, from the first that the first tap of the layer's shape reads.
+  const int position = padding() * form.stride + tap - form.padding;
+  return (static_cast<size_t>(output) * static_cast<size_t>(taps) * static_cast<size_t>(form.stride) +
+          static_cast<size_t>(position)) *
+             static_cast<size_t>(channels) +
+         static_cast<size_t>(group * group_channels() + channel);
+}
+
 Network::Network(const NetworkConfig& config, uint64_t seed) : config_(config) {
   config_.validate();
   layers_ = describe_layers(config_);
@@ -298,7 +377,7 @@ Network& Network::operator=(const Network& other) {
 
 int64_t Network::weights_total() const {
   int64_t total = 0;
-  for (const Layer& layer : layers_) total += layer.weight.size();
+  for (const Layer& layer : layers_) total += layer.weights_total();
   return total;
 }
 

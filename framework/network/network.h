@@ -11,19 +11,32 @@
 
 namespace fmp {
 
-// A VGG-like 1-D CNN, described by data:
-//   input quantizer -> filters.size() x [Conv1d(kernel, same padding, no bias) -> BatchNorm1d ->
-//   QuantReLU -> MaxPool1d(pool)] -> flatten -> dense.size() x [Linear(no bias) -> BatchNorm1d ->
-//   QuantReLU] -> Linear(classes, quantized bias).
-// The defaults are the published VGG10.
+// What a convolution is, beside its channels. It writes length / stride positions: as many zeros
+// follow the last sample as that takes.
+struct Convolution {
+  int kernel = 3;
+  int stride = 1;
+  int padding = 1;  // zeros before the first sample, 0..kernel - 1
+  int groups = 1;   // in as many parts of the channels, each of which reads its own alone
+  int pool = 2;     // MaxPool1d window and stride behind it, 1 = none
+
+  bool operator==(const Convolution&) const = default;
+};
+
+// A chain of layers, described by data:
+//   input quantizer -> filters.size() x [Conv1d(no bias) -> BatchNorm1d -> QuantReLU -> MaxPool1d]
+//   -> flatten -> dense.size() x [Linear(no bias) -> BatchNorm1d -> QuantReLU] ->
+//   Linear(classes, quantized bias).
+// The defaults are the published VGG10. Lists beside filters and dense: one value for all layers,
+// or one per layer.
 struct NetworkConfig {
   int input_channels = 2;
-  int length = 1024;  // samples per frame; must be divisible by pool^filters.size()
+  int length = 1024;  // samples per frame; strides and pools must divide what they read
   int classes = 24;
   std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};  // output channels of each convolution
   std::vector<int> dense = {128, 128};                      // outputs of each hidden dense layer
-  int kernel = 3;                                           // odd
-  int pool = 2;                                             // MaxPool1d window and stride, >= 1
+  std::vector<int> kernel = {3}, stride = {1}, groups = {1}, pool = {2};
+  std::vector<int> padding;  // empty: (kernel - 1) / 2, as many on both sides where kernel is odd
   int input_bits = 8;                                       // 2..8, or 32 for float
   std::vector<int> weight_bits = {8};  // 2..8 or 32; one for all layers, or one per layer
   std::vector<int> act_bits = {8};     // 2..8 or 32; one for all hidden layers, or one per layer
@@ -38,7 +51,10 @@ struct NetworkConfig {
   int weight_bits_of(int layer) const;  // 0 <= layer < layers()
   int act_bits_of(int layer) const;     // of what a hidden layer writes, 0 <= layer < layers() - 1
   int input_bits_of(int layer) const;   // of what a layer reads
-  int64_t weights() const;              // prunable weights of all layers together
+  Convolution convolution(int layer) const;  // 0 <= layer < filters.size()
+  void set_outputs(size_t layer, int outputs);  // of a hidden layer
+  // Elements of all layers' weights together, those included that a Layer's form has no place for.
+  int64_t weights() const;
 
   bool operator==(const NetworkConfig&) const = default;
 };
@@ -57,14 +73,20 @@ struct Parameter {
 
 // One layer with weights: a hidden block (convolution or dense, batch-norm, QuantReLU, pooling) or
 // the output layer (dense with bias), whose act_bits is kFloatBits.
+//
+// Every convolution is one with stride 1, an odd number of taps and as many zeros on both sides:
+// its LayerShape. A stride s reads s positions of the layer before as one of s times as many
+// channels (in memory they are the same), and places between a kernel's taps, outside of it or of a
+// group have no weight: the mask is 0 there from the beginning.
 struct Layer : LayerShape {
   enum class Kind : uint8_t { kConv, kDense, kOutput };
 
   std::string name;  // "conv1" .. "conv7", "dense1", "dense2", "output"
   Kind kind = Kind::kConv;
+  Convolution form{1, 1, 0, 1, 1};  // of a convolution
 
-  // weight: [out_channels][taps][in_channels]. The first dense layer reads the flattened
-  // activations position-major: in_channels index = position * channels + channel.
+  // weight: [out_channels][taps][in_channels]. Where several positions of the layer before are
+  // read as one, by a stride or flattened: in_channels index = position * channels + channel.
   Parameter weight;
   Parameter gamma, beta;  // batch-norm's, [out_channels]; hidden layers
   // QuantReLU's largest value v, [1]; hidden layers with act_bits < 32. In the first training steps
@@ -79,6 +101,12 @@ struct Layer : LayerShape {
   std::vector<Parameter*> parameters();  // those that this kind of layer has, in a fixed order
   std::vector<const Parameter*> parameters() const;
   int64_t weights_alive() const;  // mask entries that are 1
+  int64_t weights_total() const;  // that the layer has if none is pruned
+  // Where the weight of channel `channel` of its group and tap `tap` of the kernel is, of an output.
+  size_t place(int output, int channel, int tap) const;
+  int group_channels() const { return in_channels / form.stride / form.groups; }
+  // Rows of zeros around the positions of the layer before.
+  int input_padding() const { return padding() * form.stride; }
   // Positions at which a weight is multiplied per frame.
   int64_t positions() const { return length; }
   // Whether it is a convolution of several positions: ranks that train together compute those of

@@ -132,6 +132,7 @@ void WorkingPart::build(const Network& whole, Flags silent) {
       }
     }
     layer.in_channels = static_cast<int>(inputs.size());
+    layer.form.groups = 1;  // the mask has them
     layer.out_channels = static_cast<int>(places.channels.size());
     layer.weight.mask.resize(places.weights.size());
     std::ranges::transform(places.weights, layer.weight.mask.begin(),
@@ -150,9 +151,9 @@ void WorkingPart::build(const Network& whole, Flags silent) {
     resize(layer.running_mean, channels);
     resize(layer.running_var, channels);
     if (l == silent_.size()) continue;
-    const size_t filters = config.filters.size();
-    (l < filters ? config.filters[l] : config.dense[l - filters]) = layer.out_channels;
+    config.set_outputs(l, layer.out_channels);
   }
+  config.groups = {1};
   part_.emplace(whole);
   part_->replace(std::move(config), std::move(layers));
 }

@@ -183,25 +183,26 @@ class Writer {
   }
 
   void add_convolution(const Layer& layer, float weight_scale) {
-    const int outputs = layer.out_channels, inputs = layer.in_channels, taps = layer.taps;
-    const std::span<const float> from = layer.weight.value.floats();  // [O][T][C]
-    std::vector<float> weight(from.size());                           // [O][C][T]
-    for (size_t o = 0, i = 0; o < static_cast<size_t>(outputs); ++o) {
-      for (size_t t = 0; t < static_cast<size_t>(taps); ++t) {
-        for (size_t c = 0; c < static_cast<size_t>(inputs); ++c, ++i) {
-          weight[(o * static_cast<size_t>(inputs) + c) * static_cast<size_t>(taps) + t] = from[i];
-        }
+    const Convolution& form = layer.form;
+    const std::span<const float> from = layer.weight.value.floats();
+    std::vector<float> weight;  // [O][channels of a group][kernel]
+    for (int o = 0; o < layer.out_channels; ++o) {
+      for (int c = 0; c < layer.group_channels(); ++c) {
+        for (int k = 0; k < form.kernel; ++k) weight.push_back(from[layer.place(o, c, k)]);
       }
     }
-    const std::string operand = add_weight(layer, weight_scale, {outputs, inputs, taps}, weight);
-    shape_ = {1, outputs, layer.length};
+    const std::string operand = add_weight(
+        layer, weight_scale, {layer.out_channels, layer.group_channels(), form.kernel}, weight);
+    // Behind the last sample as many zeros as before the first, if that gives as many positions.
+    const int most = form.kernel - 1 - form.padding;
+    const int behind = std::clamp(form.padding, std::max(0, most + 1 - form.stride), most);
+    shape_ = {1, layer.out_channels, layer.length};
     ::onnx::NodeProto& node = advance("Conv", layer.name, {operand});
-    const int64_t pad = (taps - 1) / 2;
-    set(node, "kernel_shape", std::vector<int64_t>{taps});
-    set(node, "pads", std::vector<int64_t>{pad, pad});
-    set(node, "strides", std::vector<int64_t>{1});
+    set(node, "kernel_shape", std::vector<int64_t>{form.kernel});
+    set(node, "pads", std::vector<int64_t>{form.padding, behind});
+    set(node, "strides", std::vector<int64_t>{form.stride});
     set(node, "dilations", std::vector<int64_t>{1});
-    set(node, "group", 1);
+    set(node, "group", form.groups);
   }
 
   void add_dense(const Layer& layer, float weight_scale) {

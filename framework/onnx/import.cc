@@ -48,9 +48,10 @@ float threshold_for(float scale, int bits) {
 // A layer as the file describes it, before it becomes a Layer.
 struct FoundLayer {
   Layer::Kind kind = Layer::Kind::kConv;
-  int64_t outputs = 0, inputs = 0, kernel = 1, pool = 1;
+  // inputs: of a group.
+  int64_t outputs = 0, inputs = 0, kernel = 1, stride = 1, padding = 0, groups = 1, pool = 1;
   int weight_bits = kFloatBits, act_bits = kFloatBits;
-  std::vector<float> weight;  // [outputs][kernel][inputs], inputs of a dense layer position-major
+  std::vector<float> weight;  // [outputs][inputs][kernel], inputs of a dense layer position-major
   double weight_scale = 1;    // the largest of all outputs'
   // Of an output's scale to weight_scale, <= 1; empty: the outputs share one scale.
   std::vector<double> scale_ratio;
@@ -514,6 +515,17 @@ class Importer {
     }
   }
 
+  // Before the first sample that a convolution reads. How many follow the last one shows in what it
+  // writes.
+  int64_t zeros_before(const FoundLayer& layer) const {
+    const std::string auto_pad = string_attribute(graph_, *node_, "auto_pad", "NOTSET");
+    if (!auto_pad.starts_with("SAME")) {
+      return auto_pad == "VALID" ? 0 : integers_attribute(graph_, *node_, "pads", {0, 0}).at(0);
+    }
+    const int64_t both = std::max<int64_t>(0, layer.kernel - layer.stride);
+    return auto_pad == "SAME_LOWER" ? both - both / 2 : both / 2;
+  }
+
   void read_convolution(FoundLayer& layer) {
     layer.kind = Layer::Kind::kConv;
     if (!layers_.empty() && layers_.back().kind != Layer::Kind::kConv) {
@@ -524,24 +536,19 @@ class Importer {
     layer.outputs = operand.shape[0];
     layer.inputs = operand.shape[1];
     layer.kernel = operand.shape[2];
-    const auto is = [&](std::string_view name, const std::vector<int64_t>& expected,
-                        const std::vector<int64_t>& otherwise) {
-      const auto found = integers_attribute(graph_, *node_, name, otherwise);
-      if (found != expected) {
-        fail_here(fmt::format("{} {}, expected {}", name, to_string(found), to_string(expected)));
-      }
-    };
-    const int64_t pad = (layer.kernel - 1) / 2;
-    if (integer_attribute(graph_, *node_, "group", 1) != 1) fail_here("is grouped");
-    if (layer.kernel % 2 == 0) fail_here(fmt::format("kernel {} is not odd", layer.kernel));
-    is("strides", {1}, {1});
-    is("dilations", {1}, {1});
-    const std::string auto_pad = string_attribute(graph_, *node_, "auto_pad", "NOTSET");
-    if (!auto_pad.starts_with("SAME")) is("pads", {pad, pad}, {0, 0});
-    // [O][C][T] -> [O][T][C]
-    const auto size = static_cast<size_t>(layer.inputs * layer.kernel);
-    for (size_t o = 0; o < static_cast<size_t>(layer.outputs); ++o) {
-      transpose(std::span(operand.values).subspan(o * size, size), layer.inputs, layer.kernel);
+    layer.groups = integer_attribute(graph_, *node_, "group", 1);
+    layer.stride = integers_attribute(graph_, *node_, "strides", {1}).at(0);
+    if (const auto dilations = integers_attribute(graph_, *node_, "dilations", {1});
+        dilations != std::vector<int64_t>{1}) {
+      fail_here(fmt::format("dilations {}, expected {{1}}", to_string(dilations)));
+    }
+    layer.padding = zeros_before(layer);
+    const int64_t samples = shape().back(), positions = graph_.value(node_->output).shape.back();
+    if (samples != positions * layer.stride) {
+      fail_here(fmt::format("writes {} positions of {} samples, expected {}", positions, samples,
+                            samples % layer.stride == 0
+                                ? fmt::to_string(samples / layer.stride)
+                                : fmt::format("a stride that divides them, not {}", layer.stride)));
     }
     take_weight(layer, std::move(operand));
     if (node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
@@ -646,6 +653,11 @@ class Importer {
 
   void read_pool(FoundLayer& layer) {
     if (layer.kind != Layer::Kind::kConv) fail_here("pooling after a dense layer");
+    if (at("GlobalMaxPool")) {
+      layer.pool = shape().back();
+      advance();
+      return;
+    }
     const auto kernel = integers_attribute(graph_, *node_, "kernel_shape", {});
     const auto strides = integers_attribute(graph_, *node_, "strides", {1});
     const auto pads = integers_attribute(graph_, *node_, "pads", {0, 0});
@@ -674,7 +686,7 @@ class Importer {
       } else if (at_quantizer() && !has_quantizer) {
         has_quantizer = true;
         read_activation_quantizer(layer);
-      } else if (at("MaxPool") && !has_pool) {
+      } else if ((at("MaxPool") || at("GlobalMaxPool")) && !has_pool) {
         has_pool = true;
         read_pool(layer);
       } else {
@@ -826,15 +838,26 @@ class Importer {
     config.dense.clear();
     config.weight_bits.clear();
     config.act_bits.clear();
-    config.kernel = static_cast<int>(layers_.front().kernel);
-    config.pool = static_cast<int>(layers_.front().pool);
+    const auto of_convolutions = [&](int64_t FoundLayer::*field) {
+      std::vector<int> values;
+      for (const FoundLayer& layer : layers_) {
+        if (layer.kind == Layer::Kind::kConv) values.push_back(static_cast<int>(layer.*field));
+      }
+      const bool same = std::ranges::adjacent_find(values, std::not_equal_to()) == values.end();
+      if (same && !values.empty()) values.resize(1);
+      return values;
+    };
+    config.kernel = of_convolutions(&FoundLayer::kernel);
+    config.stride = of_convolutions(&FoundLayer::stride);
+    config.groups = of_convolutions(&FoundLayer::groups);
+    config.pool = of_convolutions(&FoundLayer::pool);
+    const bool padded_evenly = std::ranges::all_of(layers_, [](const FoundLayer& layer) {
+      return layer.padding == (layer.kernel - 1) / 2;
+    });
+    if (!padded_evenly) config.padding = of_convolutions(&FoundLayer::padding);
     for (const FoundLayer& layer : layers_) {
       if (layer.kind == Layer::Kind::kConv) {
         config.filters.push_back(static_cast<int>(layer.outputs));
-        if (layer.kernel != config.kernel || layer.pool != config.pool) {
-          fail("{}: kernel {} and pool {} in one layer, {} and {} in the first; expected the same",
-               graph_.file, layer.kernel, layer.pool, config.kernel, config.pool);
-        }
       } else if (layer.kind == Layer::Kind::kDense) {
         config.dense.push_back(static_cast<int>(layer.outputs));
       }
@@ -856,9 +879,20 @@ class Importer {
       }
       std::ranges::copy(from, to.begin());
     };
-    copy(found.weight, layer.weight.value.floats());
-    std::ranges::transform(found.weight, layer.weight.mask.begin(),
-                           [](float weight) { return static_cast<uint8_t>(weight != 0); });
+    if (static_cast<int64_t>(found.weight.size()) != layer.weights_total()) {
+      fail("{}: {} has {} weights, expected {}", graph_.file, layer.name, found.weight.size(),
+           layer.weights_total());
+    }
+    auto weight = found.weight.begin();
+    for (int o = 0; o < layer.out_channels; ++o) {
+      for (int c = 0; c < layer.group_channels(); ++c) {
+        for (int k = 0; k < layer.form.kernel; ++k, ++weight) {
+          const size_t place = layer.place(o, c, k);
+          layer.weight.value.floats()[place] = *weight;
+          layer.weight.mask[place] = *weight != 0 ? 1 : 0;
+        }
+      }
+    }
     if (found.kind == Layer::Kind::kOutput) {
       if (!gains_.empty()) copy(gains_, layer.gain.floats());
       if (found.bias.empty()) {

@@ -64,9 +64,11 @@ TileView gradient_of(const Variable& x) {
 
 }  // namespace
 
-Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
+Variable input_frames(const FrameBatch& batch, const Network& network,
                       const cpu::RunContext& context) {
-  const TileShape shape{batch.count, config.length, config.input_channels, padding};
+  const NetworkConfig& config = network.config();
+  const Layer& first = network.layers().front();
+  const TileShape shape{batch.count, first.length, first.in_channels, first.padding()};
   Variable x = make_activation(shape, config.input_bits, ElementType::kS8);
   x->needs_grad = false;
   if (config.input_bits == kFloatBits) {
@@ -131,19 +133,21 @@ Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
   return y;
 }
 
-Variable flatten(const Variable& x) {
+Variable join_positions(const Variable& x, int factor) {
   TileShape shape = x->value.tile_shape();
-  if (shape.pad != 0)
-    fail("flatten: the activations have {} rows of padding, expected 0", shape.pad);
-  shape.channels *= shape.length;
-  shape.length = 1;
+  if (shape.length % factor != 0 || shape.pad % factor != 0) {
+    fail("{} positions with {} of padding cannot be joined by {}", shape.length, shape.pad, factor);
+  }
+  shape.channels *= factor;
+  shape.length /= factor;
+  shape.pad /= factor;
   Variable y = std::make_shared<Activation>(*x);
   y->value = x->value.reshaped(shape);
   return y;
 }
 
-Variable flatten(Tape& tape, const Variable& x) {
-  Variable y = flatten(x);
+Variable join_positions(Tape& tape, const Variable& x, int factor) {
+  Variable y = join_positions(x, factor);
   tape.record([x, y] {
     x->grad = y->grad.reshaped(without_padding(x->value.tile_shape()));
     x->scale_grad += y->scale_grad;
@@ -213,7 +217,9 @@ cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, const cpu::Tar
 namespace {
 
 // Padding that the reader of layer i's output wants.
-int padding_after(const Network& network, size_t i) { return network.layers()[i + 1].padding(); }
+int padding_after(const Network& network, size_t i) {
+  return network.layers()[i + 1].input_padding();
+}
 // Weights of all layers, for a training step.
 void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> workspaces,
                  int threads) {
@@ -223,8 +229,9 @@ void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> wor
     workspaces[layer].compiled = true;
   });
 }
-bool flatten_before(const Layer& layer, const Variable& x) {
-  return layer.kind != Layer::Kind::kConv && x->value.tile_shape().length != 1;
+// How many positions of x the layer reads as one.
+int positions_joined(const Layer& layer, const Variable& x) {
+  return layer.in_channels / x->value.tile_shape().channels;
 }
 
 }  // namespace
@@ -235,30 +242,30 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
   std::vector<Layer>& layers = network.layers();
   cpu::RunContext context = of_share;
   const bool collect = network.collects_thresholds(threshold_statistic_steps);
-  Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
+  Variable x = input_frames(batch, network, context);
   compile_all(layers, workspaces, context.threads);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
     if (context.share != nullptr && !layers[i].has_positions())
       x = gather(tape, x, *std::exchange(context.share, nullptr));
-    if (flatten_before(layers[i], x)) x = flatten(tape, x);
+    if (const int n = positions_joined(layers[i], x); n != 1) x = join_positions(tape, x, n);
     LayerWorkspace* reader = i + 2 < layers.size() ? &workspaces[i + 1] : nullptr;
     x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
                      padding_after(network, i), context, reader);
   }
   if (context.share != nullptr) x = gather(tape, x, *std::exchange(context.share, nullptr));
-  if (flatten_before(layers.back(), x)) x = flatten(tape, x);
+  if (const int n = positions_joined(layers.back(), x); n != 1) x = join_positions(tape, x, n);
   return output_layer(tape, x, layers.back(), workspaces[layers.size() - 1], context);
 }
 
 Variable forward(const Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, const cpu::RunContext& context) {
   const std::vector<Layer>& layers = network.layers();
-  Variable x = input_frames(batch, network.config(), layers[0].padding(), context);
+  Variable x = input_frames(batch, network, context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
-    if (flatten_before(layers[i], x)) x = flatten(x);
+    if (const int n = positions_joined(layers[i], x); n != 1) x = join_positions(x, n);
     x = hidden_layer(x, layers[i], workspaces[i], padding_after(network, i), context);
   }
-  if (flatten_before(layers.back(), x)) x = flatten(x);
+  if (const int n = positions_joined(layers.back(), x); n != 1) x = join_positions(x, n);
   return output_layer(x, layers.back(), workspaces[layers.size() - 1], context);
 }
 

@@ -22,7 +22,7 @@ struct LayerWorkspace {
 };
 
 // The frames of a batch as the first layer reads them.
-Variable input_frames(const FrameBatch& batch, const NetworkConfig& config, int padding,
+Variable input_frames(const FrameBatch& batch, const Network& network,
                       const cpu::RunContext& context);
 
 // Convolution or dense layer, batch-norm, QuantReLU and pooling, in training mode: batch
@@ -40,9 +40,10 @@ Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
 // The activations of a whole batch, from those of the ranks that share it.
 Variable gather(Tape& tape, const Variable& x, const BatchShare& share);
 
-// [length][channels] seen as length * channels channels of a single position.
-Variable flatten(Tape& tape, const Variable& x);
-Variable flatten(const Variable& x);
+// [length][channels] seen as length / factor positions of factor * channels channels: what a stride
+// reads and, with factor = length, what flattening does. The rows of padding are counted likewise.
+Variable join_positions(Tape& tape, const Variable& x, int factor);
+Variable join_positions(const Variable& x, int factor);
 
 // Dense layer with bias; the result is float logits.
 Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,

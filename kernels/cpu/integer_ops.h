@@ -86,8 +86,8 @@ struct IntegerShape {
   int in_channels = 0, out_channels = 0;
   int taps = 1;          // odd; same padding, stride 1
   int pool = 1;          // window and stride of the maximum
-  int in_positions = 1;  // > 1: a dense layer that reads this many flattened positions of
-                         // in_channels / in_positions channels each
+  int in_positions = 1;  // > 1: the input is this many positions of in_channels / in_positions
+                         // channels each, joined by a stride or flattened
 };
 
 // A layer compiled for the kernels.

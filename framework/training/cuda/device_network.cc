@@ -184,7 +184,8 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
       stream_(libraries.stream()),
       ranks_(ranks),
       parameters_(network, use == Use::kTraining, stream_),
-      input_tile_{0, config_.length, config_.input_channels, network.layers()[0].padding()},
+      input_tile_{0, network.layers()[0].length, network.layers()[0].in_channels,
+                  network.layers()[0].padding()},
       factors_(1) {
   const float scale = config_.input_bits == kFloatBits ? 1.0F : input_scale(config_.input_bits);
   input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
