@@ -272,7 +272,22 @@ RunDirectory open_directory(const Options& options) {
                                 : RunDirectory::open(options.resume);
 }
 
+// A device reads each position of a layer's input as it was written.
+bool needs_cpu(const Options& options) {
+  const bool several = options.stride.size() > 1;
+  return options.filters.size() > 1 &&
+         std::any_of(options.stride.begin() + (several ? 1 : 0), options.stride.end(),
+                     [](int stride) { return stride != 1; });
+}
+
 std::unique_ptr<Engine> engine_for(Options& options, Communicator* ranks) {
+  if (needs_cpu(options)) {
+    if (options.device == DeviceChoice::kCuda) {
+      throw UsageError(
+          "--device cuda: only the first convolution may have a stride there; use --device cpu");
+    }
+    options.device = DeviceChoice::kCpu;
+  }
   try {
     return choose_engine(options.device, options.threads, ranks);
   } catch (const UsageError& error) {

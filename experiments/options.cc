@@ -28,9 +28,9 @@ namespace {
 constexpr std::string_view kResumeFlags[] = {"data",         "threads",    "device",
                                              "memory-limit", "time-limit", "sparse-threshold"};
 // Flags that describe the network.
-constexpr const char* kNetworkFlags[] = {"bits",    "network", "input-bits", "weight-bits",
+constexpr const char* kNetworkFlags[] = {"bits",     "network", "input-bits", "weight-bits",
                                          "act-bits", "filters", "dense",      "kernel",
-                                         "stride",  "padding", "groups",     "pool"};
+                                         "stride",   "padding", "groups",     "pool"};
 constexpr int64_t kMaximumFilters = 65536;
 constexpr int kMaximumThreads = 4096;
 
@@ -190,10 +190,13 @@ void add_network_flags(CLI::App& app, Options& o) {
                          fmt::join(network_presets(), ", ")),
              [&o](const std::string& text) { o.network = text; });
   group.list("--filters", o.filters, "C,..", "Output channels of the convolutions");
-  group.list("--kernel", o.kernel, "K,..", "Taps of the convolutions: one for all, or one for each");
+  group.list("--kernel", o.kernel, "K,..",
+             "Taps of the convolutions: one for all, or one for each");
   group.list("--stride", o.stride, "S,..", "Strides, likewise");
-  group.list("--padding", o.padding, "P,..", "Zeros before the first sample, likewise [(kernel - 1) / 2]");
-  group.list("--groups", o.groups, "G,..", "Groups of channels, likewise; as many as channels = depthwise");
+  group.list("--padding", o.padding, "P,..",
+             "Zeros before the first sample, likewise [(kernel - 1) / 2]");
+  group.list("--groups", o.groups, "G,..",
+             "Groups of channels, likewise; as many as channels = depthwise");
   group.list("--pool", o.pool, "W,..", "Windows of the maximum behind them, likewise; 1 = none");
   group.list("--dense", o.dense, "C,..", "Outputs of the hidden dense layers, 0 = none");
   group.text("--init", "FILE",

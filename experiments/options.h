@@ -63,7 +63,7 @@ struct Options {
   std::optional<int> input_bits;
   std::vector<int> weight_bits;  // empty = bits; one, or one per layer
   std::vector<int> act_bits;     // empty = bits; one, or one per hidden layer
-  std::string network;  // a preset or a file that the next seven come from; empty = none
+  std::string network;           // a preset or a file that the next seven come from; empty = none
   std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};
   // One value for all convolutions, or one for each; no padding = (kernel - 1) / 2.
   std::vector<int> kernel = {3}, stride = {1}, padding, groups = {1}, pool = {2};

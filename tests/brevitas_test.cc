@@ -38,9 +38,11 @@ NetworkConfig read_config(const FixtureFile& file) {
   config.dense = file.read<int>("config/dense");
   config.kernel = file.read<int>("config/kernel");
   config.pool = file.read<int>("config/pool");
-  for (auto& [name, list] : {std::pair{"stride", &config.stride}, {"groups", &config.groups},
+  for (auto& [name, list] : {std::pair{"stride", &config.stride},
+                             {"groups", &config.groups},
                              {"padding", &config.padding}}) {
-    if (file.has(std::string("config/") + name)) *list = file.read<int>(std::string("config/") + name);
+    if (file.has(std::string("config/") + name))
+      *list = file.read<int>(std::string("config/") + name);
   }
   config.input_bits = file.scalar<int>("config/input_bits");
   config.weight_bits = file.read<int>("config/weight_bits");

@@ -47,7 +47,8 @@ TEST(NetworkConfig, NamesTheFieldThatIsWrong) {
   };
   EXPECT_THAT(error_of([](auto& c) { c.input_channels = 0; }), HasSubstr("input channels: 0"));
   EXPECT_THAT(error_of([](auto& c) { c.length = -1; }), HasSubstr("length: -1"));
-  EXPECT_THAT(error_of([](auto& c) { c.length = 18; }), HasSubstr("pool: 2 of conv2 does not divide its 9 positions"));
+  EXPECT_THAT(error_of([](auto& c) { c.length = 18; }),
+              HasSubstr("pool: 2 of conv2 does not divide its 9 positions"));
   EXPECT_THAT(error_of([](auto& c) { c.classes = 257; }), HasSubstr("classes: 257"));
   EXPECT_THAT(error_of([](auto& c) { c.filters.clear(); }), HasSubstr("filters"));
   EXPECT_THAT(error_of([](auto& c) { c.filters[1] = 0; }), HasSubstr("filters: 0"));
@@ -55,10 +56,14 @@ TEST(NetworkConfig, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(error_of([](auto& c) { c.kernel = {3, 0}; }), HasSubstr("kernel of conv2: 0"));
   EXPECT_THAT(error_of([](auto& c) { c.pool = {0}; }), HasSubstr("pool of conv1: 0"));
   EXPECT_THAT(error_of([](auto& c) { c.pool = {2, 1, 2}; }), HasSubstr("pool: 3 values"));
-  EXPECT_THAT(error_of([](auto& c) { c.stride = {3, 1}; }),
+  EXPECT_THAT(error_of([](auto& c) {
+                c.stride = {3, 1};
+              }),
               HasSubstr("stride: 3 of conv1 does not divide its 16 samples"));
   EXPECT_THAT(error_of([](auto& c) { c.padding = {3}; }), HasSubstr("padding of conv1: 3"));
-  EXPECT_THAT(error_of([](auto& c) { c.groups = {1, 4}; }),
+  EXPECT_THAT(error_of([](auto& c) {
+                c.groups = {1, 4};
+              }),
               HasSubstr("groups: 4 of conv2 does not divide its 5 input channels"));
   EXPECT_THAT(error_of([](auto& c) { c.groups = {2, 1}; }), HasSubstr("its 5 filters"));
   EXPECT_THAT(error_of([](auto& c) { c.input_bits = 1; }), HasSubstr("input bits: 1"));
@@ -77,8 +82,12 @@ TEST(Network, WeightsAreWhereAFormOfConvolutionHasThem) {
   config.input_channels = 4;
   config.filters = {6};
   config.pool = {1};
-  for (const Convolution form : {Convolution{3, 1, 1, 1, 1}, {6, 2, 3, 2, 1}, {5, 3, 0, 1, 1},
-                                 {2, 4, 1, 2, 1}, {4, 1, 3, 1, 1}, {9, 4, 8, 2, 1}}) {
+  for (const Convolution form : {Convolution{3, 1, 1, 1, 1},
+                                 {6, 2, 3, 2, 1},
+                                 {5, 3, 0, 1, 1},
+                                 {2, 4, 1, 2, 1},
+                                 {4, 1, 3, 1, 1},
+                                 {9, 4, 8, 2, 1}}) {
     config.kernel = {form.kernel};
     config.stride = {form.stride};
     config.padding = {form.padding};
@@ -95,7 +104,8 @@ TEST(Network, WeightsAreWhereAFormOfConvolutionHasThem) {
     for (int o = 0; o < 6; ++o) {
       for (int c = 0; c < layer.group_channels(); ++c) {
         for (int k = 0; k < form.kernel; ++k) {
-          const int in_row = static_cast<int>(layer.place(o, c, k)) - o * layer.taps * layer.in_channels;
+          const int in_row =
+              static_cast<int>(layer.place(o, c, k)) - o * layer.taps * layer.in_channels;
           const int value = (position - layer.padding()) * form.stride * 4 + in_row;
           const int channel = o / (6 / form.groups) * layer.group_channels() + c;
           EXPECT_EQ(value, (position * form.stride + k - form.padding) * 4 + channel);

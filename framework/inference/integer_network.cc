@@ -313,8 +313,7 @@ IntegerNetwork::IntegerNetwork(const Network& network, const InferenceForm& form
   bool signed_input = true;
   for (const Layer& layer : network.layers()) {
     const size_t index = data_.size();
-    IntegerLayerData& data =
-        data_.emplace_back(describe(layer, positions, signed_input));
+    IntegerLayerData& data = data_.emplace_back(describe(layer, positions, signed_input));
     const float weight_scale = set_codes(layer, data);
     check_sums(data);
     if (layer.kind == Layer::Kind::kOutput) {

@@ -137,9 +137,9 @@ NetworkConfig parse_network(std::string_view text, const std::string& where, int
   const Json json = parse_json(text, where);
   Fields fields(json, where);
   NetworkConfig config;
-  for (auto* list : {&config.filters, &config.dense, &config.kernel, &config.stride,
-                     &config.padding, &config.groups, &config.pool, &config.weight_bits,
-                     &config.act_bits}) {
+  for (auto* list :
+       {&config.filters, &config.dense, &config.kernel, &config.stride, &config.padding,
+        &config.groups, &config.pool, &config.weight_bits, &config.act_bits}) {
     list->clear();
   }
   config.input_bits = fields.take_integer_or("input_bits", bits);

@@ -42,10 +42,11 @@ void check_widths(std::string_view field, const std::vector<int>& widths) {
 }
 
 // One value for all layers, or one for each.
-void check_count(std::string_view field, const std::vector<int>& values, size_t layers) {
+void check_count(std::string_view field, const std::vector<int>& values, size_t layers,
+                 std::string_view what = "layer") {
   if (values.size() == 1 || values.size() == layers) return;
-  throw UsageError(
-      fmt::format("{}: {} values, expected 1 or {} (one per layer)", field, values.size(), layers));
+  throw UsageError(fmt::format("{}: {} values, expected 1 or {} (one per {})", field, values.size(),
+                               layers, what));
 }
 
 void check_bits(std::string_view field, int bits) {
@@ -73,11 +74,11 @@ int reach(const Convolution& form) {
 // Positions and channels change from layer to layer: check them, and tell the user where.
 void check_convolutions(const NetworkConfig& config) {
   const size_t layers = config.filters.size();
-  check_count("kernel", config.kernel, layers);
-  check_count("stride", config.stride, layers);
-  check_count("groups", config.groups, layers);
-  check_count("pool", config.pool, layers);
-  if (!config.padding.empty()) check_count("padding", config.padding, layers);
+  check_count("kernel", config.kernel, layers, "convolution");
+  check_count("stride", config.stride, layers, "convolution");
+  check_count("groups", config.groups, layers, "convolution");
+  check_count("pool", config.pool, layers, "convolution");
+  if (!config.padding.empty()) check_count("padding", config.padding, layers, "convolution");
   int length = config.length, channels = config.input_channels;
   for (size_t i = 0; i < layers; ++i) {
     const Convolution conv = config.convolution(static_cast<int>(i));
@@ -349,7 +350,8 @@ size_t Layer::place(int output, int channel, int tap) const {
   const int group = output / (out_channels / form.groups);
   // Positions of the layer before, from the first that the first tap of the layer's shape reads.
   const int position = padding() * form.stride + tap - form.padding;
-  return (static_cast<size_t>(output) * static_cast<size_t>(taps) * static_cast<size_t>(form.stride) +
+  return (static_cast<size_t>(output) * static_cast<size_t>(taps) *
+              static_cast<size_t>(form.stride) +
           static_cast<size_t>(position)) *
              static_cast<size_t>(channels) +
          static_cast<size_t>(group * group_channels() + channel);

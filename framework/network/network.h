@@ -37,7 +37,7 @@ struct NetworkConfig {
   std::vector<int> dense = {128, 128};                      // outputs of each hidden dense layer
   std::vector<int> kernel = {3}, stride = {1}, groups = {1}, pool = {2};
   std::vector<int> padding;  // empty: (kernel - 1) / 2, as many on both sides where kernel is odd
-  int input_bits = 8;                                       // 2..8, or 32 for float
+  int input_bits = 8;        // 2..8, or 32 for float
   std::vector<int> weight_bits = {8};  // 2..8 or 32; one for all layers, or one per layer
   std::vector<int> act_bits = {8};     // 2..8 or 32; one for all hidden layers, or one per layer
   // Whether each class has a scale of its own (Layer::gain) and a bias that is not quantized, as
@@ -51,7 +51,7 @@ struct NetworkConfig {
   int weight_bits_of(int layer) const;  // 0 <= layer < layers()
   int act_bits_of(int layer) const;     // of what a hidden layer writes, 0 <= layer < layers() - 1
   int input_bits_of(int layer) const;   // of what a layer reads
-  Convolution convolution(int layer) const;  // 0 <= layer < filters.size()
+  Convolution convolution(int layer) const;     // 0 <= layer < filters.size()
   void set_outputs(size_t layer, int outputs);  // of a hidden layer
   // Elements of all layers' weights together, those included that a Layer's form has no place for.
   int64_t weights() const;
@@ -102,7 +102,8 @@ struct Layer : LayerShape {
   std::vector<const Parameter*> parameters() const;
   int64_t weights_alive() const;  // mask entries that are 1
   int64_t weights_total() const;  // that the layer has if none is pruned
-  // Where the weight of channel `channel` of its group and tap `tap` of the kernel is, of an output.
+  // Where the weight of channel `channel` of its group and tap `tap` of the kernel is, of an
+  // output.
   size_t place(int output, int channel, int tap) const;
   int group_channels() const { return in_channels / form.stride / form.groups; }
   // Rows of zeros around the positions of the layer before.

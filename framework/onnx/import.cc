@@ -851,9 +851,8 @@ class Importer {
     config.stride = of_convolutions(&FoundLayer::stride);
     config.groups = of_convolutions(&FoundLayer::groups);
     config.pool = of_convolutions(&FoundLayer::pool);
-    const bool padded_evenly = std::ranges::all_of(layers_, [](const FoundLayer& layer) {
-      return layer.padding == (layer.kernel - 1) / 2;
-    });
+    const bool padded_evenly = std::ranges::all_of(
+        layers_, [](const FoundLayer& layer) { return layer.padding == (layer.kernel - 1) / 2; });
     if (!padded_evenly) config.padding = of_convolutions(&FoundLayer::padding);
     for (const FoundLayer& layer : layers_) {
       if (layer.kind == Layer::Kind::kConv) {
