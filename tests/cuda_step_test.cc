@@ -88,6 +88,7 @@ struct Case {
   std::string name;
   Kernel kernel;
   bool pruned, is_float;
+  bool forms = false;  // of convolutions
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
@@ -106,11 +107,19 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
     config.input_bits = kFloatBits;
     config.weight_bits = config.act_bits = {kFloatBits};
   }
+  if (GetParam().forms) {
+    config.filters = {6, 6, 5};
+    config.kernel = {6, 3, 1};
+    config.stride = {2, 1, 1};
+    config.groups = {1, 6, 1};
+    config.padding = {3, 1, 0};
+    config.pool = {1, 2, 2};
+  }
   Network network(config, kSeed);
   if (GetParam().pruned) {
     Random random(kSeed, "mask");
     for (Layer& layer : network.layers()) {
-      for (uint8_t& alive : layer.weight.mask) alive = random.below(3) == 0 ? 1 : 0;
+      for (uint8_t& alive : layer.weight.mask) alive = random.below(3) == 0 ? alive : 0;
     }
     network.apply_masks();
   }
@@ -152,7 +161,9 @@ INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest,
                                          Case{"Float", Kernel::kDense, false, true},
                                          Case{"Cublas", Kernel::kCublas, false, false},
                                          Case{"FloatCublas", Kernel::kCublas, false, true},
-                                         Case{"Cusparse", Kernel::kCusparse, true, false}),
+                                         Case{"Cusparse", Kernel::kCusparse, true, false},
+                                         Case{"Forms", Kernel::kDense, false, false, true},
+                                         Case{"FormsSparse", Kernel::kSparse, false, false, true}),
                          [](const auto& parameter) { return std::string(parameter.param.name); });
 
 class CudaRealStepTest : public CudaStepTest {};

@@ -35,7 +35,7 @@ TEST(NetworkDescription, FieldsGoWhereTheyBelong) {
 
 TEST(NetworkDescription, PresetsAreNetworks) {
   const std::vector<std::string> names = network_presets();
-  EXPECT_EQ(names, (std::vector<std::string>{"vgg10", "depthwise"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"depthwise", "vgg10"}));
   for (const std::string& name : names) EXPECT_NO_THROW(read_network(name, 8).validate()) << name;
   const Network vgg10(read_network("vgg10", 8), 1);
   EXPECT_EQ(vgg10.weights_total(), Network(NetworkConfig(), 1).weights_total());

@@ -20,6 +20,7 @@
 #include "framework/error.h"
 #include "framework/inference/integer_network.h"
 #include "framework/network/compaction.h"
+#include "framework/network/description.h"
 #include "framework/network/network.h"
 #include "framework/network/working_part.h"
 #include "framework/random.h"
@@ -36,7 +37,7 @@ using Clock = std::chrono::steady_clock;
 struct BenchOptions {
   std::string model = "vgg10";
   int length = 1024;
-  int channels = 64;
+  std::optional<int> channels;
   int bits = 8;
   int batch = 1024;
   double density = 1.0;
@@ -56,15 +57,13 @@ std::optional<BenchOptions> parse(int argc, char** argv) {
       {"auto", DeviceChoice::kAuto}, {"cpu", DeviceChoice::kCpu}, {"cuda", DeviceChoice::kCuda}};
   std::string device = "auto";
   CLI::App app{"Times training and evaluation steps on random frames.", "fmp_bench"};
-  app.add_option("--model", o.model, "network: vgg10")
-      ->check(CLI::IsMember({"vgg10"}))
+  app.add_option("--model", o.model, "network: vgg10, another preset of fmp_radioml, or its file")
       ->capture_default_str();
   app.add_option("--length", o.length, "samples per frame, a multiple of 128")
       ->check(CLI::Range(128, 1 << 20))
       ->capture_default_str();
-  app.add_option("--channels", o.channels, "output channels of each convolution")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
+  app.add_option("--channels", o.channels, "output channels of each convolution of vgg10 [64]")
+      ->check(CLI::Range(1, 65536));
   app.add_option("--bits", o.bits, "weight, activation and input bits: 2..8, or 32 for float")
       ->capture_default_str();
   app.add_option("--batch", o.batch, "frames per step")
@@ -120,7 +119,7 @@ std::optional<double> sparse_threshold(const BenchOptions& o) {
 void mask_at_random(Network& network, double density, uint64_t seed) {
   for (Layer& layer : network.layers()) {
     Random random(seed, layer.name);
-    for (uint8_t& alive : layer.weight.mask) alive = random.uniform_double() < density ? 1 : 0;
+    for (uint8_t& alive : layer.weight.mask) alive = random.uniform_double() < density ? alive : 0;
   }
   network.apply_masks();
 }
@@ -236,7 +235,7 @@ Json traffic_json(const Network& network) {
     };
     const bool one_sweep = has_one_sweep(i);
     // Statistics are taken where x is written, between layers of the same kind.
-    const bool in_cache = i > 0 && layers[i - 1].kind == l.kind;
+    const bool in_cache = i > 0 && layers[i - 1].kind == l.kind && l.form.stride == 1;
     const double dp = one_sweep ? 0 : 4 * sums / l.pool;
     const double dx =
         i == 0 || has_one_sweep(i - 1) ? 0 : 4 * static_cast<double>(l.length) * l.in_channels;
@@ -414,12 +413,10 @@ void time_on_device(const BenchOptions& o, Subject& subject, Trainer& trainer, J
 }
 
 Subject make_subject(const BenchOptions& o) {
-  NetworkConfig config;
+  NetworkConfig config = read_network(o.model, o.bits);
   config.length = o.length;
-  config.filters.assign(config.filters.size(), o.channels);
-  config.input_bits = o.bits;
-  config.weight_bits = {o.bits};
-  config.act_bits = {o.bits};
+  if (o.channels && o.model != "vgg10") throw UsageError("--channels: only for --model vgg10");
+  if (o.channels) config.filters.assign(config.filters.size(), *o.channels);
   config.validate();
   Subject subject{Network(config, o.seed), {}, {}, 0};
   mask_at_random(subject.network, o.density, o.seed);

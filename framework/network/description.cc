@@ -13,43 +13,12 @@
 
 #include "framework/error.h"
 #include "framework/json.h"
+#include "framework_presets.h"  // made from framework/network/presets
 
 namespace fmp {
 namespace {
 
 using Json = nlohmann::json;
-
-struct Preset {
-  const char* name;
-  const char* text;
-};
-constexpr Preset kPresets[] = {
-    {"vgg10", R"({"layers": [
-  {"type": "conv", "outputs": 64, "kernel": 3, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 3, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 3, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 3, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 3, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 3, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 3, "pool": 2},
-  {"type": "dense", "outputs": 128},
-  {"type": "dense", "outputs": 128}
-]})"},
-    // A convolution of its own for each channel, then one that joins the channels, and so on.
-    {"depthwise", R"({"layers": [
-  {"type": "conv", "outputs": 32, "kernel": 9, "stride": 4},
-  {"type": "conv", "outputs": 32, "kernel": 5, "groups": 32},
-  {"type": "conv", "outputs": 48, "kernel": 1, "pool": 2},
-  {"type": "conv", "outputs": 48, "kernel": 5, "groups": 48},
-  {"type": "conv", "outputs": 64, "kernel": 1, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 5, "groups": 64},
-  {"type": "conv", "outputs": 64, "kernel": 1, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 5, "groups": 64},
-  {"type": "conv", "outputs": 64, "kernel": 1, "pool": 2},
-  {"type": "conv", "outputs": 64, "kernel": 5, "groups": 64},
-  {"type": "conv", "outputs": 96, "kernel": 1, "pool": 16},
-  {"type": "dense", "outputs": 64}
-]})"}};
 
 // The fields of one JSON object, each of which must be taken.
 class Fields {
@@ -160,7 +129,7 @@ NetworkConfig parse_network(std::string_view text, const std::string& where, int
 }
 
 NetworkConfig read_network(const std::string& name_or_file, int bits) {
-  for (const Preset& preset : kPresets) {
+  for (const NetworkPreset& preset : kNetworkPresets) {
     if (name_or_file == preset.name) return parse_network(preset.text, preset.name, bits);
   }
   return parse_network(read_text(name_or_file), name_or_file, bits);
@@ -168,7 +137,7 @@ NetworkConfig read_network(const std::string& name_or_file, int bits) {
 
 std::vector<std::string> network_presets() {
   std::vector<std::string> names;
-  for (const Preset& preset : kPresets) names.emplace_back(preset.name);
+  for (const NetworkPreset& preset : kNetworkPresets) names.emplace_back(preset.name);
   return names;
 }
 

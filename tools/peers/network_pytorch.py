@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Times VGG10 training and evaluation in PyTorch: plain float, or quantized by Brevitas.
+"""Times training and evaluation of a network in PyTorch: plain float, or quantized by Brevitas.
 
 One JSON line for each batch size, with the same keys as `fmp_bench --json` where the two measure the same thing.
 Each figure is the fastest of several steps, on random frames that are already in memory.
@@ -12,38 +12,73 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.utils.prune as prune
 from torch import nn
 
-FILTERS, DENSE, CLASSES, LENGTH = (64,) * 7, (128, 128), 24, 1024
+CLASSES, LENGTH = 24, 1024
+PRESETS = Path(__file__).resolve().parents[2] / "framework" / "network" / "presets"
 MIN_STEPS, MIN_SECONDS = (
     3,
     2.0,
 )  # a figure is the best of at least that many steps and that much time
 
 
-def float_model():
-    layers, channels = [], 2
-    for outputs in FILTERS:
-        layers += [
-            nn.Conv1d(channels, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm1d(outputs),
-            nn.ReLU(),
-            nn.MaxPool1d(2),
-        ]
-        channels = outputs
-    layers.append(nn.Flatten())
-    channels *= LENGTH >> len(FILTERS)
-    for outputs in DENSE:
-        layers += [nn.Linear(channels, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()]
-        channels = outputs
-    return nn.Sequential(*layers, nn.Linear(channels, CLASSES))
+def layers_of(network):
+    """What framework/network/README.md describes: (type, inputs, outputs, fields) of each layer, and the output's inputs."""
+    with open(PRESETS / f"{network}.json" if not network.endswith(".json") else network) as f:
+        described = json.load(f)["layers"]
+    channels, length, layers = 2, LENGTH, []
+    for layer in described:
+        if layer["type"] == "dense" and length:
+            channels, length = channels * length, 0
+        layers.append((layer["type"], channels, layer["outputs"], layer))
+        channels = layer["outputs"]
+        length //= layer.get("stride", 1) * layer.get("pool", 1)
+    return layers, channels * max(length, 1)
 
 
-def brevitas_model(bits):
-    """The published network: fixed-range input, per-tensor weight scales, learned activation scales."""
+def build(network, conv, linear, activation, output):
+    layers, inputs = layers_of(network)
+    model, flat = [], False
+    for i, (kind, channels, outputs, fields) in enumerate(layers):
+        if kind == "conv":
+            kernel = fields["kernel"]
+            model.append(
+                conv(
+                    channels,
+                    outputs,
+                    kernel,
+                    stride=fields.get("stride", 1),
+                    groups=fields.get("groups", 1),
+                    padding=fields.get("padding", (kernel - 1) // 2),
+                )
+            )
+        else:
+            model += ([] if flat else [nn.Flatten()]) + [linear(channels, outputs)]
+            flat = True
+        model += [nn.BatchNorm1d(outputs), activation(i == len(layers) - 1)]
+        if fields.get("pool", 1) > 1:
+            model.append(nn.MaxPool1d(fields["pool"]))
+    return model + ([] if flat else [nn.Flatten()]) + [output(inputs)]
+
+
+def float_model(network):
+    return nn.Sequential(
+        *build(
+            network,
+            lambda *args, **form: nn.Conv1d(*args, bias=False, **form),
+            lambda *args: nn.Linear(*args, bias=False),
+            lambda last: nn.ReLU(),
+            lambda inputs: nn.Linear(inputs, CLASSES),
+        )
+    )
+
+
+def brevitas_model(network, bits):
+    """Fixed-range input, per-tensor weight scales, learned activation scales: the published network's choices."""
     import brevitas.nn as qnn
     from brevitas.inject.defaults import Int8ActPerTensorFloatMinMaxInit
     from brevitas.inject.enum import ScalingImplType
@@ -55,29 +90,20 @@ def brevitas_model(bits):
         max_val = 2.0
         scaling_impl_type = ScalingImplType.CONST
 
-    layers, channels = [qnn.QuantHardTanh(act_quant=InputQuant)], 2
-    for outputs in FILTERS:
-        layers += [
-            qnn.QuantConv1d(channels, outputs, 3, padding=1, weight_bit_width=bits, bias=False),
-            nn.BatchNorm1d(outputs),
-            qnn.QuantReLU(bit_width=bits),
-            nn.MaxPool1d(2),
-        ]
-        channels = outputs
-    layers.append(nn.Flatten())
-    channels *= LENGTH >> len(FILTERS)
-    for i, outputs in enumerate(DENSE):
-        last = i == len(DENSE) - 1  # the output layer's bias quantizer needs its input's scale
-        layers += [
-            qnn.QuantLinear(channels, outputs, weight_bit_width=bits, bias=False),
-            nn.BatchNorm1d(outputs),
-            qnn.QuantReLU(bit_width=bits, return_quant_tensor=last),
-        ]
-        channels = outputs
-    layers.append(
-        qnn.QuantLinear(channels, CLASSES, weight_bit_width=bits, bias=True, bias_quant=Int32Bias)
+    weights = dict(weight_bit_width=bits)
+    model = nn.Sequential(
+        qnn.QuantHardTanh(act_quant=InputQuant),
+        *build(
+            network,
+            lambda *args, **form: qnn.QuantConv1d(*args, bias=False, **weights, **form),
+            lambda *args: qnn.QuantLinear(*args, bias=False, **weights),
+            # The output layer's bias quantizer needs its input's scale.
+            lambda last: qnn.QuantReLU(bit_width=bits, return_quant_tensor=last),
+            lambda inputs: qnn.QuantLinear(
+                inputs, CLASSES, bias=True, bias_quant=Int32Bias, **weights
+            ),
+        ),
     )
-    model = nn.Sequential(*layers)
     for module in model.modules():
         # The percentile of the first 300 steps is not what training costs in the long run: one step of it,
         # in the warm-up. This favours the peer.
@@ -117,6 +143,7 @@ def sgemm_gflop_per_s(device, n=2048):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=("brevitas", "float"), default="brevitas")
+    parser.add_argument("--network", default="vgg10", help="a preset of fmp_radioml, or its file")
     parser.add_argument(
         "--bits", type=int, default=8, help="of weights, activations and input (brevitas)"
     )
@@ -143,7 +170,11 @@ def main():
 
 def measure(args, batch):
     torch.manual_seed(0)
-    model = float_model() if args.model == "float" else brevitas_model(args.bits)
+    model = (
+        float_model(args.network)
+        if args.model == "float"
+        else brevitas_model(args.network, args.bits)
+    )
     if args.density < 1:
         prune_to(model, args.density)
     model.to(args.device)
@@ -168,6 +199,7 @@ def measure(args, batch):
         evaluation = frames_per_second(lambda: network(x), batch)
     return {
         "model": args.model,
+        "network": args.network,
         "compiled": args.compile,
         "bits": args.bits if args.model == "brevitas" else 32,
         "batch": batch,
