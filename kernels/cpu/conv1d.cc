@@ -404,27 +404,51 @@ void conv1d_backward_weight_dense(const float* x, ptrdiff_t x_stride, const floa
   }
 }
 
-// Gradients of the weights of one tap of an input channel from PB of its rows, which stay in
-// registers. kStride: of dy's rows, 0 = any_stride.
-template <int PB, int kStride>
-HWY_INLINE void sparse_gradient_block(const float* HWY_RESTRICT x, const float* HWY_RESTRICT dy,
-                                      ptrdiff_t any_stride, int32_t entries,
-                                      const int32_t* HWY_RESTRICT offset, float* HWY_RESTRICT dw) {
+// Gradients of EB weights of one tap of an input channel from PB of its rows, which are in
+// registers. kStride: of dy's rows, 0 = any_stride. EB sums hide the latency of one.
+template <int EB, int kStride, int PB>
+HWY_INLINE void sparse_gradient_entries(const V (&operand)[PB], const float* HWY_RESTRICT dy,
+                                        ptrdiff_t any_stride, const int32_t* HWY_RESTRICT offset,
+                                        float* HWY_RESTRICT dw) {
   const ptrdiff_t dy_stride = kStride > 0 ? kStride : any_stride;
+  const float* gradient[EB];
+  V sum[EB];
   HWY_UNROLL(16)
-  for (int v = 0; v < kVectors; ++v) {
+  for (int e = 0; e < EB; ++e) {
+    gradient[e] = opaque(dy + offset[e]);
+    sum[e] = hn::Load(kFloats, dw + e * kLanes);
+  }
+  HWY_UNROLL(16)
+  for (int p = 0; p < PB; ++p) {
+    HWY_UNROLL(16)
+    for (int e = 0; e < EB; ++e) {
+      sum[e] = hn::MulAdd(hn::Load(kFloats, gradient[e] + p * dy_stride), operand[p], sum[e]);
+    }
+  }
+  HWY_UNROLL(16)
+  for (int e = 0; e < EB; ++e) hn::Store(sum[e], kFloats, dw + e * kLanes);
+}
+
+template <int PB, int kStride>
+HWY_INLINE void sparse_gradient_block(const float* x, const float* dy, ptrdiff_t dy_stride,
+                                      int32_t entries, const int32_t* offset, float* dw) {
+  HWY_UNROLL(16)
+  for (int v = 0; v < kVectors; ++v, x += kWidth, dy += kWidth, dw += kWidth) {
     V operand[PB];
     HWY_UNROLL(16)
-    for (int p = 0; p < PB; ++p) operand[p] = hn::Load(kFloats, x + p * kLanes + v * kWidth);
-    for (int32_t i = 0; i < entries; ++i) {
-      const float* gradient = opaque(dy + offset[i] + v * kWidth);
-      float* to = dw + static_cast<ptrdiff_t>(i) * kLanes + v * kWidth;
-      V sum = hn::Load(kFloats, to);
-      HWY_UNROLL(16)
-      for (int p = 0; p < PB; ++p) {
-        sum = hn::MulAdd(hn::Load(kFloats, gradient + p * dy_stride), operand[p], sum);
-      }
-      hn::Store(sum, kFloats, to);
+    for (int p = 0; p < PB; ++p) operand[p] = hn::Load(kFloats, x + p * kLanes);
+    int32_t i = 0;
+    for (; i + 4 <= entries; i += 4) {
+      sparse_gradient_entries<4, kStride>(operand, dy, dy_stride, offset + i,
+                                          dw + static_cast<ptrdiff_t>(i) * kLanes);
+    }
+    for (; i + 2 <= entries; i += 2) {
+      sparse_gradient_entries<2, kStride>(operand, dy, dy_stride, offset + i,
+                                          dw + static_cast<ptrdiff_t>(i) * kLanes);
+    }
+    for (; i < entries; ++i) {
+      sparse_gradient_entries<1, kStride>(operand, dy, dy_stride, offset + i,
+                                          dw + static_cast<ptrdiff_t>(i) * kLanes);
     }
   }
 }
