@@ -58,7 +58,7 @@ class ProcessRanks {
         throw std::runtime_error(std::string(reinterpret_cast<const char*>(area.data), area.bytes));
       }
       results.emplace_back(area.bytes / sizeof(uint32_t));
-      std::memcpy(results.back().data(), area.data, area.bytes);
+      if (area.bytes > 0) std::memcpy(results.back().data(), area.data, area.bytes);
     }
     if (failed) throw std::runtime_error("a rank crashed");
     return results;
@@ -130,7 +130,7 @@ class ProcessRanks {
     Area& area = shared_->of[rank];
     const auto tell = [&](const void* data, size_t bytes) {
       area.bytes = std::min(bytes, kBytes);
-      std::memcpy(area.data, data, area.bytes);
+      if (area.bytes > 0) std::memcpy(area.data, data, area.bytes);
     };
     try {
       Member member(*this, rank);
