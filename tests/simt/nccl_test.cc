@@ -248,6 +248,7 @@ TEST_F(NcclTest, RefusesWorkOfAnotherStreamWithNoEventBetween) {
   cudaDeviceSynchronize();
   cudaMemsetAsync(words, 1, 16, streams[0]);
   EXPECT_NE(sum(words, words, 4, ncclUint32, ncclSum, streams[1]).find("race"), std::string::npos);
+  for (const cudaStream_t stream : streams) cudaStreamDestroy(stream);
 }
 
 TEST_F(NcclTest, RefusesCallsAfterTheEnd) {
@@ -263,6 +264,9 @@ TEST_F(NcclTest, RefusesCallsAfterTheEnd) {
   EXPECT_EQ(sum(words, words, 4), "no such communicator");
   EXPECT_NE(cudaGraphLaunch(executable, stream), cudaSuccess);
   EXPECT_EQ(ncclCommDestroy(communicator), ncclInvalidArgument);
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
   communicator = nullptr;
   EXPECT_EQ(ncclCommDestroy(nullptr), ncclSuccess);
 }
