@@ -22,6 +22,7 @@ LoadedData open_file(const Options& options, Communicator* ranks, const LoadProg
   file.snr_min = options.snr_min;
   file.frames_per_block = options.frames_per_block.value_or(0);
   file.input_bits = options.input_bits.value_or(options.bits);
+  file.input_scale = options.input_scale;
   file.memory_limit = options.memory_limit;
   file.threads = options.threads;
   file.ranks = ranks;

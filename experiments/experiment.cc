@@ -109,7 +109,7 @@ void FmpExperiment::load_teacher() {
 void FmpExperiment::learn_from(const Network& teacher) {
   try {
     taught_ = std::make_unique<TaughtFrames>(
-        *data_.dataset, current_.config().input_bits, teacher, options_.distill_temperature,
+        *data_.dataset, current_.config().input_quantizer(), teacher, options_.distill_temperature,
         threads_or_all_cores(options_.threads), !data_.begin_epoch);
   } catch (const UsageError&) {
     throw;
@@ -198,6 +198,7 @@ NetworkDescription FmpExperiment::describe(const Network& network) const {
   NetworkDescription description;
   description.weights = cost.weights();
   description.weights_alive = cost.weights_alive();
+  description.input_scale = static_cast<double>(network.config().input_quantizer().scale);
   description.nonzeros = cost.weights_nonzero();
   description.macs = cost.macs();
   description.bit_ops = cost.bit_ops();
@@ -206,24 +207,28 @@ NetworkDescription FmpExperiment::describe(const Network& network) const {
   for (size_t i = 0; i < cost.layers.size(); ++i) {
     const LayerCost& c = cost.layers[i];
     const Layer& layer = network.layers()[i];
+    const auto index = static_cast<int>(i);
     description.weights_original += weights_original_[i];
-    description.layers.push_back({.name = layer.name,
-                                  .kind = to_string(layer.kind),
-                                  .in_channels = layer.in_channels / layer.form.stride,
-                                  .out_channels = layer.out_channels,
-                                  .kernel = layer.form.kernel,
-                                  .stride = layer.form.stride,
-                                  .groups = layer.form.groups,
-                                  .positions = c.positions,
-                                  .weight_bits = c.weight_bits,
-                                  .input_bits = c.input_bits,
-                                  .weights = c.weights,
-                                  .weights_original = weights_original_[i],
-                                  .weights_alive = c.weights_alive,
-                                  .nonzeros = c.weights_nonzero,
-                                  .macs = c.macs(),
-                                  .bit_ops = c.bit_ops(),
-                                  .bit_mem = c.bit_mem()});
+    description.layers.push_back(
+        {.name = layer.name,
+         .kind = to_string(layer.kind),
+         .in_channels = layer.in_channels / layer.form.stride,
+         .out_channels = layer.out_channels,
+         .kernel = layer.form.kernel,
+         .stride = layer.form.stride,
+         .groups = layer.form.groups,
+         .positions = c.positions,
+         .weight_bits = c.weight_bits,
+         .input_bits = c.input_bits,
+         .signed_inputs =
+             i == 0 ? c.input_bits != kFloatBits : network.config().smallest_code_of(index - 1) < 0,
+         .weights = c.weights,
+         .weights_original = weights_original_[i],
+         .weights_alive = c.weights_alive,
+         .nonzeros = c.weights_nonzero,
+         .macs = c.macs(),
+         .bit_ops = c.bit_ops(),
+         .bit_mem = c.bit_mem()});
   }
   return description;
 }

@@ -137,11 +137,17 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
                             dataset.class_names().size(), storage));
   console_.line(fmt::format("split     {} train, {} validation, {} test", size(split.train),
                             size(split.validation), size(split.test)));
+  const bool is_signed =
+      std::ranges::any_of(config.smallest_codes, [](int code) { return code < 0; });
+  const std::string scale =
+      config.input_scale == 0 ? std::string() : fmt::format(" (scale {:.6g})", config.input_scale);
   console_.line(fmt::format(
-      "network   convolutions {}, dense {}, {} weights; bits: input {}, weights {}, activations {}",
+      "network   convolutions {}, dense {}, {} weights; bits: input {}{}, weights {}, activations "
+      "{}{}",
       fmt::join(config.filters, " "), fmt::join(config.dense, " "),
-      format_count(experiment.current().weights_total()), config.input_bits,
-      fmt::join(config.weight_bits, " "), fmt::join(config.act_bits, " ")));
+      format_count(experiment.current().weights_total()), config.input_bits, scale,
+      fmt::join(config.weight_bits, " "), fmt::join(config.act_bits, " "),
+      is_signed ? ", signed" : ""));
   console_.line(fmt::format("pruning   {}, p {}, n {}, feedback {}; {}", methods, options_.p,
                             options_.n, options_.feedback ? "on" : "off", fmt::join(goals, "; ")));
   console_.line(fmt::format(

@@ -366,6 +366,7 @@ std::vector<std::string> resumed_arguments(const CLI::App& app, const Options& g
 
 void take_layers(const NetworkConfig& config, Options& options) {
   options.input_bits = config.input_bits;
+  options.input_scale = config.input_scale;
   options.weight_bits = config.weight_bits;
   options.act_bits = config.act_bits;
   options.filters = config.filters;

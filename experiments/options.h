@@ -61,6 +61,7 @@ struct Options {
   // Network.
   int bits = 8;  // what the next three are where they are not given
   std::optional<int> input_bits;
+  float input_scale = 0;         // of the file of --init; 0: the usual one, see InputQuantizer
   std::vector<int> weight_bits;  // empty = bits; one, or one per layer
   std::vector<int> act_bits;     // empty = bits; one, or one per hidden layer
   std::string network;           // a preset or a file that the next seven come from; empty = none

@@ -370,7 +370,10 @@ std::string render_layers(const json& summary, const std::vector<json>& rounds) 
       {"Outputs", kNumber, count("out_channels")},
       {"Kernel", kNumber, count("kernel")},
       {"Weight bits", kNumber, count("weight_bits")},
-      {"Input bits", kNumber, count("input_bits")},
+      {"Input bits", kNumber,
+       [](const json& l) {
+         return text(l, {"input_bits"}) + (l.value("signed_inputs", false) ? " signed" : "");
+       }},
       {"Weights at first", kNumber, count("weights_original")},
       {"Weights", kNumber, count("weights")},
       {"Nonzeros", kNumber, count("nonzeros")},

@@ -86,6 +86,7 @@ json to_json(const LayerDescription& l) {
           {"positions", l.positions},
           {"weight_bits", l.weight_bits},
           {"input_bits", l.input_bits},
+          {"signed_inputs", l.signed_inputs},
           {"weights", l.weights},
           {"weights_original", l.weights_original},
           {"weights_alive", l.weights_alive},
@@ -108,6 +109,7 @@ LayerDescription layer_from_json(const json& from) {
   l.positions = from.at("positions");
   l.weight_bits = from.at("weight_bits");
   l.input_bits = from.at("input_bits");
+  l.signed_inputs = from.value("signed_inputs", false);  // runs of earlier versions have none
   l.weights = from.at("weights");
   l.weights_original = from.at("weights_original");
   l.weights_alive = from.at("weights_alive");
@@ -123,6 +125,7 @@ NetworkDescription network_from_json(const json& from) {
   n.weights = from.at("weights");
   n.weights_original = from.at("weights_original");
   n.weights_alive = from.at("weights_alive");
+  n.input_scale = from.value("input_scale", 0.0);
   n.nonzeros = from.at("nonzeros");
   n.macs = from.at("macs");
   n.bit_ops = from.at("bit_ops");
@@ -208,6 +211,7 @@ json network_to_json(const RoundRecord& round) {
   return {{"weights_original", n.weights_original},
           {"weights", n.weights},
           {"weights_alive", n.weights_alive},
+          {"input_scale", n.input_scale},
           {"nonzeros", n.nonzeros},
           {"true_compression", n.true_compression()},
           {"eq5_compression", round.eq5_compression},

@@ -32,6 +32,7 @@ struct LayerDescription {
   int in_channels = 0, out_channels = 0, kernel = 1, stride = 1, groups = 1;
   int64_t positions = 0;
   int weight_bits = 0, input_bits = 0;
+  bool signed_inputs = false;  // codes below 0 are among them, as always in the first layer
   int64_t weights = 0, weights_original = 0, weights_alive = 0, nonzeros = 0;
   int64_t macs = 0, bit_ops = 0, bit_mem = 0;
 };
@@ -41,6 +42,7 @@ struct NetworkDescription {
   int64_t weights = 0, weights_original = 0, weights_alive = 0, nonzeros = 0;
   int64_t macs = 0, bit_ops = 0, bit_mem = 0;
   double cost = 0;
+  double input_scale = 0;  // value of an input code of 1; 1 for float inputs
   std::vector<LayerDescription> layers;
 
   double true_compression() const;  // weights_original / nonzeros; 0 without nonzeros

@@ -42,6 +42,7 @@ synth::SynthDataset::Options set_options(const std::string& seed, const Options&
   synth::SynthDataset::Options set;
   set.seed = parse_seed(seed);
   set.input_bits = options.input_bits.value_or(options.bits);
+  set.input_scale = options.input_scale;
   set.threads = threads_or_all_cores(options.threads);
   if (options.frames_per_block) set.frames_per_block = *options.frames_per_block;
   for (const std::string& name : options.classes) set.classes.push_back(synth::class_index(name));

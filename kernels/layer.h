@@ -20,6 +20,11 @@ inline constexpr double kThresholdMomentum = 0.1;
 // Smallest threshold and largest weight that a quantizer divides by.
 inline constexpr float kMinQuantizerRange = 1e-10f;
 
+// Of codes of so many bits, with a sign (two's complement) or without.
+constexpr int largest_code(int bits, bool is_signed) {
+  return (1 << (is_signed ? bits - 1 : bits)) - 1;
+}
+
 // Shape of a layer with weights. A dense layer has taps = 1, length = 1.
 struct LayerShape {
   int in_channels = 0, out_channels = 0;
@@ -27,9 +32,19 @@ struct LayerShape {
   int length = 1;  // positions read and, before pooling, written
   int pool = 1;    // MaxPool1d window and stride, divides length; 1 = none
   int input_bits = 8, weight_bits = 8, act_bits = 8;  // 2..8 or kFloatBits
+  // Of the codes that a layer with act_bits < kFloatBits writes: 0, those of a QuantReLU; or
+  // -2^(b-1), or one more (a narrow range), the codes of a signed quantizer without a ReLU.
+  int smallest_code = 0;
 
   int64_t weights() const { return static_cast<int64_t>(out_channels) * taps * in_channels; }
   int64_t fan_in() const { return static_cast<int64_t>(taps) * in_channels; }
+  // Of the codes written, not with kFloatBits. A quantizer's scale is its largest value / this.
+  int largest_code() const { return fmp::largest_code(act_bits, smallest_code < 0); }
+  // Of what is written.
+  ElementType output_type() const {
+    if (act_bits == kFloatBits) return ElementType::kF32;
+    return smallest_code < 0 ? ElementType::kS8 : ElementType::kU8;
+  }
   // Rows of zeros around the input.
   int padding() const { return (taps - 1) / 2; }
 };

@@ -175,6 +175,14 @@ const Case kCases[] = {
     {"Unpooled", {33, 40, 3, 5, 1, 8, 8, 8}, 40, kU8},
     {"UnpooledMasked", {34, 21, 3, 6, 1, 8, 8, 8}, 70, kU8, true},
     {"SignedChannels", {35, 18, 3, 2, 1, 8, 8, 8}, 34, kS8},
+    // Signed quantizers, of full and of narrow range.
+    {"Signed", {9, 7, 3, 8, 2, 8, 8, 8, -128}, 35, kS8, false, false, 1.0F},
+    {"SignedMasked", {34, 21, 3, 6, 1, 4, 4, 4, -7}, 33, kS8, true, false, 1.0F},
+    {"SignedOfUnsigned", {20, 18, 3, 8, 2, 8, 8, 3, -3}, 33, kU8, false, false, -0.9F},
+    {"SignedFirstLayer", {2, 17, 3, 16, 2, 8, 8, 8, -128}, 7, kS8, false, false, 1.0F},
+    {"SignedFiveTaps", {4, 5, 5, 8, 2, 8, 8, 3, -3}, 10, kS8, true, false, 0.5F},
+    {"SignedDense", {28, 33, 1, 1, 1, 8, 8, 8, -128}, 5, kS8, false, false, 1.0F, 4},
+    {"SignedFloatWeights", {4, 5, 3, 8, 2, 8, kFloat, 4, -8}, 10, kS8, false, false, 1.0F},
     {"FloatInput", {6, 17, 3, 2, 2, kFloat, 8, 8}, 20, kF32},
 // Layers of VGG10, three warps of frames; on the host runtime with fewer positions.
 #ifdef FMP_SIMT
@@ -262,6 +270,14 @@ struct Operands {
             is_codes ? device_scale.data() : nullptr};
   }
   bool integers() const { return test.input != kF32; }
+  // What bytes of the output stand for.
+  std::vector<int> written_codes(const std::vector<uint8_t>& bytes) const {
+    std::vector<int> result;
+    for (const uint8_t byte : bytes) {
+      result.push_back(shape.smallest_code < 0 ? int{static_cast<int8_t>(byte)} : int{byte});
+    }
+    return result;
+  }
 
   const Case& test;
   LayerShape shape;
@@ -337,7 +353,7 @@ TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
   const bool codes = o.shape.act_bits != kFloatBits;
   const int out_pad = o.out.length == 1 ? 0 : 2;  // nobody pads a single position
   Tensor expected =
-      Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, codes ? kU8 : kF32);
+      Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, o.shape.output_type());
   const float scale = cpu::hidden_forward_eval({o.cpu_x.view(), o.x_scale}, cpu_weights,
                                                {o.gamma, o.beta, o.test.threshold}, o.mean, o.var,
                                                expected.view(), {});
@@ -355,8 +371,8 @@ TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
         codes ? static_cast<void*>(out_codes.data()) : out_values.data(), kStream);
     if (codes) {
       EXPECT_EQ(state.scalars.to_host(kStream)[0].act_scale, scale);
-      const auto actual = from_cuda(out_codes, o.out, out_pad);
-      const auto wanted = from_cpu<uint8_t>(expected, o.out);
+      const auto actual = o.written_codes(from_cuda(out_codes, o.out, out_pad));
+      const auto wanted = o.written_codes(from_cpu<uint8_t>(expected, o.out));
       if (o.integers() && o.shape.weight_bits != kFloatBits) {
         EXPECT_EQ(actual, wanted);
       } else {
@@ -364,6 +380,7 @@ TEST_P(CudaOpsTest, EvaluationGivesTheSameCodes) {
         for (size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(actual[i], wanted[i], 1) << i;
       }
       EXPECT_GT(*std::ranges::max_element(wanted), 0);
+      EXPECT_EQ(*std::ranges::min_element(wanted) < 0, o.shape.smallest_code < 0);
     } else {
       expect_close(from_cuda(out_values, o.out, out_pad), from_cpu<float>(expected, o.out), "out");
     }
@@ -382,7 +399,7 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
   cpu::Weights cpu_weights;
   cpu_weights.compile(s, o.weight, o.mask, PassPlan::all(Kernel::kSparse), true);
   Tensor out =
-      Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, codes ? kU8 : kF32);
+      Tensor::tile({o.out.frames, o.out.length, o.out.channels, out_pad}, o.shape.output_type());
   Floats mean = o.mean, var = o.var, dw(o.weight.size()), dgamma(channels), dbeta(channels);
   const cpu::HiddenParameters parameters{o.gamma, o.beta, o.test.threshold};
   cpu::HiddenState cpu_state;
@@ -420,8 +437,8 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
     const cuda::HiddenState::Scalars scalars = state.scalars.to_host(kStream)[0];
     if (codes) {
       ASSERT_NEAR(scalars.threshold, cpu_state.threshold, kTolerance * cpu_state.threshold);
-      const auto actual = from_cuda(out_codes, o.out, out_pad);
-      const auto wanted = from_cpu<uint8_t>(out, o.out);
+      const auto actual = o.written_codes(from_cuda(out_codes, o.out, out_pad));
+      const auto wanted = o.written_codes(from_cpu<uint8_t>(out, o.out));
       int64_t different = 0;
       for (size_t i = 0; i < wanted.size(); ++i) {
         ASSERT_NEAR(actual[i], wanted[i], 1) << "code " << i;

@@ -88,7 +88,8 @@ struct Case {
   std::string name;
   Kernel kernel;
   bool pruned, is_float;
-  bool forms = false;  // of convolutions
+  bool forms = false;      // of convolutions
+  bool is_signed = false;  // and another scale of the input
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
@@ -114,6 +115,10 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
     config.groups = {1, 6, 1};
     config.padding = {3, 1, 0};
     config.pool = {1, 2, 2};
+  }
+  if (GetParam().is_signed) {
+    config.smallest_codes = {-8, -7, 0};
+    config.input_scale = 0.013F;
   }
   Network network(config, kSeed);
   if (GetParam().pruned) {
@@ -163,7 +168,10 @@ INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest,
                                          Case{"FloatCublas", Kernel::kCublas, false, true},
                                          Case{"Cusparse", Kernel::kCusparse, true, false},
                                          Case{"Forms", Kernel::kDense, false, false, true},
-                                         Case{"FormsSparse", Kernel::kSparse, false, false, true}),
+                                         Case{"FormsSparse", Kernel::kSparse, false, false, true},
+                                         Case{"Signed", Kernel::kDense, false, false, false, true},
+                                         Case{"SignedCusparse", Kernel::kCusparse, true, false,
+                                              false, true}),
                          [](const auto& parameter) { return std::string(parameter.param.name); });
 
 class CudaRealStepTest : public CudaStepTest {};

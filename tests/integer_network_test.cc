@@ -159,6 +159,11 @@ std::vector<NetworkConfig> odd_configs() {
   c.padding = {3, 2, 0};
   c.pool = {1, 2, 4};
   configs.push_back(c);
+  c = small_config(8);
+  c.act_bits = {8, 3, 4, 8, 2};
+  c.smallest_codes = {-128, -3, 0, -127, -2};
+  c.input_scale = 0.013F;
+  configs.push_back(c);
   return configs;
 }
 
@@ -456,6 +461,36 @@ TEST(LogitRounding, RoundsAsFloatsDo) {
   for (const int64_t tie :
        {(1 << 24) + 1, (1 << 24) + 3, (1 << 25) + 2, (1 << 25) - 1, -(1 << 24) - 3}) {
     EXPECT_EQ(LogitRounding::round(tie), static_cast<int64_t>(static_cast<float>(tie)));
+  }
+}
+
+// Pruning may leave nothing of a layer but its biases.
+TEST(IntegerNetwork, AnOutputWithoutWeightsSaysItsBiases) {
+  for (const bool class_scales : {false, true}) {
+    NetworkConfig config = small_config(4);
+    config.class_scales = class_scales;
+    Network network = random_network(config, 0.5, 51);
+    Layer& output = network.layers().back();
+    std::ranges::fill(output.weight.mask, uint8_t{0});
+    network.apply_masks();
+    const std::span<float> bias = output.bias.value.floats();
+    for (const std::vector<float>& biases :
+         {std::vector<float>(bias.begin(), bias.end()), std::vector<float>{0, 0, 0, 0, 0, 0, 0},
+          std::vector<float>{-3, 7.25F, 1e-8F, 7.25F, 0, -2e5F, 5}}) {
+      std::copy_n(biases.begin(), std::min(biases.size(), bias.size()), bias.begin());
+      const IntegerNetwork integers(network);
+      const FrameBatch batch = random_frames(config, 20, 52);
+      const std::vector<float> expected = Trainer({}).logits(network, batch);
+      std::vector<int32_t> logits(expected.size());
+      std::vector<uint8_t> predicted(20);
+      integers.run(batch.codes, logits, predicted, 1);
+      for (size_t i = 0; i < logits.size(); ++i) {
+        const float logit = static_cast<float>(logits[i]) * integers.logit_scale();
+        EXPECT_NEAR(logit, expected[i], integers.logit_scale());
+      }
+      const auto best = std::max_element(expected.begin(), expected.begin() + config.classes);
+      EXPECT_EQ(predicted, std::vector<uint8_t>(20, static_cast<uint8_t>(best - expected.begin())));
+    }
   }
 }
 

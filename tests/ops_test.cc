@@ -73,6 +73,7 @@ struct Case {
   float threshold = 2.0F;
   bool first_layer = false;  // reads signed codes, and nobody wants their gradient
   bool gains = false;        // of an output layer
+  bool signed_input = false;
 };
 
 std::ostream& operator<<(std::ostream& stream, const Case& c) { return stream << c.name; }
@@ -109,6 +110,16 @@ const Case kCases[] = {
     {"FirstLayerPercentile", {3, 5, 5, 16, 4, 6, 8, 8}, 18, false, true, 2.0F, true},
     // Too many inputs for that.
     {"FirstLayerOfMany", {6, 5, 3, 8, 2, 8, 8, 8}, 18, false, false, 2.0F, true},
+    // Signed quantizers, of full and of narrow range.
+    {"Signed", {3, 7, 3, 8, 2, 8, 8, 8, -128}, 19, false, false, 1.0F, false, false, true},
+    {"SignedMasked", {9, 10, 3, 12, 3, 4, 4, 4, -7}, 17, true, false, 1.0F, false, false, true},
+    {"SignedTwoBits", {5, 8, 5, 4, 1, 2, 2, 2, -2}, 33, true, false, 0.7F, false, false, true},
+    {"SignedWinograd", {17, 9, 3, 8, 2, 8, 8, 8, -128}, 18, false, false, 1.0F, false, false, true},
+    {"SignedDense", {13, 9, 1, 1, 1, 8, 8, 4, -8}, 37, false, false, 1.0F, false, false, true},
+    {"SignedOfUnsigned", {4, 6, 3, 8, 4, 4, 4, 3, -3}, 16, false, false, -1.0F},
+    {"SignedFirstLayer", {2, 5, 3, 16, 2, 8, 8, 8, -128}, 18, false, false, 1.0F, true},
+    {"SignedFloatWeights", {4, 5, 3, 8, 2, 8, kFloat, 4, -8}, 10, false, false, 1.0F},
+    {"UnsignedOfSigned", {9, 8, 3, 8, 2, 8, 8, 8}, 18, true, false, 2.0F, false, false, true},
 };
 
 // Operands of a layer with random values.
@@ -122,6 +133,7 @@ struct Operands {
         threshold(test.threshold),
         collect(test.collect),
         first_layer(test.first_layer) {
+    const bool signed_input = first_layer || test.signed_input;
     Random random(seed, test.name);
     const float range = 1.0F / std::sqrt(static_cast<float>(shape.fan_in()));
     for (float& w : weight) w = random.uniform(-range, range);
@@ -139,13 +151,13 @@ struct Operands {
     const int pad = (shape.taps - 1) / 2;
     const bool codes = shape.input_bits != kFloatBits;
     x = Tensor::tile({test.frames, shape.length, shape.in_channels, pad},
-                     first_layer ? ElementType::kS8
-                     : codes     ? ElementType::kU8
-                                 : ElementType::kF32);
+                     signed_input ? ElementType::kS8
+                     : codes      ? ElementType::kU8
+                                  : ElementType::kF32);
     x.fill_zero();
     x_scale = codes ? 1.5F / static_cast<float>(1 << shape.input_bits) : 1.0F;
     for_each_input([&](size_t at) {
-      if (first_layer) {
+      if (signed_input) {
         const int half = 1 << (shape.input_bits - 1);
         x.data<int8_t>()[at] = static_cast<int8_t>(
             static_cast<int>(random.below(2 * static_cast<uint64_t>(half))) - half);
@@ -270,7 +282,11 @@ class HiddenSurrogate {
 
  private:
   bool quantized() const { return o_.shape.act_bits != kFloatBits; }
-  double max_code() const { return (1 << o_.shape.act_bits) - 1; }
+  double max_code() const {
+    const bool is_signed = o_.shape.smallest_code < 0;
+    return (1 << (is_signed ? o_.shape.act_bits - 1 : o_.shape.act_bits)) - 1;
+  }
+  double min_code() const { return o_.shape.smallest_code; }
 
   // Batch-norm of the convolution, [N][L][O].
   Doubles normalised(const HiddenVariables& v) const {
@@ -316,7 +332,7 @@ class HiddenSurrogate {
   }
   double activate(double z, double scale, size_t at) const {
     if (!quantized()) return region_[at] < 0 ? 0 : z;
-    if (region_[at] < 0) return 0;
+    if (region_[at] < 0) return scale * min_code();
     if (region_[at] > 0) return scale * max_code();
     return scale * rounding_[at](z / scale);
   }
@@ -339,9 +355,9 @@ class HiddenSurrogate {
     for (size_t i = 0; i < z.size(); ++i) {
       rounding_[i].freeze(z[i] / scale);
       code[i] = quantized() ? std::nearbyint(z[i] / scale) : z[i];
-      if (z[i] <= 0) region_[i] = -1;
+      if (min_code() == 0 ? z[i] <= 0 : code[i] < min_code()) region_[i] = -1;
       if (quantized() && code[i] > max_code()) region_[i] = 1;
-      code[i] = std::max(code[i], 0.0);
+      code[i] = std::max(code[i], min_code());
       if (quantized()) code[i] = std::min(code[i], max_code());
     }
     const TileShape& out = o_.dp.tile_shape();
@@ -385,8 +401,7 @@ HiddenResult run_hidden(const Operands& o, const PassPlan& plan, int threads) {
   const int64_t frames = o.x.tile_shape().frames;
   HiddenResult r{Floats(o.weight.size()), Floats(o.gamma.size()), Floats(o.gamma.size()),
                  Floats(o.gamma.size(), 0.5F), Floats(o.gamma.size(), 2.0F)};
-  r.out = Tensor::tile(o.dp.tile_shape(),
-                       s.act_bits == kFloatBits ? ElementType::kF32 : ElementType::kU8);
+  r.out = Tensor::tile(o.dp.tile_shape(), s.output_type());
   r.dx = Tensor::tile({frames, s.length, s.in_channels, 0}, ElementType::kF32);
   cpu::Weights weights;
   weights.compile(s, o.weight, o.mask, plan, true);
@@ -415,9 +430,10 @@ Floats values_of(const Tensor& tile) {
     for (int l = 0; l < shape.length; ++l) {
       for (int c = 0; c < shape.channels; ++c) {
         const size_t at = place(shape, n, l, c);
-        values.push_back(tile.type() == ElementType::kU8
-                             ? static_cast<float>(tile.data<uint8_t>()[at])
-                             : tile.data<float>()[at]);
+        values.push_back(
+            tile.type() == ElementType::kU8   ? static_cast<float>(tile.data<uint8_t>()[at])
+            : tile.type() == ElementType::kS8 ? static_cast<float>(tile.data<int8_t>()[at])
+                                              : tile.data<float>()[at]);
       }
     }
   }

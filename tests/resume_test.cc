@@ -16,6 +16,7 @@
 #include <string>
 
 #include "framework/network/cost.h"
+#include "framework/onnx/export.h"
 #include "framework/onnx/import.h"
 #include "tests/program_fixture.h"
 
@@ -117,6 +118,57 @@ TEST_F(ResumeTest, GoesOnFromAnOnnxFile) {
   EXPECT_LT(result.weights_alive(), start.weights_alive());
   const nlohmann::json summary = nlohmann::json::parse(read(root_ / "init" / "summary.json"));
   EXPECT_EQ(summary.at("options").at("init"), file.string());
+}
+
+// Signed activations and another scale of the input, in pieces, with bits and weights less.
+TEST_F(ResumeTest, ANetworkFromElsewhereStaysWhatItIs) {
+  Network network = onnx::import_network(root_ / "reference" / "model.onnx");
+  NetworkConfig config = network.config();
+  std::vector<Layer> layers = network.layers();
+  for (size_t i = 0; i + 1 < layers.size(); ++i) {
+    config.smallest_codes.push_back(i % 3 == 0 ? -8 : i % 3 == 1 ? -7 : 0);
+    layers[i].smallest_code = config.smallest_codes.back();
+  }
+  config.input_scale = 0.21F;
+  network.replace(config, std::move(layers));
+  const fs::path file = root_ / "elsewhere.onnx";
+  onnx::export_network(network, file);
+  const auto with_init = [&](const std::string& out) {
+    Arguments arguments = flags(out, 2);
+    std::erase_if(arguments, [](const std::string& flag) {
+      return flag.starts_with("--bits") || flag.starts_with("--filters") ||
+             flag.starts_with("--dense") || flag.starts_with("--p-") ||
+             flag.starts_with("--epochs") || flag.starts_with("--accuracy");
+    });
+    arguments.push_back("--init=" + file.string());
+    for (const char* flag : {"--p-methods=fewer-bits,lamp", "--p-methods-order=alternate",
+                             "--p-threshold=0.2", "--epochs=2", "--accuracy=0.4x"})
+      arguments.emplace_back(flag);
+    return arguments;
+  };
+  ASSERT_EQ(run(with_init("whole"), "whole"), 0) << log("whole");
+  EXPECT_THAT(log("whole"), testing::HasSubstr("input 4 (scale 0.21)"));
+  Arguments arguments = with_init("parts");
+  arguments.emplace_back("--time-limit=0.001");  // after an epoch
+  ASSERT_EQ(run(arguments, "parts"), 0) << log("parts");
+  arguments = resume("parts");
+  arguments.emplace_back("--time-limit=0");
+  ASSERT_EQ(run(arguments, "parts"), 0) << log("parts");
+  expect_same_results(root_ / "whole", root_ / "parts");
+
+  const NetworkConfig result = onnx::import_network(root_ / "whole" / "model.onnx").config();
+  EXPECT_EQ(result.input_scale, config.input_scale);
+  for (int i = 0; i + 1 < result.layers(); ++i) {
+    const int half = 1 << (result.act_bits_of(i) - 1);
+    EXPECT_EQ(result.smallest_code_of(i), i % 3 == 0 ? -half : i % 3 == 1 ? 1 - half : 0);
+  }
+  EXPECT_THAT(result.act_bits, testing::Contains(testing::Lt(4)));
+  const nlohmann::json described =
+      nlohmann::json::parse(read(root_ / "whole" / "summary.json")).at("result").at("network");
+  EXPECT_FLOAT_EQ(described.at("input_scale").get<float>(), 0.21F);
+  EXPECT_EQ(described.at("layers").at(1).at("signed_inputs"), true);
+  EXPECT_EQ(described.at("layers").at(3).at("signed_inputs"), false);
+  EXPECT_THAT(read(root_ / "whole" / "report.html"), testing::HasSubstr(" signed"));
 }
 
 TEST_F(ResumeTest, AnyNumberOfThreadsGivesTheSameBits) {

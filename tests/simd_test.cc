@@ -608,11 +608,13 @@ struct ActivationCase {
   int channels, rows, pool;
   bool quantized;
   float max_code;
+  float min_code = 0;
 };
 
 const ActivationCase kActivations[] = {
-    {1, 1, 1, true, 3},  {3, 6, 2, true, 15}, {5, 8, 4, true, 255}, {7, 9, 3, true, 255},
-    {2, 5, 1, false, 0}, {9, 4, 2, false, 0}, {3, 22, 2, true, 15}, {4, 11, 1, true, 7}};
+    {1, 1, 1, true, 3},         {3, 6, 2, true, 15},    {5, 8, 4, true, 255},  {7, 9, 3, true, 255},
+    {2, 5, 1, false, 0},        {9, 4, 2, false, 0},    {3, 22, 2, true, 15},  {4, 11, 1, true, 7},
+    {3, 6, 2, true, 127, -128}, {5, 9, 3, true, 7, -7}, {2, 5, 1, true, 1, -2}};
 
 // The sums of a layer and what its affine step makes of them, plainly.
 class ActivationData {
@@ -649,7 +651,7 @@ class ActivationData {
   float code(int row, int c, int lane) const {
     const float value = t(row, c, lane);
     if (!size_.quantized) return std::max(value, 0.0F);
-    return std::clamp(std::nearbyint(value), 0.0F, size_.max_code);
+    return std::clamp(std::nearbyint(value), size_.min_code, size_.max_code);
   }
   // Row of the first largest code of a window.
   int winner(int window, int c, int lane) const {
@@ -661,12 +663,20 @@ class ActivationData {
   }
   bool passes(int row, int c, int lane) const {
     const float value = t(row, c, lane);
-    return value > 0 && (!size_.quantized || std::nearbyint(value) <= size_.max_code);
+    const bool is_above = size_.min_code < 0 ? value > size_.min_code - 0.5F : value > 0;
+    return is_above && (!size_.quantized || std::nearbyint(value) <= size_.max_code);
   }
   cpu::Sums sums() const { return {y.data(), stride(), size_.rows, size_.channels}; }
   cpu::ChannelAffine affine() const { return {gain.data(), shift.data()}; }
   cpu::ChannelAffine second() const { return {second_gain.data(), second_shift.data()}; }
-  cpu::ActivationSpec spec() const { return {size_.pool, size_.quantized, size_.max_code}; }
+  cpu::ActivationSpec spec() const {
+    return {size_.pool, size_.quantized, size_.max_code, size_.min_code};
+  }
+  // What a byte stands for.
+  float code_of(uint8_t byte) const {
+    return size_.min_code < 0 ? static_cast<float>(static_cast<int8_t>(byte))
+                              : static_cast<float>(byte);
+  }
 
  private:
   ActivationCase size_;
@@ -706,7 +716,7 @@ TEST(SimdTest, QuantizeAndPool) {
             const float expected = data.code(data.winner(p, c, lane), c, lane);
             const size_t at = data.at(p, c, lane);
             if (size.quantized) {
-              ASSERT_EQ(static_cast<float>(codes[at]), expected);
+              ASSERT_EQ(data.code_of(codes[at]), expected);
             } else {
               ASSERT_NEAR(values[at], expected, 1e-4);
             }
@@ -814,7 +824,7 @@ TEST(SimdTest, EvaluateAndPool) {
             const size_t at = data.at(p, c, lane);
             if (size.quantized) {
               const float code = std::nearbyint(largest / kActScale);
-              ASSERT_EQ(static_cast<float>(codes[at]), std::clamp(code, 0.0F, size.max_code));
+              ASSERT_EQ(data.code_of(codes[at]), std::clamp(code, size.min_code, size.max_code));
             } else {
               ASSERT_EQ(values[at], std::max(largest, 0.0F));
             }
@@ -867,8 +877,9 @@ TEST(SimdTest, ActivationBackward) {
       return passed ? data.dp[data.at(r / size.pool, c, lane)] : 0.0F;
     };
     const cpu::PooledGradient gradient{
-        data.dp.data(), data.stride(), size.quantized ? codes.data() : nullptr,
-        data.stride(),  passes.data(), size.channels};
+        data.dp.data(),    data.stride(), size.quantized ? codes.data() : nullptr,
+        size.min_code < 0, data.stride(), passes.data(),
+        size.channels};
     for_each_target([&] {
       const size_t lanes = channels * cpu::kGradientSums * kLanes;
       Aligned<float> sums(lanes), spread_sums(lanes), dy(data.y.size), spread(data.y.size);
@@ -903,7 +914,7 @@ TEST(SimdTest, ActivationBackward) {
         for (int p = 0; size.quantized && p < size.rows / size.pool; ++p) {
           for (int lane = 0; lane < kLanes; ++lane) {
             const size_t at = data.at(p, c, lane);
-            sum_code += static_cast<double>(data.dp[at]) * codes[at];
+            sum_code += static_cast<double>(data.dp[at]) * double{data.code_of(codes[at])};
           }
         }
         const double* total = totals.data() + channel * cpu::kGradientSums;

@@ -104,7 +104,7 @@ TEST(TeacherTest, SaysWhatTheFloatNetworkSays) {
   for (const double temperature : {1.0, 3.0}) {
     std::vector<float> of_one_thread;
     for (const int threads : {1, 3}) {
-      const TaughtFrames frames(data, 4, teacher, temperature, threads, false);
+      const TaughtFrames frames(data, InputQuantizer::of(4), teacher, temperature, threads, false);
       frames.read(all_of(data), taught);
       EXPECT_EQ(taught.codes, plain.codes);
       EXPECT_EQ(taught.labels, plain.labels);
@@ -122,7 +122,7 @@ TEST(TeacherTest, ReadsTheFramesOfAnotherQuantization) {
   const MemoryDataset coarse(40, 4);
   coarse.read(all_of(coarse), seen);
   for (int8_t& code : seen.codes) code = static_cast<int8_t>(code * 4);  // the same value in 6 bits
-  TaughtFrames(coarse, 4, teacher, 2, 2, false).read(all_of(coarse), taught);
+  TaughtFrames(coarse, InputQuantizer::of(4), teacher, 2, 2, false).read(all_of(coarse), taught);
   expect_shares(taught, expected_shares(teacher, seen, 2));
 
   const MemoryDataset floats(40, kFloats);
@@ -130,7 +130,8 @@ TEST(TeacherTest, ReadsTheFramesOfAnotherQuantization) {
   seen.codes.resize(seen.values.size());
   quantize_input(seen.values, 6, seen.codes.data());
   seen.values.clear();
-  TaughtFrames(floats, kFloats, teacher, 2, 2, false).read(all_of(floats), taught);
+  TaughtFrames(floats, InputQuantizer::of(kFloats), teacher, 2, 2, false)
+      .read(all_of(floats), taught);
   expect_shares(taught, expected_shares(teacher, seen, 2));
 }
 
@@ -138,7 +139,8 @@ TEST(TeacherTest, ReadsTheFramesOfAnotherQuantization) {
 TEST(TeacherTest, RepeatsWhatItSaid) {
   const MemoryDataset data(40, 4);
   const Network teacher = random_network(config_with(4), 0.6, kSeed);
-  const TaughtFrames asked(data, 4, teacher, 2, 1, false), kept(data, 4, teacher, 2, 1, true);
+  const TaughtFrames asked(data, InputQuantizer::of(4), teacher, 2, 1, false),
+      kept(data, InputQuantizer::of(4), teacher, 2, 1, true);
   FrameBatch expected, actual;
   for (const std::vector<int64_t>& frames :
        {std::vector<int64_t>{7, 3, 39}, {3, 39}, {3, 20, 7}, {20, 7}}) {
@@ -153,7 +155,7 @@ TEST(TeacherTest, RefusesNetworksForOtherFrames) {
   MemoryDataset data(3, 4);
   const auto error = [&](const Network& teacher) {
     try {
-      const TaughtFrames frames(data, 4, teacher, 2, 1, true);
+      const TaughtFrames frames(data, InputQuantizer::of(4), teacher, 2, 1, true);
     } catch (const Error& failure) {
       return std::string(failure.what());
     }

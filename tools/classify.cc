@@ -144,7 +144,8 @@ std::unique_ptr<RadioMlDataset> open(const ClassifyOptions& o, const IntegerNetw
   options.path = o.data;
   options.classes = match.classes;
   options.snr_min = o.snr_min;
-  options.input_bits = network.has_standard_input() ? config.input_bits : kFloatBits;
+  options.input_bits = config.input_bits;
+  options.input_scale = config.input_scale;
   options.threads = o.threads;
   std::unique_ptr<RadioMlDataset> data = open_radioml(options);
   if (data->length() != config.length || config.input_channels != 2) {
@@ -164,15 +165,12 @@ Accuracy measure(const ClassifyOptions& o, const IntegerNetwork& network, const 
   BatchReader reader(data, std::move(frames), kBatch);
   std::vector<int32_t> logits;
   std::vector<uint8_t> predicted;
-  std::vector<int8_t> codes;  // of values that the file's reader does not know the scale of
   while (const FrameBatch* batch = reader.next()) {
     const size_t count = static_cast<size_t>(batch->count);
     logits.resize(count * classes);
     predicted.resize(count);
-    codes.resize(batch->values.size());
-    network.quantize(batch->values, codes.data());
     const Clock::time_point start = Clock::now();
-    network.run(codes.empty() ? batch->codes : codes, logits, predicted, o.threads);
+    network.run(batch->codes, logits, predicted, o.threads);
     result.seconds += seconds_since(start);
     for (size_t n = 0; n < count; ++n) {
       const size_t label = match.network_class[batch->labels[n]];
@@ -275,7 +273,7 @@ class StreamClassifier {
  private:
   void print(int64_t frame, size_t label, double certain) const;
   void look_at_level(std::span<const float> values, int64_t clipped, const std::string& name) {
-    level_.add(values, network_.has_standard_input() ? network_.config().input_bits : kFloatBits);
+    level_.add(values, network_.config().input_quantizer());
     level_.add_clipped_values(clipped);
     if (frames_ >= options_.stretch) warn_of_level(name);
   }
@@ -325,7 +323,7 @@ void StreamClassifier::run(std::istream& in, const std::string& name, const Samp
   for (int64_t count = options_.batch; count == options_.batch; frames_ += count) {
     count = stream.read(options_.batch, values);
     codes.resize(values.size());
-    network_.quantize(values, codes.data());
+    quantize_input(values, config.input_quantizer(), codes.data());
     look_at_level(values, stream.clipped_values() - clipped, name);
     clipped = stream.clipped_values();
     logits.resize(static_cast<size_t>(count) * classes);
@@ -465,9 +463,9 @@ void run(const ClassifyOptions& o) {
     throw UsageError("--format: an HDF5 file is not read from a pipe");
   }
   cpu::use_target(o.target);
-  const auto [trained, form] = load_for_inference(o.model);
+  const Network trained = load_model(o.model);
   const std::vector<std::string> names = class_names(o, trained);
-  const IntegerNetwork network(trained, form);
+  const IntegerNetwork network(trained);
   Json document;
   if (o.benchmark) document["benchmark"] = benchmark(o, network);
   if (format == "hdf5") {

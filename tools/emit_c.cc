@@ -57,7 +57,7 @@ std::string quoted(const std::string& text) {
 }
 
 bool succeeds(const std::string& command) {
-  std::fflush(stdout);
+  flush_output();
   const int status = std::system(command.c_str());  // NOLINT(concurrency-mt-unsafe): one thread
   return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
@@ -99,8 +99,7 @@ void report_size(const EmitOptions& o, const std::filesystem::path& source) {
 
 void run(const EmitOptions& o) {
   const std::filesystem::path model = o.model;
-  const auto [network, form] = load_for_inference(model);
-  const CCode code = emit_c(IntegerNetwork(network, form), o.name, model.filename().string());
+  const CCode code = emit_c(IntegerNetwork(load_model(model)), o.name, model.filename().string());
   const std::filesystem::path directory = o.out;
   std::error_code error;
   std::filesystem::create_directories(directory, error);

@@ -106,7 +106,9 @@ class Engine {
   }
 
   bool is_network() const { return network_.has_value(); }
-  int input_bits() const { return network_ ? network_->config().input_bits : kFloatBits; }
+  InputQuantizer input() const {
+    return network_ ? network_->config().input_quantizer() : InputQuantizer::of(kFloatBits);
+  }
   // Of a frame; 0: the graph says so itself.
   int length() const { return network_ ? network_->config().length : 0; }
   int64_t classes() const { return graph_.output_size(); }
@@ -134,7 +136,8 @@ void evaluate(const EvalOptions& options) {
   Engine engine(options, onnx::load(options.model));
   RadioMlOptions file;
   file.path = options.data;
-  file.input_bits = engine.input_bits();
+  file.input_bits = engine.input().bits;
+  file.input_scale = engine.input().scale;
   file.threads = options.threads;
   ClassMatch match;
   const std::vector<std::string> names =

@@ -67,8 +67,11 @@ double loss_of_weights(const PrunableLayer& layer) {
 double loss_of_activations(const PrunableLayer& layer) {
   double gradients = 0;
   for (size_t c = 0; c < layer.beta.size(); ++c) gradients += layer.beta.squared_gradient(c);
-  const double fine = cpu::activation_scale(layer.output_range, layer.output_bits);
-  const double coarse = cpu::activation_scale(layer.output_range, layer.output_bits - 1);
+  const auto scale = [&](int bits) {
+    return double{
+        cpu::activation_scale(layer.output_range, largest_code(bits, layer.signed_output))};
+  };
+  const double fine = scale(layer.output_bits), coarse = scale(layer.output_bits - 1);
   return gradients * (coarse * coarse - fine * fine) / 12;
 }
 

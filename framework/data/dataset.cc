@@ -146,20 +146,4 @@ std::vector<int64_t> epoch_order(std::span<const int64_t> frames, int64_t most, 
   return order;
 }
 
-void quantize_input(std::span<const float> values, int input_bits, int8_t* codes) {
-  if (input_bits < 2 || input_bits > 8) fail("input bits are {}, expected 2 to 8", input_bits);
-  const float levels = static_cast<float>(1 << (input_bits - 1));
-  const float inverse_scale = levels / kInputRange;  // a power of two: the product is exact
-  const float lowest = -levels, highest = levels - 1;
-  // Adding 1.5 * 2^23 leaves no fraction bits: the sum is rounded half to even, and its low byte is
-  // the integer in two's complement. Unlike nearbyint() this is plain vector code on any CPU.
-  constexpr float kRound = 0x1.8p23F;
-  for (size_t i = 0; i < values.size(); ++i) {
-    float x = values[i] * inverse_scale;
-    x = x < lowest ? lowest : x;  // the bounds are integers: clamping first rounds to the same
-    x = x > highest ? highest : x;
-    codes[i] = static_cast<int8_t>(std::bit_cast<uint32_t>(x + kRound));
-  }
-}
-
 }  // namespace fmp

@@ -7,11 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "framework/data/input_quantizer.h"
+
 namespace fmp {
 
 // Frames as a backend takes them: `count` frames of `length` complex samples, I and Q interleaved,
 // position-major as in a RadioML file: [count][length][2]. Quantized inputs (input_bits 2..8) come
-// as signed codes (value = code * 2 / 2^(input_bits-1)), float inputs (input_bits 32) as values;
+// as signed codes (see input_quantizer.h), float inputs (input_bits 32) as values;
 // exactly one of `codes` and `values` is filled.
 struct FrameBatch {
   int64_t count = 0;
@@ -78,18 +80,5 @@ std::vector<int64_t> shuffled(std::span<const int64_t> frames, uint64_t seed, ui
 // takes.
 std::vector<int64_t> epoch_order(std::span<const int64_t> frames, int64_t most, uint64_t seed,
                                  uint64_t epoch);
-
-// The input quantizer covers [-kInputRange, kInputRange).
-inline constexpr float kInputRange = 2.0F;
-
-// Value of an input code of 1: a power of two. input_bits: 2..8.
-constexpr float input_scale(int input_bits) {
-  return kInputRange / static_cast<float>(1 << (input_bits - 1));
-}
-
-// The input quantizer: codes[i] = clamp(round_half_even(values[i] / scale), -2^(b-1), 2^(b-1) - 1)
-// with b = input_bits (2..8) and scale = input_scale(b). Values must be finite; `codes` holds
-// values.size() elements.
-void quantize_input(std::span<const float> values, int input_bits, int8_t* codes);
 
 }  // namespace fmp

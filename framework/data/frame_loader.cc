@@ -29,7 +29,7 @@ constexpr int64_t kLevelStep = 16;
 // Converts one frame to what the store holds. Throws when a sample is not finite. Returns whether
 // all samples are 0.
 bool convert_frame(const Hdf5DataSet& x, int64_t row, std::span<const float> samples,
-                   int input_bits, std::byte* out) {
+                   const InputQuantizer& input, std::byte* out) {
   constexpr uint32_t kExponent = 0x7F800000;  // all ones in infinities and NaN
   constexpr uint32_t kMagnitude = 0x7FFFFFFF;
   uint32_t not_finite = 0, magnitudes = 0;
@@ -45,10 +45,10 @@ bool convert_frame(const Hdf5DataSet& x, int64_t row, std::span<const float> sam
     fail("{}, row {}: {} of sample {} is {}, expected a finite value", x.where(), row,
          index % 2 == 0 ? "I" : "Q", index / 2, *bad);
   }
-  if (input_bits == kFloatBits) {
+  if (input.bits == kFloatBits) {
     std::copy(samples.begin(), samples.end(), reinterpret_cast<float*>(out));
   } else {
-    quantize_input(samples, input_bits, reinterpret_cast<int8_t*>(out));
+    quantize_input(samples, input, reinterpret_cast<int8_t*>(out));
   }
   return magnitudes == 0;
 }
@@ -58,12 +58,13 @@ bool convert_frame(const Hdf5DataSet& x, int64_t row, std::span<const float> sam
 class FrameLoader {
  public:
   FrameLoader(const Hdf5DataSet& x, const FrameLayout& layout, std::span<const int64_t> rows,
-              int input_bits, int64_t memory_limit, FrameStore& store, const LoadProgress& progress)
+              const InputQuantizer& input, int64_t memory_limit, FrameStore& store,
+              const LoadProgress& progress)
       : x_(x),
         layout_(layout),
         rows_(rows),
-        input_bits_(input_bits),
-        frame_bytes_(stored_frame_bytes(x.row_elements(), input_bits)),
+        input_(input),
+        frame_bytes_(stored_frame_bytes(x.row_elements(), input.bits)),
         range_rows_(std::min(x.rows(), x.rows_per_read<float>())),
         store_(store),
         progress_(progress),
@@ -137,7 +138,7 @@ class FrameLoader {
         std::span<const float> frame =
             samples.subspan(static_cast<size_t>(offset), static_cast<size_t>(x_.row_elements()));
         if (layout_.i_before_q) frame = interleaved(frame, turned);
-        if (convert_frame(x_, rows_[i], frame, input_bits_, out)) level.add_silent_frames(1);
+        if (convert_frame(x_, rows_[i], frame, input_, out)) level.add_silent_frames(1);
         if (rows_.size() <= kLevelRows || rows_[i] % kLevelStep == 0) look_at(frame, level);
       }
     }
@@ -154,7 +155,7 @@ class FrameLoader {
   }
 
   void look_at(std::span<const float> frame, InputLevel& level) const {
-    level.add(frame, input_bits_);
+    level.add(frame, input_);
     if (const auto& limits = x_.integer_limits()) {
       level.add_clipped_values(std::ranges::count_if(
           frame, [&](float v) { return v <= limits->first || v >= limits->second; }));
@@ -180,7 +181,7 @@ class FrameLoader {
   const Hdf5DataSet& x_;
   const FrameLayout layout_;
   const std::span<const int64_t> rows_;
-  const int input_bits_;
+  const InputQuantizer input_;
   const int64_t frame_bytes_;
   const int64_t range_rows_;
   FrameStore& store_;
@@ -204,9 +205,10 @@ int64_t stored_frame_bytes(int64_t row_elements, int input_bits) {
 }
 
 InputLevel load_frames(const Hdf5DataSet& x, const FrameLayout& layout,
-                       std::span<const int64_t> rows, int input_bits, int64_t memory_limit,
-                       int threads, FrameStore& store, const LoadProgress& progress) {
-  return FrameLoader(x, layout, rows, input_bits, memory_limit, store, progress).run(threads);
+                       std::span<const int64_t> rows, const InputQuantizer& input,
+                       int64_t memory_limit, int threads, FrameStore& store,
+                       const LoadProgress& progress) {
+  return FrameLoader(x, layout, rows, input, memory_limit, store, progress).run(threads);
 }
 
 }  // namespace fmp

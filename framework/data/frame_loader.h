@@ -8,6 +8,7 @@
 #include "framework/data/frame_store.h"
 #include "framework/data/hdf5_file.h"
 #include "framework/data/input_level.h"
+#include "framework/data/input_quantizer.h"
 
 namespace fmp {
 
@@ -25,14 +26,15 @@ struct FrameLayout {
 };
 
 // Copies rows `rows` (ascending) of x into `store` as frames 0, 1, ... of [length][2] values: each
-// sample quantized to input_bits (2..8) or as a float (kFloatBits). The file is read in its own
-// order and each of its chunks once, in blocks of a few MB (more where a chunk is larger),
+// sample quantized, or as a float where the quantizer's bits are kFloatBits. The file is read in
+// its own order and each of its chunks once, in blocks of a few MB (more where a chunk is larger),
 // converted by up to `threads` threads (0 = all cores) whose buffers take about memory_limit / 4
 // together. Throws Error, naming the row, when it cannot be read or holds a value that is not
 // finite; of several such rows the first is named, whatever the threads do. Returns the level of
 // the rows, of large sets that of every 16th.
 InputLevel load_frames(const Hdf5DataSet& x, const FrameLayout& layout,
-                       std::span<const int64_t> rows, int input_bits, int64_t memory_limit,
-                       int threads, FrameStore& store, const LoadProgress& progress);
+                       std::span<const int64_t> rows, const InputQuantizer& input,
+                       int64_t memory_limit, int threads, FrameStore& store,
+                       const LoadProgress& progress);
 
 }  // namespace fmp

@@ -16,8 +16,8 @@ double share(int64_t part, int64_t whole) {
 
 }  // namespace
 
-void InputLevel::add(std::span<const float> frame, int input_bits) {
-  bits_ = input_bits;
+void InputLevel::add(std::span<const float> frame, const InputQuantizer& input) {
+  bits_ = input.bits;
   double i = 0, q = 0, power = 0;
   for (size_t n = 0; n + 1 < frame.size(); n += 2) {
     const double x = static_cast<double>(frame[n]), y = static_cast<double>(frame[n + 1]);
@@ -29,11 +29,11 @@ void InputLevel::add(std::span<const float> frame, int input_bits) {
   q_ += q;
   power_ += power;
   values_ += static_cast<int64_t>(frame.size());
-  if (input_bits == kFloatBits) return;
+  if (input.bits == kFloatBits) return;
   // Half a code away from the neighbours, where quantize_input() rounds to even: to 0 and the
   // lowest code, but not to the highest.
-  const float code = 4 / static_cast<float>(1 << input_bits);
-  const float zero = code / 2, lowest = -2 + code / 2, highest = 2 - 1.5F * code;
+  const float code = input.scale, range = code * static_cast<float>(1 << (input.bits - 1));
+  const float zero = code / 2, lowest = -range + code / 2, highest = range - 1.5F * code;
   int64_t zeros = 0, limits = 0;
   for (const float v : frame) {
     zeros += std::abs(v) <= zero ? 1 : 0;

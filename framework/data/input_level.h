@@ -6,15 +6,18 @@
 #include <string>
 #include <vector>
 
+#include "framework/data/input_quantizer.h"
+
 namespace fmp {
 
 // How large the values of frames are, beside what networks are made for: a complex deviation of 1,
-// as RadioML's frames have it over a long stretch, in an input of [-2, 2). Data of another level
-// reach a quantized network as zeros, or as its largest codes, and nothing else tells so.
+// as RadioML's frames have it over a long stretch, in an input of, usually, [-2, 2). Data of
+// another level reach a quantized network as zeros, or as its largest codes, and nothing else tells
+// so.
 class InputLevel {
  public:
-  // Values of a frame, I and Q interleaved. input_bits: 2 to 8, or kFloatBits.
-  void add(std::span<const float> frame, int input_bits);
+  // Values of a frame, I and Q interleaved, and what they become.
+  void add(std::span<const float> frame, const InputQuantizer& input);
   // Frames all of whose samples are 0, as a file has them that was only partly written.
   void add_silent_frames(int64_t frames) { silent_frames_ += frames; }
   // Values at the limits of the integers that they are stored as.

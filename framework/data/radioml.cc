@@ -372,8 +372,9 @@ class RadioMlLoader {
                                                                        : options_.cache_dir,
                                             frames, frame_bytes)
                           : make_memory_store(frames, frame_bytes);
-    result_->level_ = load_frames(x_, layout_, rows, options_.input_bits, limit, options_.threads,
-                                  *result_->store_, progress);
+    result_->level_ = load_frames(x_, layout_, rows,
+                                  InputQuantizer::of(options_.input_bits, options_.input_scale),
+                                  limit, options_.threads, *result_->store_, progress);
     if (ranks != nullptr) result_->level_ = of_all(*ranks, result_->level_);
     result_->warnings_ = result_->level_.warnings(options_.path, all);
   }

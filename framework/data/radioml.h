@@ -41,6 +41,7 @@ struct RadioMlOptions {
   int64_t frames_per_block = 0;      // frames kept of every (class, SNR) pair, see shortened(); 0 =
                                      // all
   int input_bits = 8;                // 2..8: frames become codes; 32: they stay float
+  float input_scale = 0;             // of the codes; 0: the usual one, see InputQuantizer
   int64_t memory_limit = 0;  // bytes that frames may take in memory; larger sets are kept in
                              // a temporary file. 0 = half of the machine's memory.
   std::string cache_dir;     // where that file is made; empty = $TMPDIR or /var/tmp

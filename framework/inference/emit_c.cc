@@ -227,7 +227,7 @@ class Emitter {
     std::string upper = guard.substr(0, guard.size() - 2);
     const NetworkConfig& c = network_.config();
     const int values = c.length * c.input_channels;
-    const double scale = static_cast<double>(network_.input_scale());
+    const double scale = static_cast<double>(c.input_quantizer().scale);
     return fmt::format(
         R"(/* Generated from {origin}: a quantized 1-D CNN on integers alone, in C99.
  *

@@ -130,20 +130,8 @@ void find_thresholds(const cpu::SumRange& range, const CodeOf& code_of,
   }
 }
 
-// As cpu::activation_codes, for codes that begin at `smallest` < 0; written as their distance from
-// that of the full range.
-uint8_t signed_code(const cpu::EvaluationState& state, int channel, int bits, int smallest,
-                    int32_t sum) {
-  const auto c = static_cast<size_t>(channel);
-  const float value = static_cast<float>(sum) * state.sum_scale * state.gain[c] + state.shift[c];
-  const int half = 1 << (bits - 1);
-  const float code = std::nearbyint(value / state.act_scale);
-  const auto limited = std::clamp(code, static_cast<float>(smallest), static_cast<float>(half - 1));
-  return static_cast<uint8_t>(static_cast<int>(limited) + half);
-}
-
-// Batch-norm and quantizer as thresholds; returns the scale of the codes. smallest: of the codes.
-float set_thresholds(const Layer& layer, float x_scale, float weight_scale, int smallest,
+// Batch-norm and quantizer as thresholds; returns the scale of the codes.
+float set_thresholds(const Layer& layer, float x_scale, float weight_scale,
                      IntegerLayerData& data) {
   const cpu::EvaluationState state = cpu::evaluation_state(
       layer, x_scale, weight_scale,
@@ -151,6 +139,7 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale, int 
       layer.running_mean.floats(), layer.running_var.floats());
   const double unit = double{state.sum_scale} / double{state.act_scale};  // of a sum, in codes
   const size_t levels = static_cast<size_t>((1 << layer.act_bits) - 1);
+  const int half = 1 << (layer.act_bits - 1);
   data.thresholds.resize(static_cast<size_t>(layer.out_channels) * levels);
   for (int o = 0; o < layer.out_channels; ++o) {
     const size_t channel = static_cast<size_t>(o);
@@ -171,13 +160,10 @@ float set_thresholds(const Layer& layer, float x_scale, float weight_scale, int 
     const auto code_of = [&](const int32_t* sums, uint8_t* codes) {
       std::array<int32_t, kLanes> original{};
       for (size_t i = 0; i < kLanes; ++i) original[i] = sign * sums[i];
-      if (smallest == 0) {
-        cpu::activation_codes(state, o, layer.act_bits, original.data(), codes);
-        return;
-      }
-      for (size_t i = 0; i < kLanes; ++i) {
-        codes[i] = signed_code(state, o, layer.act_bits, smallest, original[i]);
-      }
+      cpu::activation_codes(state, o, layer, original.data(), codes);
+      // Signed ones are counted from the smallest of a full range on.
+      if (layer.smallest_code == 0) return;
+      for (size_t i = 0; i < kLanes; ++i) codes[i] = static_cast<uint8_t>(codes[i] + half);
     };
     const std::span<int32_t> thresholds =
         std::span(data.thresholds).subspan(channel * levels, levels);
@@ -304,24 +290,20 @@ int64_t LogitRounding::operator()(size_t label, int32_t sum) const {
   return round(round(round(sum) * multiplier_[label]) + offset_[label]);
 }
 
-IntegerNetwork::IntegerNetwork(const Network& network, const InferenceForm& form)
-    : config_(network.config()) {
+IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config()) {
   for (const Layer& layer : network.layers()) require_quantized(layer);
-  input_scale_ = form.input_scale != 0 ? form.input_scale : fmp::input_scale(config_.input_bits);
-  float x_scale = input_scale_;
+  float x_scale = config_.input_quantizer().scale;
   int positions = config_.length;  // that the layer before writes
   bool signed_input = true;
   for (const Layer& layer : network.layers()) {
-    const size_t index = data_.size();
     IntegerLayerData& data = data_.emplace_back(describe(layer, positions, signed_input));
     const float weight_scale = set_codes(layer, data);
     check_sums(data);
     if (layer.kind == Layer::Kind::kOutput) {
       set_output(layer, x_scale * weight_scale);
     } else {
-      const int smallest = form.smallest_codes.empty() ? 0 : form.smallest_codes.at(index);
-      x_scale = set_thresholds(layer, x_scale, weight_scale, smallest, data);
-      signed_input = smallest < 0;
+      x_scale = set_thresholds(layer, x_scale, weight_scale, data);
+      signed_input = layer.smallest_code < 0;
     }
     positions = layer.length / layer.pool;
     kernels_.push_back(compile(data));
@@ -333,6 +315,7 @@ void IntegerNetwork::set_output(const Layer& layer, float scale) {
   for (int o = 0; o < layer.out_channels; ++o) {
     output_offset_.push_back(static_cast<int32_t>(offset_of_sums(data, o)));
   }
+  if (data.nonzeros() == 0) return set_constant_output(layer, scale);
   logit_scale_ = scale;
   if (!std::isnormal(scale)) {
     fail("{}: the scale of its sums is {}, not a normal number", layer.name, scale);
@@ -369,17 +352,29 @@ void IntegerNetwork::set_output(const Layer& layer, float scale) {
   }
 }
 
-void IntegerNetwork::quantize(std::span<const float> values, int8_t* codes) const {
-  if (has_standard_input()) {
-    quantize_input(values, config_.input_bits, codes);
-    return;
+// Where no weight is left, logits are biases, and `scale`, which follows from the largest weight,
+// says nothing of their size.
+void IntegerNetwork::set_constant_output(const Layer& layer, float scale) {
+  const std::span<const float> biases = layer.bias.value.floats();
+  std::vector<float> logits(biases.begin(), biases.end());
+  if (!layer.gain.defined()) {
+    logits = cpu::output_bias_codes(biases, scale);
+    for (float& logit : logits) logit *= scale;
   }
-  const float half = std::ldexp(1.0F, config_.input_bits - 1);
-  for (const float value : values) {
-    if (!std::isfinite(value)) fail("a sample is {}", value);
-    const float code = std::nearbyint(value / input_scale_);
-    *codes++ = static_cast<int8_t>(std::clamp(code, -half, half - 1));
+  float largest = 0;
+  for (const float logit : logits) {
+    if (!std::isfinite(logit)) fail("{}: a bias is {}", layer.name, logit);
+    largest = std::max(largest, std::abs(logit));
   }
+  constexpr int kBitsOfLargest = 22;  // in units of the scale
+  const float unit = std::max(std::ldexp(largest, -kBitsOfLargest), 0x1p-100F);
+  data_.back().bias.assign(logits.size(), 0);
+  try {
+    rounding_ = LogitRounding(unit, std::vector<float>(logits.size(), 1.0F), logits, 1);
+  } catch (const std::range_error& error) {
+    fail("{}: {}", layer.name, error.what());
+  }
+  logit_scale_ = rounding_.unit();
 }
 
 size_t IntegerNetwork::buffer_bytes() const {

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "framework/data/dataset.h"
-#include "framework/network/inference_form.h"
 #include "framework/network/network.h"
 #include "kernels/cpu/integer_ops.h"
 
@@ -86,14 +85,9 @@ class IntegerNetwork {
  public:
   // Throws Error when the network is not quantized throughout, its values are not finite, or a sum
   // could leave 32 bits; the message names the layer.
-  explicit IntegerNetwork(const Network& network, const InferenceForm& form = {});
+  explicit IntegerNetwork(const Network& network);
 
   const NetworkConfig& config() const { return config_; }
-  // The codes of the input: round_half_even(value / input_scale()), limited to their range.
-  float input_scale() const { return input_scale_; }
-  bool has_standard_input() const { return input_scale_ == fmp::input_scale(config_.input_bits); }
-  // Values must be finite; `codes` holds as many.
-  void quantize(std::span<const float> values, int8_t* codes) const;
   // Whether logits are sums plus bias; else they are LogitRounding::integer_logit's.
   bool has_plain_output() const { return rounding_.shift() == 0; }
   const std::vector<IntegerLayerData>& layers() const { return data_; }
@@ -113,6 +107,7 @@ class IntegerNetwork {
 
  private:
   void set_output(const Layer& layer, float scale);
+  void set_constant_output(const Layer& layer, float scale);
   size_t buffer_bytes() const;
   // `count` frames through all layers; sums: [classes padded][kLanes]. buffers: of buffer_bytes().
   void run_tile(const int8_t* frames, int count, uint8_t* const (&buffers)[2], int32_t* sums) const;
@@ -122,7 +117,7 @@ class IntegerNetwork {
   std::vector<cpu::IntegerLayer> kernels_;
   std::vector<int32_t> output_offset_;  // of sums of what makes signed inputs unsigned
   LogitRounding rounding_;
-  float logit_scale_ = 1, input_scale_ = 1;
+  float logit_scale_ = 1;
 };
 
 }  // namespace fmp

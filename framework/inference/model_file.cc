@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "framework/inference/model_file.h"
 
-#include <utility>
-
 #include "framework/error.h"
 #include "framework/network/checkpoint.h"
 #include "framework/onnx/import.h"
@@ -17,12 +15,6 @@ Network load_model(const std::filesystem::path& file) {
          file.string(), checkpoint.networks.size());
   }
   return checkpoint.networks.begin()->second;
-}
-
-InferenceModel load_for_inference(const std::filesystem::path& file) {
-  if (file.extension() != ".onnx") return {load_model(file), {}};
-  onnx::Imported imported = onnx::import_for_inference(file);
-  return {std::move(imported.network), std::move(imported.form)};
 }
 
 }  // namespace fmp

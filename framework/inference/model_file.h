@@ -3,7 +3,6 @@
 
 #include <filesystem>
 
-#include "framework/network/inference_form.h"
 #include "framework/network/network.h"
 
 namespace fmp {
@@ -12,12 +11,5 @@ namespace fmp {
 // onnx::import_network) or one of ours (see load_checkpoint) that holds a single network. Throws
 // Error that names the file.
 Network load_model(const std::filesystem::path& file);
-
-// The same for an IntegerNetwork, which can do more than a Network (onnx::import_for_inference).
-struct InferenceModel {
-  Network network;
-  InferenceForm form;
-};
-InferenceModel load_for_inference(const std::filesystem::path& file);
 
 }  // namespace fmp

@@ -41,10 +41,10 @@ void softmax(std::span<const int32_t> logits, double scale, float* out) {
 
 }  // namespace
 
-TaughtFrames::TaughtFrames(const Dataset& source, int input_bits, const Network& teacher,
-                           double temperature, int threads, bool stay)
+TaughtFrames::TaughtFrames(const Dataset& source, const InputQuantizer& input,
+                           const Network& teacher, double temperature, int threads, bool stay)
     : source_(source),
-      input_bits_(input_bits),
+      input_(input),
       teacher_(checked(teacher, source)),
       temperature_(temperature),
       threads_(threads) {
@@ -106,8 +106,8 @@ void TaughtFrames::ask_teacher(FrameBatch& batch) const {
 // The frames in the teacher's input quantizer.
 std::span<const int8_t> TaughtFrames::codes_for_teacher(const FrameBatch& batch,
                                                         std::vector<int8_t>& codes) const {
-  if (teacher_.has_standard_input() && teacher_.config().input_bits == input_bits_)
-    return batch.codes;
+  const InputQuantizer wanted = teacher_.config().input_quantizer();
+  if (wanted == input_) return batch.codes;
   const size_t count = static_cast<size_t>(batch.count);
   const size_t frame_values = 2 * static_cast<size_t>(length());
   codes.resize(count * frame_values);
@@ -115,12 +115,13 @@ std::span<const int8_t> TaughtFrames::codes_for_teacher(const FrameBatch& batch,
   cpu::parallel_for(items, threads_, [&](int64_t item) {
     const size_t first = static_cast<size_t>(item) * kFramesOfItem * frame_values;
     const size_t size = std::min(codes.size() - first, kFramesOfItem * frame_values);
-    if (input_bits_ == kFloatBits)
-      return teacher_.quantize(std::span(batch.values).subspan(first, size), codes.data() + first);
+    if (input_.bits == kFloatBits)
+      return quantize_input(std::span(batch.values).subspan(first, size), wanted,
+                            codes.data() + first);
     std::vector<float> values(size);
     for (size_t i = 0; i < size; ++i)
-      values[i] = static_cast<float>(batch.codes[first + i]) * input_scale(input_bits_);
-    teacher_.quantize(values, codes.data() + first);
+      values[i] = static_cast<float>(batch.codes[first + i]) * input_.scale;
+    quantize_input(values, wanted, codes.data() + first);
   });
   return codes;
 }

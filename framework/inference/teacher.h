@@ -18,13 +18,13 @@ namespace fmp {
 // on the thread that reads batches, and those that it has help from.
 class TaughtFrames final : public Dataset {
  public:
-  // source: must outlive this; the teacher sees its frames as they are, in the quantization of the
-  // network that learns. temperature: above 0. threads >= 1. stay: the frames stay what they are,
-  // so that what the teacher says of them is kept (up to 1 GB of it) and it sees each frame once.
-  // Throws Error when the teacher is not for such frames and classes or is not quantized
+  // source: must outlive this; the teacher sees its frames as they are, in `input`, the quantizer
+  // of the network that learns. temperature: above 0. threads >= 1. stay: the frames stay what they
+  // are, so that what the teacher says of them is kept (up to 1 GB of it) and it sees each frame
+  // once. Throws Error when the teacher is not for such frames and classes or is not quantized
   // throughout.
-  TaughtFrames(const Dataset& source, int input_bits, const Network& teacher, double temperature,
-               int threads, bool stay);
+  TaughtFrames(const Dataset& source, const InputQuantizer& input, const Network& teacher,
+               double temperature, int threads, bool stay);
 
   int64_t size() const override { return source_.size(); }
   int length() const override { return source_.length(); }
@@ -43,7 +43,7 @@ class TaughtFrames final : public Dataset {
                                             std::vector<int8_t>& codes) const;
 
   const Dataset& source_;
-  int input_bits_;
+  InputQuantizer input_;
   IntegerNetwork teacher_;
   double temperature_;
   int threads_;

@@ -270,6 +270,8 @@ void to_json(nlohmann::json& json, const NetworkConfig& config) {
           {"weight_bits", config.weight_bits},
           {"act_bits", config.act_bits}};
   if (config.class_scales) json["class_scales"] = true;
+  if (config.input_scale != 0) json["input_scale"] = config.input_scale;
+  if (!config.smallest_codes.empty()) json["smallest_codes"] = config.smallest_codes;
 }
 
 namespace {
@@ -302,6 +304,9 @@ void from_json(const nlohmann::json& json, NetworkConfig& config) {
   read_field(json, "weight_bits", config.weight_bits);
   read_field(json, "act_bits", config.act_bits);
   config.class_scales = json.contains("class_scales") && json.at("class_scales").get<bool>();
+  config.input_scale = json.contains("input_scale") ? json.at("input_scale").get<float>() : 0.0F;
+  config.smallest_codes.clear();
+  if (json.contains("smallest_codes")) read_field(json, "smallest_codes", config.smallest_codes);
 }
 
 }  // namespace fmp

@@ -107,7 +107,8 @@ void fold_constant(const ChangingLink& link, int channel, float constant,
 }
 
 // With gamma = beta = 0 the channel emits 0 in training and evaluation, and as the gradient of a
-// ReLU at 0 is 0, neither ever changes.
+// ReLU at 0 is 0, neither ever changes. (That of a signed quantizer passes: where a weight remains
+// that reads the channel, it learns a constant.)
 void silence(Layer& layer, int channel) {
   const auto c = static_cast<size_t>(channel);
   clear_entry(layer.gamma, c);
@@ -220,11 +221,12 @@ float constant_output(const Layer& layer, int channel) {
       cpu::evaluation_affine(layer.gamma.value.floats()[c], layer.beta.value.floats()[c],
                              layer.running_mean.floats()[c], layer.running_var.floats()[c])
           .shift;
-  const float shift = std::max(0.0F, batch_norm);
-  if (layer.act_bits == kFloatBits) return shift;
-  const auto largest_code = static_cast<float>((1 << layer.act_bits) - 1);
-  const float scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
-  return std::min(std::nearbyint(shift / scale), largest_code) * scale;
+  if (layer.act_bits == kFloatBits) return std::max(0.0F, batch_norm);
+  const float scale =
+      cpu::activation_scale(layer.threshold.value.floats()[0], layer.largest_code());
+  return std::clamp(std::nearbyint(batch_norm / scale), static_cast<float>(layer.smallest_code),
+                    static_cast<float>(layer.largest_code())) *
+         scale;
 }
 
 CompactionReport compact(Network& network) {

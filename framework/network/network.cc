@@ -117,7 +117,9 @@ std::vector<Layer> describe_layers(const NetworkConfig& config) {
     layer.out_channels = outputs;
     layer.weight_bits = config.weight_bits_of(index);
     layer.input_bits = config.input_bits_of(index);
-    layer.act_bits = kind == Layer::Kind::kOutput ? kFloatBits : config.act_bits_of(index);
+    const bool hidden = kind != Layer::Kind::kOutput;
+    layer.act_bits = hidden ? config.act_bits_of(index) : kFloatBits;
+    layer.smallest_code = hidden ? config.smallest_code_of(index) : 0;
     channels = outputs;
   };
   for (size_t i = 0; i < config.filters.size(); ++i) {
@@ -248,6 +250,7 @@ void check_layer(const Layer& layer, const Layer& expected, bool class_scales) {
   check_size(name + " positions", layer.length, expected.length);
   check_size(name + " pool", layer.pool, expected.pool);
   if (layer.form != expected.form) fail("{}: another form of convolution", name);
+  check_size(name + " smallest code", layer.smallest_code, expected.smallest_code);
   const int64_t outputs = expected.out_channels;
   const int64_t weights = expected.weights();
   check_parameter(name + ".weight", layer.weight, weights);
@@ -276,6 +279,20 @@ void NetworkConfig::validate() const {
   check_bits("weight bits", weight_bits, layers());
   check_bits("activation bits", act_bits, layers() - 1);
   const int last = layers() - 1;
+  if (input_scale != 0 &&
+      (input_bits == kFloatBits || !(input_scale > 0) || !std::isnormal(input_scale))) {
+    throw UsageError(fmt::format("input scale: {} with {} bits", input_scale, input_bits));
+  }
+  if (!smallest_codes.empty() && smallest_codes.size() != static_cast<size_t>(last)) {
+    throw UsageError(
+        fmt::format("smallest codes: {} values, expected {}", smallest_codes.size(), last));
+  }
+  for (int i = 0; i < last; ++i) {
+    const int code = smallest_code_of(i), lowest = -(1 << (act_bits_of(i) % kFloatBits) >> 1);
+    if (code != 0 && (act_bits_of(i) == kFloatBits || (code != lowest && code != lowest + 1))) {
+      throw UsageError(fmt::format("smallest codes: {} with {} bits", code, act_bits_of(i)));
+    }
+  }
   if (class_scales && (weight_bits_of(last) == kFloatBits || input_bits_of(last) == kFloatBits)) {
     throw UsageError("class scales: the output layer does not multiply codes");
   }
@@ -288,6 +305,10 @@ void NetworkConfig::validate() const {
 int NetworkConfig::weight_bits_of(int layer) const { return per_layer(weight_bits, layer); }
 
 int NetworkConfig::act_bits_of(int layer) const { return per_layer(act_bits, layer); }
+
+int NetworkConfig::smallest_code_of(int layer) const {
+  return smallest_codes.empty() ? 0 : smallest_codes[static_cast<size_t>(layer)];
+}
 
 int NetworkConfig::input_bits_of(int layer) const {
   return layer == 0 ? input_bits : act_bits_of(layer - 1);

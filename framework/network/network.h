@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/data/input_quantizer.h"
 #include "framework/network/tensor.h"
 #include "kernels/layer.h"
 
@@ -27,6 +28,7 @@ struct Convolution {
 //   input quantizer -> filters.size() x [Conv1d(no bias) -> BatchNorm1d -> QuantReLU -> MaxPool1d]
 //   -> flatten -> dense.size() x [Linear(no bias) -> BatchNorm1d -> QuantReLU] ->
 //   Linear(classes, quantized bias).
+// A hidden layer may have a signed quantizer instead of a QuantReLU.
 // The defaults are the published VGG10. Lists beside filters and dense: one value for all layers,
 // or one per layer.
 struct NetworkConfig {
@@ -40,6 +42,10 @@ struct NetworkConfig {
   int input_bits = 8;        // 2..8, or 32 for float
   std::vector<int> weight_bits = {8};  // 2..8 or 32; one for all layers, or one per layer
   std::vector<int> act_bits = {8};     // 2..8 or 32; one for all hidden layers, or one per layer
+  // Value of an input code of 1; 0 stands for fmp::input_scale(input_bits). 0 for float inputs.
+  float input_scale = 0;
+  // LayerShape::smallest_code of each hidden layer; empty: all are 0.
+  std::vector<int> smallest_codes;
   // Whether each class has a scale of its own (Layer::gain) and a bias that is not quantized, as
   // networks from elsewhere may. Where the output layer multiplies codes.
   bool class_scales = false;
@@ -51,6 +57,8 @@ struct NetworkConfig {
   int weight_bits_of(int layer) const;  // 0 <= layer < layers()
   int act_bits_of(int layer) const;     // of what a hidden layer writes, 0 <= layer < layers() - 1
   int input_bits_of(int layer) const;   // of what a layer reads
+  InputQuantizer input_quantizer() const { return InputQuantizer::of(input_bits, input_scale); }
+  int smallest_code_of(int layer) const;        // 0 <= layer < layers() - 1
   Convolution convolution(int layer) const;     // 0 <= layer < filters.size()
   void set_outputs(size_t layer, int outputs);  // of a hidden layer
   // Elements of all layers' weights together, those included that a Layer's form has no place for.
@@ -89,8 +97,8 @@ struct Layer : LayerShape {
   // read as one, by a stride or flattened: in_channels index = position * channels + channel.
   Parameter weight;
   Parameter gamma, beta;  // batch-norm's, [out_channels]; hidden layers
-  // QuantReLU's largest value v, [1]; hidden layers with act_bits < 32. In the first training steps
-  // the running mean of the batches' percentiles, afterwards learned.
+  // The quantizer's largest value v, [1]; hidden layers with act_bits < 32. A QuantReLU's is in the
+  // first training steps the running mean of the batches' percentiles, afterwards learned.
   Parameter threshold;
   Parameter bias;  // [out_channels]; output layer
   // Of each class's scale to the layer's, fixed, [out_channels]: logit = sum * scale * gain + bias;

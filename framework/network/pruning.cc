@@ -49,6 +49,7 @@ PrunableLayer prunable(Layer& layer, size_t index, double correction) {
   view.weight_bits = layer.weight_bits;
   view.input_bits = layer.input_bits;
   view.output_bits = layer.act_bits;
+  view.signed_output = layer.smallest_code < 0;
   view.weights = layer.weight.value.floats();
   view.mask = layer.weight.mask;
   view.trained_weights = trained(layer.weight, correction);
@@ -97,10 +98,16 @@ int apply_bits(Network& network, const std::vector<PrunableLayer>& views,
     removed += before - after;
   };
   for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerShape before = layers[i];
     lower(layers[i].name, layers[i].weight_bits, views[i].weight_bits);
     lower(layers[i].name, layers[i].act_bits, views[i].output_bits);
     layers[i].weight_bits = views[i].weight_bits;
     layers[i].act_bits = views[i].output_bits;
+    if (int& code = layers[i].smallest_code; code < 0) {
+      const bool is_narrow = code + before.largest_code() == 0;
+      code = -layers[i].largest_code() - (is_narrow ? 0 : 1);
+      config.smallest_codes[i] = code;
+    }
     if (i > 0) layers[i].input_bits = views[i - 1].output_bits;
     config.weight_bits.push_back(views[i].weight_bits);
     if (i + 1 < layers.size()) config.act_bits.push_back(views[i].output_bits);

@@ -56,6 +56,7 @@ struct PrunableLayer {
   // The largest value that the activations can have, which is their largest code; 0 where they are
   // float.
   float output_range = 0;
+  bool signed_output = false;  // whether codes below 0 are among those that it writes
 
   int64_t weights_per_channel() const { return static_cast<int64_t>(kernel) * in_channels; }
   // The part of weights or mask that belongs to one output channel.

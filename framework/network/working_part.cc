@@ -13,8 +13,10 @@ namespace {
 
 size_t size(int count) { return static_cast<size_t>(count); }
 
-// Whether batch-norm and ReLU turn sums of 0 into 0, and let no gradient pass in training.
+// Whether batch-norm and activation turn sums of 0 into 0, and let no gradient pass in training,
+// as a signed quantizer does.
 bool silences_zero(const Layer& layer, int channel, bool training) {
+  if (training && layer.smallest_code < 0) return false;
   return training ? layer.beta.value.floats()[size(channel)] <= 0
                   : constant_output(layer, channel) == 0;
 }

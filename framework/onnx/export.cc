@@ -44,12 +44,17 @@ class Writer {
     shape_ = {1, config.input_channels, config.length};
     value_ = "global_in";
     describe(*graph().add_input());
-    float scale = 1;
-    if (config.input_bits != kFloatBits) {
-      scale = input_scale(config.input_bits);
-      value_ = add_quantizer("input", value_, {scale, config.input_bits, true, false});
-    }
     const std::vector<Layer>& layers = network_.layers();
+    float scale = 1;
+    bool input_as_codes = false;
+    if (config.input_bits != kFloatBits) {
+      scale = config.input_quantizer().scale;
+      // Codes times a power of two are exact; times anything else, codes they must be.
+      input_as_codes = multiplies_codes(layers[0]) && !is_power_of_two(scale);
+      if (input_as_codes) advance("Div", "input", {add_scalar("input.divisor", scale)});
+      value_ = add_quantizer("input", value_,
+                             {input_as_codes ? 1 : scale, config.input_bits, true, false});
+    }
     for (size_t i = 0; i < layers.size(); ++i) {
       const Layer& layer = layers[i];
       const bool on_codes = multiplies_codes(layer);
@@ -60,8 +65,8 @@ class Writer {
         add_dense(layer, weight_scale);
       }
       if (on_codes) {
-        // The input of the network keeps its scale, a power of two.
-        const float factor = i == 0 ? weight_scale : scale * weight_scale;
+        const bool is_scaled = i == 0 && !input_as_codes;
+        const float factor = is_scaled ? weight_scale : scale * weight_scale;
         advance("Mul", layer.name, {add_sum_scale(layer, factor)});
       }
       if (layer.kind == Layer::Kind::kOutput) {
@@ -264,13 +269,15 @@ class Writer {
     epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
     float scale = 1;
     if (layer.act_bits != kFloatBits) {
-      scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.act_bits);
+      scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.largest_code());
     }
     if (as_codes) advance("Div", layer.name, {add_scalar(layer.name + ".divisor", scale)});
-    advance("Relu", layer.name);
+    const bool is_signed = layer.smallest_code < 0;
+    if (!is_signed) advance("Relu", layer.name);
     if (layer.act_bits != kFloatBits) {
-      value_ =
-          add_quantizer(layer.name, value_, {as_codes ? 1 : scale, layer.act_bits, false, false});
+      const bool is_narrow = is_signed && layer.smallest_code + layer.largest_code() == 0;
+      value_ = add_quantizer(layer.name, value_,
+                             {as_codes ? 1 : scale, layer.act_bits, is_signed, is_narrow});
       describe(*graph().add_value_info());
     }
     if (layer.pool > 1) {

@@ -19,7 +19,8 @@ namespace fmp::onnx {
 // Such sums are exact in float, whatever their order, and what follows (BatchNormalization, Div,
 // Quant) rounds as cpu::EvaluationState says, so that a runtime that executes the graph node by
 // node finds the codes and predictions of this project. Only the quantizers of the network's input,
-// whose scale is a power of two, and of the output's bias keep their scales.
+// where its scale is a power of two, and of the output's bias keep their scales. Signed quantizers
+// have no Relu before them.
 //
 // Replaces `file` atomically. Throws Error that names the file and the system's reason.
 void export_network(const Network& network, const std::filesystem::path& file);

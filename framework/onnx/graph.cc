@@ -140,6 +140,11 @@ bool Quantizer::zero_centred() const {
   return std::ranges::all_of(zero_point.floats(), [](float value) { return value == 0; });
 }
 
+bool is_power_of_two(float value) {
+  int exponent = 0;
+  return std::frexp(value, &exponent) == 0.5F;
+}
+
 bool is_quantizer(const GraphNode& node) { return node.op == "Quant" || node.op == "IntQuant"; }
 
 Quantizer quantizer_of(const Graph& graph, const GraphNode& node) {

@@ -117,6 +117,7 @@ struct Quantizer {
   bool zero_centred() const;                  // every zero point is 0
 };
 bool is_quantizer(const GraphNode& node);
+bool is_power_of_two(float value);
 // Throws Error when scale, zero point or bit width are no constants or make no sense.
 Quantizer quantizer_of(const Graph& graph, const GraphNode& node);
 

@@ -30,9 +30,9 @@ bool same_scale(double found, double expected) {
   return std::abs(found - expected) <= kScaleTolerance * std::abs(expected);
 }
 
-// The largest value of a QuantReLU whose scale, computed as the kernels do, is `scale` to the bit.
-float threshold_for(float scale, int bits) {
-  const auto codes = static_cast<float>((1 << bits) - 1);
+// The largest value of a quantizer whose scale, computed as the kernels do, is `scale` to the bit.
+float threshold_for(float scale, int largest_code) {
+  const auto codes = static_cast<float>(largest_code);
   const float threshold = scale * codes;
   float below = threshold, above = threshold;
   constexpr int kMaxSteps = 4;
@@ -76,11 +76,9 @@ struct WeightOperand {
   float divisor = 1;  // of the values, before the quantizer
 };
 
-enum class Purpose : uint8_t { kTraining, kInference };
-
 class Importer {
  public:
-  Importer(const Graph& graph, Purpose purpose) : graph_(graph), purpose_(purpose) {
+  explicit Importer(const Graph& graph) : graph_(graph) {
     for (const GraphNode& node : graph.nodes) {
       if (graph.value(node.output).constant) continue;
       for (size_t i = 0; i < node.inputs.size(); ++i) {
@@ -91,7 +89,7 @@ class Importer {
     }
   }
 
-  Imported read() {
+  Network read() {
     read_input();
     while (node_ != nullptr) read_layer();
     if (layers_.size() < 2) fail("{}: fewer than two layers with weights", graph_.file);
@@ -99,7 +97,6 @@ class Importer {
       fail("{}: the last layer is a convolution, expected a dense layer", graph_.file);
     }
     layers_.back().kind = Layer::Kind::kOutput;
-    finish_activations();
     finish_output();
     Network network(config(), 0);
     for (size_t i = 0; i < layers_.size(); ++i) fill(layers_[i], network.layers()[i]);
@@ -107,7 +104,7 @@ class Importer {
     network.class_names = graph_.class_names;
     // The thresholds are learned ones: further training must not replace them by percentiles.
     network.steps = kThresholdStatisticSteps;
-    return {std::move(network), std::move(form_)};
+    return network;
   }
 
  private:
@@ -240,6 +237,12 @@ class Importer {
     }
     advance_to(graph_.input);
     skip_transparent();
+    const GraphNode* divides = at("Div") ? node_ : nullptr;
+    if (divides != nullptr) input_factor_ = read_factor();
+    skip_transparent();
+    if (divides != nullptr && !at_quantizer()) {
+      fail_at(graph_, *divides, "expected a quantizer after what divides the input");
+    }
     if (!at_quantizer()) return;
     const FoundQuantizer quantizer = read_quantizer();
     input_bits_ = quantizer.bits;
@@ -247,15 +250,16 @@ class Importer {
       fail_at(graph_, *quantizer.node,
               "the input quantizer is unsigned or narrow, expected signed and full range");
     }
-    input_scale_ = quantizer.scale;
-    const double expected = static_cast<double>(fmp::input_scale(input_bits_));
-    if (same_scale(input_scale_, expected)) return;
-    if (purpose_ != Purpose::kInference) {
-      fail_at(
-          graph_, *quantizer.node,
-          fmt::format("input scale {}, expected {} (the range [-2, 2))", input_scale_, expected));
+    input_scale_ = static_cast<float>(double{quantizer.scale} / input_factor_);
+    if (!std::isnormal(input_scale_)) {
+      fail_at(graph_, *quantizer.node, fmt::format("its scale is {}", input_scale_));
     }
-    form_.input_scale = input_scale_;
+    // Else two divisions are rounded, where a Network has one.
+    if (divides != nullptr && !is_power_of_two(quantizer.scale)) {
+      fail_at(graph_, *divides,
+              fmt::format("divides the input before it is quantized at {}, expected a power of two",
+                          quantizer.scale));
+    }
   }
 
   // The constant that a node multiplies or divides by, if it is a single positive number.
@@ -647,7 +651,7 @@ class Importer {
     layer.act_bits = quantizer.bits;
     layer.smallest_code = static_cast<int>(quantizer.low);
     layer.act_scale = usable_scale(*quantizer.node, double{quantizer.scale} / layer.act_factor,
-                                   std::ldexp(1.0, quantizer.bits) - 1);
+                                   largest_code(quantizer.bits, quantizer.is_signed()));
     layer.quantizer_node = quantizer.node;
   }
 
@@ -731,7 +735,7 @@ class Importer {
   void read_layer() {
     read_flatten();
     if (node_ == nullptr) fail("{}: ends with a reshaping, expected a dense layer", graph_.file);
-    const double factor = layers_.empty() ? 1 : layers_.back().act_factor;
+    const double factor = layers_.empty() ? input_factor_ : layers_.back().act_factor;
     FoundLayer& layer = layers_.emplace_back();
     layer.factor = factor;
     layer_node_ = node_;
@@ -759,21 +763,6 @@ class Importer {
 
   float input_scale_of(size_t layer) const {
     return layer == 0 ? input_scale_ : layers_[layer - 1].act_scale;
-  }
-
-  void finish_activations() {
-    if (std::ranges::none_of(layers_, [](const FoundLayer& l) { return l.smallest_code != 0; })) {
-      return;
-    }
-    for (const FoundLayer& layer : layers_) {
-      if (layer.kind == Layer::Kind::kOutput) break;
-      if (layer.smallest_code != 0 && purpose_ != Purpose::kInference) {
-        fail_at(graph_, *layer.quantizer_node,
-                "the quantizer of activations is signed, which training does not know (inference "
-                "does)");
-      }
-      form_.smallest_codes.push_back(layer.smallest_code);
-    }
   }
 
   // An output layer with a scale for each class, or with a bias that is not in codes, keeps them.
@@ -833,6 +822,9 @@ class Importer {
     config.length = static_cast<int>(in[2]);
     config.classes = static_cast<int>(layers_.back().outputs);
     config.input_bits = input_bits_;
+    if (input_bits_ != kFloatBits && input_scale_ != fmp::input_scale(input_bits_)) {
+      config.input_scale = input_scale_;
+    }
     config.class_scales = !gains_.empty();
     config.filters.clear();
     config.dense.clear();
@@ -861,7 +853,12 @@ class Importer {
         config.dense.push_back(static_cast<int>(layer.outputs));
       }
       config.weight_bits.push_back(layer.weight_bits);
-      if (layer.kind != Layer::Kind::kOutput) config.act_bits.push_back(layer.act_bits);
+      if (layer.kind == Layer::Kind::kOutput) break;
+      config.act_bits.push_back(layer.act_bits);
+      config.smallest_codes.push_back(layer.smallest_code);
+    }
+    if (std::ranges::all_of(config.smallest_codes, [](int code) { return code == 0; })) {
+      config.smallest_codes.clear();
     }
     try {
       config.validate();
@@ -923,19 +920,18 @@ class Importer {
       }
     }
     if (found.act_bits != kFloatBits) {
-      layer.threshold.value.floats()[0] = threshold_for(found.act_scale, found.act_bits);
+      layer.threshold.value.floats()[0] = threshold_for(found.act_scale, layer.largest_code());
     }
   }
 
   const Graph& graph_;
-  Purpose purpose_;
-  InferenceForm form_;
   std::map<int, std::vector<const GraphNode*>> readers_;  // of values that depend on the input
   int value_ = 0;                                         // where in the chain we are ...
   const GraphNode* node_ = nullptr;                       // ... and what reads it
   const GraphNode* layer_node_ = nullptr;                 // of the layer that is being read
   int input_bits_ = kFloatBits;
   float input_scale_ = 1;
+  double input_factor_ = 1;  // of the input's values, before they are quantized
   Shape flattened_;  // [channels, positions] when the next dense layer reads flattened values
   std::vector<FoundLayer> layers_;
   std::vector<float> gains_;  // of the classes; empty: they share one scale
@@ -943,14 +939,8 @@ class Importer {
 
 }  // namespace
 
-Network import_network(const Graph& graph) {
-  return Importer(graph, Purpose::kTraining).read().network;
-}
+Network import_network(const Graph& graph) { return Importer(graph).read(); }
 
 Network import_network(const std::filesystem::path& file) { return import_network(load(file)); }
-
-Imported import_for_inference(const std::filesystem::path& file) {
-  return Importer(load(file), Purpose::kInference).read();
-}
 
 }  // namespace fmp::onnx

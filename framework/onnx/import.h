@@ -3,7 +3,6 @@
 
 #include <filesystem>
 
-#include "framework/network/inference_form.h"
 #include "framework/network/network.h"
 #include "framework/onnx/graph.h"
 
@@ -12,31 +11,24 @@ namespace fmp::onnx {
 // Reads an ONNX file with Quant nodes (of any of the domains that Brevitas, FINN and QONNX write,
 // see framework/onnx/graph.h) as a Network that computes the same function, so that it can be
 // trained, pruned and compiled further:
-//   [Quant] -> n x [Conv (same padding, stride 1, odd kernel) -> [BatchNormalization] -> Relu and
+//   [Quant] -> n x [Conv (same padding, stride 1, odd kernel) -> [BatchNormalization] -> [Relu] and
 //   Quant -> [MaxPool]] -> Flatten or Reshape -> m x [Gemm or MatMul -> [BatchNormalization] ->
-//   Relu and Quant] -> Gemm or MatMul, with a bias quantized at input scale * weight scale.
+//   [Relu] and Quant] -> Gemm or MatMul, with a bias quantized at input scale * weight scale.
 // Weights that are zero become pruned (their mask is 0). Biases before a batch-norm are folded into
 // it, and so is an epsilon other than kBatchNormEpsilon. Positive scalars (Mul, Div) may stand
 // before the quantizers of weights and activations and after a Conv, Gemm or MatMul; what they
 // amount to goes into the weights and scales.
 //
-// Quantizers are Quant or IntQuant nodes, or QuantizeLinear, [Clip,] DequantizeLinear. Weights may
-// have a scale for each output; a batch-norm takes up what a hidden layer's differ by. An output
-// layer with a scale for each class, or with a bias that is no multiple of the sums' scale, keeps
-// them (NetworkConfig::class_scales).
+// Quantizers are Quant or IntQuant nodes, or QuantizeLinear, [Clip,] DequantizeLinear; the input's
+// may have any scale, and those of activations may be signed, where no Relu is before them. Weights
+// may have a scale for each output; a batch-norm takes up what a hidden layer's differ by. An
+// output layer with a scale for each class, or with a bias that is no multiple of the sums' scale,
+// keeps them (NetworkConfig::class_scales).
 //
 // Throws Error, in one line that names the file and the node, when the file cannot be read or is
 // not a graph of this form: such a graph may still be evaluated (framework/onnx/evaluate.h).
 Network import_network(const std::filesystem::path& file);
 // The same for a graph that is already read.
 Network import_network(const Graph& graph);
-
-// The same for inference on integers, which can do more: any scale of the input and signed
-// activations.
-struct Imported {
-  Network network;
-  InferenceForm form;
-};
-Imported import_for_inference(const std::filesystem::path& file);
 
 }  // namespace fmp::onnx

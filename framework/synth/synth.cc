@@ -149,7 +149,8 @@ void SynthDataset::make(int64_t frame, size_t k, FrameBatch& batch) const {
   }
   std::array<float, kFrameValues> values;
   write(values);
-  quantize_input(values, options_.input_bits, batch.codes.data() + k * kFrameValues);
+  quantize_input(values, InputQuantizer::of(options_.input_bits, options_.input_scale),
+                 batch.codes.data() + k * kFrameValues);
 }
 
 }  // namespace fmp::synth

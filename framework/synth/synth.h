@@ -59,6 +59,7 @@ class SynthDataset : public Dataset {
     std::vector<int> classes;  // indices; empty: all
     std::vector<int> snrs_db;  // empty: -20, -18, ..., 30
     int input_bits = 8;        // as FrameBatch describes: 2..8 codes, 32 values
+    float input_scale = 0;     // of the codes; 0: the usual one, see InputQuantizer
     int threads = 1;  // that share out the frames of a read(); the frames do not depend on it
   };
   explicit SynthDataset(Options options);

@@ -13,10 +13,10 @@
 namespace fmp {
 namespace {
 
-Variable make_activation(const TileShape& shape, int bits, ElementType code_type) {
+Variable make_activation(const TileShape& shape, int bits, ElementType type) {
   auto result = std::make_shared<Activation>();
   result->bits = bits;
-  result->value = Tensor::tile(shape, bits == kFloatBits ? ElementType::kF32 : code_type);
+  result->value = Tensor::tile(shape, type);
   return result;
 }
 
@@ -69,12 +69,14 @@ Variable input_frames(const FrameBatch& batch, const Network& network,
   const NetworkConfig& config = network.config();
   const Layer& first = network.layers().front();
   const TileShape shape{batch.count, first.length, first.in_channels, first.padding()};
-  Variable x = make_activation(shape, config.input_bits, ElementType::kS8);
+  const bool are_codes = config.input_bits != kFloatBits;
+  Variable x =
+      make_activation(shape, config.input_bits, are_codes ? ElementType::kS8 : ElementType::kF32);
   x->needs_grad = false;
-  if (config.input_bits == kFloatBits) {
+  if (!are_codes) {
     cpu::pack_frames(std::span<const float>(batch.values), x->value.view(), context.threads);
   } else {
-    x->scale = input_scale(config.input_bits);
+    x->scale = config.input_quantizer().scale;
     cpu::pack_frames(std::span<const int8_t>(batch.codes), x->value.view(), context.threads);
   }
   return x;
@@ -86,7 +88,7 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   if (!std::exchange(workspace.compiled, false)) compile(layer, workspace, true);
   Variable y =
       make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
-                      layer.act_bits, ElementType::kU8);
+                      layer.act_bits, layer.output_type());
   cpu::HiddenOperands reading;
   if (reader != nullptr) reading = {input_of(y), &reader->weights, &reader->state};
   workspace.state.first_layer = !x->needs_grad;
@@ -126,7 +128,7 @@ Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
   compile(layer, workspace, false);
   Variable y =
       make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
-                      layer.act_bits, ElementType::kU8);
+                      layer.act_bits, layer.output_type());
   y->scale = cpu::hidden_forward_eval(input_of(x), workspace.weights, hidden_parameters(layer),
                                       layer.running_mean.floats(), layer.running_var.floats(),
                                       y->value.view(), context);

@@ -24,6 +24,7 @@ namespace fmp::cpu::HWY_NAMESPACE {
 constexpr hn::RebindToSigned<FloatTag> kLaneInts;
 constexpr hn::RebindToUnsigned<FloatTag> kLaneUnsigned;
 constexpr hn::Rebind<uint8_t, FloatTag> kLaneBytes;
+constexpr hn::Rebind<int8_t, FloatTag> kLaneSignedBytes;
 using Mask = hn::Mask<FloatTag>;
 
 // Bits of one element's lanes, vector v of them.
@@ -58,23 +59,29 @@ struct Affine {
 // in the lowest bits.
 constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23
 
-template <bool kQuantized>
+// kSigned: codes begin below zero.
+template <bool kQuantized, bool kSigned = false>
 class Activation {
  public:
   HWY_INLINE explicit Activation(const ActivationSpec& spec)
-      : max_code_(hn::Set(kFloats, spec.max_code)),
+      : min_code_(hn::Set(kFloats, spec.min_code)),
+        max_code_(hn::Set(kFloats, spec.max_code)),
         // max_code is odd, so that max_code + 0.5 rounds up to even.
         limit_(hn::Set(kLaneInts, in_order(kQuantized ? spec.max_code + 0.5F
                                                       : std::numeric_limits<float>::infinity()))) {}
 
   // What pooling compares: the code, with kRounder added, or max(t, 0) without quantization.
   HWY_INLINE V pooled(V t) const {
-    const V positive = hn::Max(t, hn::Zero(kFloats));
+    const V positive = hn::Max(t, kSigned ? min_code_ : hn::Zero(kFloats));
     if constexpr (!kQuantized) return positive;
     return hn::Add(hn::Min(positive, max_code_), hn::Set(kFloats, kRounder));
   }
-  // Whether t is above zero and not clipped.
+  // Whether t is above zero and not clipped; signed codes begin half a code below the smallest.
   HWY_INLINE Mask within(V t) const {
+    if constexpr (kSigned) {
+      const V half = hn::Set(kFloats, 0.5F);
+      return hn::And(hn::Gt(t, hn::Sub(min_code_, half)), hn::Lt(t, hn::Add(max_code_, half)));
+    }
     const auto order = hn::Add(hn::BitCast(kLaneInts, t), hn::Set(kLaneInts, kToOrder));
     return hn::RebindMask(kFloats, hn::Lt(order, limit_));
   }
@@ -100,7 +107,7 @@ class Activation {
     return static_cast<int32_t>(std::bit_cast<uint32_t>(value) + static_cast<uint32_t>(kToOrder));
   }
 
-  V max_code_;
+  V min_code_, max_code_;
   hn::Vec<hn::RebindToSigned<FloatTag>> limit_;
 };
 
@@ -109,7 +116,12 @@ HWY_INLINE void store_pooled(V rounded, uint8_t* out) {
 }
 HWY_INLINE void store_pooled(V value, float* out) { hn::Store(value, kFloats, out); }
 
+template <bool kSigned = false>
 HWY_INLINE V load_codes(const uint8_t* codes) {
+  if constexpr (kSigned) {
+    const auto bytes = hn::LoadU(kLaneSignedBytes, reinterpret_cast<const int8_t*>(codes));
+    return hn::ConvertTo(kFloats, hn::PromoteTo(kLaneInts, bytes));
+  }
   return hn::ConvertTo(kFloats, hn::PromoteTo(kLaneInts, hn::LoadU(kLaneBytes, codes)));
 }
 

@@ -7,7 +7,8 @@
 // window, and one bit for each y: whether the gradient of the pooled output passes to it. It does
 // where y wins its window (the first largest code, as PyTorch's MaxPool1d on dequantized values)
 // and is neither below zero nor clipped (the straight-through rule of Brevitas' QuantReLU: 0 < t
-// and round(t) <= max_code). With these bits the backward pass is a few multiply-adds per element.
+// and round(t) <= max_code; a signed quantizer begins half a code below its min_code). With these
+// bits the backward pass is a few multiply-adds per element.
 #include <type_traits>
 
 #include "kernels/cpu/simd.h"
@@ -41,9 +42,9 @@ HWY_INLINE void with_pool(int pool, const F& f) {
 }
 
 // One window, one vector of lanes.
-template <bool kQuantized, int kPool, typename T>
+template <int kPool, typename Activation, typename T>
 HWY_INLINE void activate_window(const float* HWY_RESTRICT y, ptrdiff_t y_stride, int pool,
-                                const Affine& affine, const Activation<kQuantized>& activation,
+                                const Affine& affine, const Activation& activation,
                                 T* HWY_RESTRICT out, uint16_t* HWY_RESTRICT passes,
                                 ptrdiff_t passes_stride, int v) {
   const auto t = [&](int j) HWY_ATTR { return affine(hn::Load(kFloats, y + j * y_stride)); };
@@ -75,11 +76,11 @@ HWY_INLINE void activate_window(const float* HWY_RESTRICT y, ptrdiff_t y_stride,
   }
 }
 
-template <bool kQuantized, typename T>
+template <bool kQuantized, bool kSigned, typename T>
 HWY_INLINE void activate(const Sums& sums, const ChannelAffine& channel_affine,
                          const ActivationSpec& spec, T* out, ptrdiff_t out_stride, uint16_t* passes,
                          ptrdiff_t passes_stride) {
-  const Activation<kQuantized> activation(spec);
+  const Activation<kQuantized, kSigned> activation(spec);
   with_pool(spec.pool, [&](auto constant) HWY_ATTR {
     constexpr int kPool = decltype(constant)::value;
     const int pool = kPool > 0 ? kPool : spec.pool;
@@ -89,9 +90,9 @@ HWY_INLINE void activate(const Sums& sums, const ChannelAffine& channel_affine,
         HWY_UNROLL(16)
         for (int v = 0; v < kVectors; ++v) {
           const int at = c * kLanes + v * kWidth;
-          activate_window<kQuantized, kPool>(
-              sums.y + w * pool * sums.stride + at, sums.stride, pool, affine, activation,
-              out + w * out_stride + at, passes + w * pool * passes_stride + c, passes_stride, v);
+          activate_window<kPool>(sums.y + w * pool * sums.stride + at, sums.stride, pool, affine,
+                                 activation, out + w * out_stride + at,
+                                 passes + w * pool * passes_stride + c, passes_stride, v);
         }
       }
     }
@@ -100,12 +101,16 @@ HWY_INLINE void activate(const Sums& sums, const ChannelAffine& channel_affine,
 
 void quantize_pool(const Sums& sums, const ChannelAffine& affine, const ActivationSpec& spec,
                    uint8_t* out, ptrdiff_t out_stride, uint16_t* passes, ptrdiff_t passes_stride) {
-  activate<true>(sums, affine, spec, out, out_stride, passes, passes_stride);
+  if (spec.min_code < 0) {
+    activate<true, true>(sums, affine, spec, out, out_stride, passes, passes_stride);
+  } else {
+    activate<true, false>(sums, affine, spec, out, out_stride, passes, passes_stride);
+  }
 }
 
 void relu_pool(const Sums& sums, const ChannelAffine& affine, const ActivationSpec& spec,
                float* out, ptrdiff_t out_stride, uint16_t* passes, ptrdiff_t passes_stride) {
-  activate<false>(sums, affine, spec, out, out_stride, passes, passes_stride);
+  activate<false, false>(sums, affine, spec, out, out_stride, passes, passes_stride);
 }
 
 // Exact: squares of 32-bit integers in 64 bits.
@@ -133,7 +138,7 @@ void integer_sums(const Sums& sums, IntegerTotals* totals) {
 }
 
 // What a step of the backward pass does with each vector of a channel.
-template <bool kQuantized, int kPool>
+template <bool kQuantized, bool kSigned, int kPool>
 HWY_INLINE void backward_sums_of(const Sums& sums, int any_pool, const PooledGradient& gradient,
                                  float* HWY_RESTRICT totals) {
   const int pool = kPool > 0 ? kPool : any_pool;
@@ -159,7 +164,7 @@ HWY_INLINE void backward_sums_of(const Sums& sums, int any_pool, const PooledGra
           y += sums.stride;
         }
         if constexpr (kQuantized) {
-          code_sum = hn::MulAdd(dp_w, load_codes(code), code_sum);
+          code_sum = hn::MulAdd(dp_w, load_codes<kSigned>(code), code_sum);
           code += gradient.code_stride;
         }
         dp += gradient.dp_stride;
@@ -174,10 +179,12 @@ HWY_INLINE void backward_sums_of(const Sums& sums, int any_pool, const PooledGra
 void backward_sums(const Sums& sums, int pool, const PooledGradient& gradient, float* totals) {
   with_pool(pool, [&](auto constant) HWY_ATTR {
     constexpr int kPool = decltype(constant)::value;
-    if (gradient.codes != nullptr) {
-      backward_sums_of<true, kPool>(sums, pool, gradient, totals);
+    if (gradient.codes == nullptr) {
+      backward_sums_of<false, false, kPool>(sums, pool, gradient, totals);
+    } else if (gradient.signed_codes) {
+      backward_sums_of<true, true, kPool>(sums, pool, gradient, totals);
     } else {
-      backward_sums_of<false, kPool>(sums, pool, gradient, totals);
+      backward_sums_of<true, false, kPool>(sums, pool, gradient, totals);
     }
   });
 }
@@ -245,7 +252,9 @@ void spread_gradient(int rows, int channels, int any_pool, const PooledGradient&
             to += row_stride;
           }
           if (gradient.codes != nullptr) {
-            code_sum = hn::MulAdd(dp_w, load_codes(code), code_sum);
+            const V codes =
+                gradient.signed_codes ? load_codes<true>(code) : load_codes<false>(code);
+            code_sum = hn::MulAdd(dp_w, codes, code_sum);
             code += gradient.code_stride;
           }
           dp += gradient.dp_stride;

@@ -22,6 +22,7 @@ using ByteTag = hn::Rebind<uint8_t, FloatTag>;
 constexpr ByteTag kBytes;
 using SignedByteTag = hn::Rebind<int8_t, FloatTag>;
 constexpr SignedByteTag kSignedBytes;
+constexpr hn::RebindToUnsigned<IntTag> kUnsigned;
 
 void unpack_u8(const uint8_t* codes, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += kWidth) {
@@ -173,11 +174,12 @@ HWY_INLINE void evaluate_windows(const Sums& sums, const EvaluationSteps& steps,
 
 void evaluate_codes(const Sums& sums, const EvaluationSteps& steps, const ActivationSpec& spec,
                     uint8_t* out, ptrdiff_t out_stride) {
-  const V max_code = hn::Set(kFloats, spec.max_code), scale = hn::Set(kFloats, steps.act_scale);
+  const V max_code = hn::Set(kFloats, spec.max_code), min_code = hn::Set(kFloats, spec.min_code);
+  const V scale = hn::Set(kFloats, steps.act_scale);
   evaluate_windows(sums, steps, spec.pool, out, out_stride, [&](V value, uint8_t* to) HWY_ATTR {
     const V t = hn::Div(value, scale);
-    const V code = hn::Min(hn::Max(t, hn::Zero(kFloats)), max_code);
-    hn::StoreU(hn::DemoteTo(kBytes, hn::NearestInt(code)), kBytes, to);
+    const auto code = hn::NearestInt(hn::Min(hn::Max(t, min_code), max_code));
+    hn::StoreU(hn::TruncateTo(kBytes, hn::BitCast(kUnsigned, code)), kBytes, to);
   });
 }
 

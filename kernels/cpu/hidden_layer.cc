@@ -96,7 +96,7 @@ void normalise(const LayerShape& shape, double count, double sum_scale,
 
 void set_threshold(const LayerShape& shape, float threshold, HiddenState& state) {
   state.threshold = threshold;
-  state.act_scale = threshold / largest_act_code(shape);
+  state.act_scale = threshold / static_cast<float>(shape.largest_code());
   for (float& gain : state.gain) gain /= state.act_scale;
   for (float& shift : state.shift) shift /= state.act_scale;
 }
@@ -120,7 +120,7 @@ void hidden_forward_train(const Input& x, const Weights& weights,
             static_cast<double>(x.scale) * static_cast<double>(weights.scale()), parameters,
             running, state);
 
-  state.collected = collect && shape.act_bits != kFloatBits;
+  state.collected = collect && shape.act_bits != kFloatBits && shape.smallest_code == 0;
   if (state.collected) {
     collect_threshold(pass, state, context);
   } else if (shape.act_bits != kFloatBits) {
@@ -170,9 +170,8 @@ void hidden_forward_train(const Input& x, const Weights& weights,
   if (sums_of_reader) sums_of_reader->finish(ranks_of(context));
 }
 
-float activation_scale(float threshold, int act_bits) {
-  return std::max(std::fabs(threshold), kMinQuantizerRange) /
-         static_cast<float>((1 << act_bits) - 1);
+float activation_scale(float threshold, int largest_code) {
+  return std::max(std::fabs(threshold), kMinQuantizerRange) / static_cast<float>(largest_code);
 }
 
 EvaluationAffine evaluation_affine(float gamma, float beta, float mean, float var) {
@@ -193,7 +192,7 @@ EvaluationState evaluation_state(const LayerShape& shape, float x_scale, float w
     state.shift.push_back(affine.shift);
   }
   if (shape.act_bits != kFloatBits) {
-    state.act_scale = activation_scale(parameters.threshold, shape.act_bits);
+    state.act_scale = activation_scale(parameters.threshold, shape.largest_code());
   }
   return state;
 }
@@ -325,7 +324,7 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
   float statistic_gradient = 0;
   gradients.threshold = 0;
   if (shape.act_bits != kFloatBits) {
-    const double of_threshold = scale_gradient / static_cast<double>(largest_act_code(shape));
+    const double of_threshold = scale_gradient / static_cast<double>(shape.largest_code());
     if (!state.collected) {
       const float v = parameters.threshold;
       gradients.threshold = v > 0 ? of_threshold : v < 0 ? -of_threshold : 0;

@@ -12,13 +12,11 @@
 
 namespace fmp::cpu {
 
-inline float largest_act_code(const LayerShape& shape) {
-  return static_cast<float>((1 << shape.act_bits) - 1);
-}
-
 inline ActivationSpec activation_spec(const LayerShape& shape) {
   const bool quantized = shape.act_bits != kFloatBits;
-  return {shape.pool, quantized, quantized ? largest_act_code(shape) : 0.0F};
+  if (!quantized) return {shape.pool, false, 0.0F, 0.0F};
+  return {shape.pool, true, static_cast<float>(shape.largest_code()),
+          static_cast<float>(shape.smallest_code)};
 }
 
 class HiddenPass {
@@ -121,6 +119,7 @@ inline PooledGradient pooled_gradient(const HiddenPass& pass, const HiddenOperan
     const int64_t row =
         pass.items().row(item, first_row / s.pool, s.length / s.pool, layer.out.shape.pad);
     g.codes = static_cast<const uint8_t*>(layer.out.data) + row * g.code_stride;
+    g.signed_codes = s.smallest_code < 0;
   }
   g.passes = layer.state->passes.data() + pass.first_channel(item, first_row);
   g.passes_stride = s.out_channels;

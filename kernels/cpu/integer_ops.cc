@@ -121,13 +121,14 @@ Requantizer shifted(const Requantizer& requantizer, int32_t offset) {
   return r;
 }
 
-void activation_codes(const EvaluationState& state, int channel, int act_bits, const int32_t* sums,
-                      uint8_t* codes) {
+void activation_codes(const EvaluationState& state, int channel, const LayerShape& shape,
+                      const int32_t* sums, uint8_t* codes) {
   alignas(64) std::array<float, kLanes> y{};
   for (size_t i = 0; i < y.size(); ++i) y[i] = static_cast<float>(sums[i]);
   const size_t c = static_cast<size_t>(channel);
   const EvaluationSteps steps{state.sum_scale, &state.gain[c], &state.shift[c], state.act_scale};
-  const ActivationSpec spec{1, true, static_cast<float>((1 << act_bits) - 1)};
+  const ActivationSpec spec{1, true, static_cast<float>(shape.largest_code()),
+                            static_cast<float>(shape.smallest_code)};
   simd().evaluate_codes({y.data(), kLanes, 1, 1}, steps, spec, codes, kLanes);
 }
 

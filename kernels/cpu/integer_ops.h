@@ -63,8 +63,8 @@ Requantizer shifted(const Requantizer& requantizer, int32_t offset);
 
 // The codes that hidden_forward_eval() writes for these sums of a channel: its own vector code with
 // its own rounding. sums, codes: [kLanes].
-void activation_codes(const EvaluationState& state, int channel, int act_bits, const int32_t* sums,
-                      uint8_t* codes);
+void activation_codes(const EvaluationState& state, int channel, const LayerShape& shape,
+                      const int32_t* sums, uint8_t* codes);
 
 // How four products of bytes are summed. One that the instruction set in use lacks runs as kWide;
 // all give the same sums.

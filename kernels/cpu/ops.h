@@ -4,7 +4,8 @@
 //
 // Notation: N frames, O output and C input channels, T taps, L positions. Activations are tiles
 // (kernels/tile.h). Quantized activations are codes, value = code * scale, unsigned b bits after a
-// QuantReLU and signed b bits at the input. Weights are [O][T][C] float with a mask of bytes.
+// QuantReLU, signed b bits at the input and after a signed quantizer. Weights are [O][T][C] float
+// with a mask of bytes.
 //
 // The integer part of the forward pass is exact: sums of products of codes do not depend on order,
 // plan, instruction set or number of threads. All floating-point sums run in an order that depends
@@ -92,7 +93,8 @@ void pack_frames(std::span<const float> frames, TileView out, int threads);
 // Parameters of a hidden layer: BatchNorm1d and QuantReLU. All [O] but threshold.
 struct HiddenParameters {
   std::span<const float> gamma, beta;
-  float threshold = 1;  // v: scale = |v| / (2^b - 1); not read while collecting or if act is float
+  float threshold =
+      1;  // v: scale = |v| / largest code; not read while collecting or if act is float
 };
 
 struct RunningStatistics {
@@ -108,7 +110,7 @@ struct HiddenState {
 
   bool collected = false;                    // the threshold was this batch's percentile
   float act_scale = 1;                       // of the codes written
-  float threshold = 1;                       // act_scale * (2^b - 1)
+  float threshold = 1;                       // act_scale * largest code
   std::vector<float> gain, shift;            // t = gain * y + shift, in units of codes
   std::vector<float> xhat_gain, xhat_shift;  // normalised value before gamma and beta
   std::vector<float> inv_std;                // of the real-valued convolution output
@@ -141,8 +143,8 @@ struct HiddenOperands {
 };
 
 // x -> convolution -> batch-norm with the batch's statistics -> QuantReLU -> max-pool -> out.
-// out: [L / pool][O] kU8 codes, or kF32 when act_bits is kFloatBits. collect: take the threshold
-// from this batch (see kThresholdPercentile). running: updated. reader: null, or the hidden layer
+// out: [L / pool][O] of shape.output_type(). collect: take a QuantReLU's threshold from this batch
+// (see kThresholdPercentile). running: updated. reader: null, or the hidden layer
 // that reads `out`; its sums of y are taken on the way, if it is of the same kind (a convolution,
 // or dense).
 void hidden_forward_train(const Input& x, const Weights& weights,
@@ -150,9 +152,9 @@ void hidden_forward_train(const Input& x, const Weights& weights,
                           const RunningStatistics& running, HiddenState& state, TileView out,
                           const HiddenOperands* reader, const RunContext& context);
 
-// The scale of a QuantReLU's codes: its threshold's size, but not less than kMinQuantizerRange, is
-// the largest code.
-float activation_scale(float threshold, int act_bits);
+// The scale of an activation's codes: its threshold's size, but not less than kMinQuantizerRange,
+// is the largest code.
+float activation_scale(float threshold, int largest_code);
 
 // Batch-norm with running statistics as value = gain * x + shift. Each operation is rounded to
 // float: gain = gamma * (1 / sqrt(var + eps)), shift = beta - mean * gain, as ONNX Runtime does it.
@@ -162,9 +164,9 @@ struct EvaluationAffine {
 EvaluationAffine evaluation_affine(float gamma, float beta, float mean, float var);
 
 // What evaluation mode does to a channel's sums y: value = (y * sum_scale) * gain + shift, code =
-// round_half_even(value / act_scale) within 0 .. 2^b - 1. Each operation is rounded to float by
-// itself, nothing is fused: so does a runtime that executes the exported graph node by node (see
-// framework/onnx/export.h), and its codes are these.
+// round_half_even(value / act_scale) within smallest_code .. largest_code(). Each operation is
+// rounded to float by itself, nothing is fused: so does a runtime that executes the exported graph
+// node by node (see framework/onnx/export.h), and its codes are these.
 struct EvaluationState {
   float sum_scale = 1;  // x_scale * weight_scale
   float act_scale = 1;  // of the codes; 1 without quantization

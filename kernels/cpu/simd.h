@@ -65,7 +65,8 @@ struct EvaluationSteps {
 struct ActivationSpec {
   int pool = 1;           // window and stride of MaxPool1d
   bool quantized = true;  // false: plain ReLU
-  float max_code = 255;   // 2^bits - 1
+  float max_code = 255;   // odd
+  float min_code = 0;     // or below: codes of a signed quantizer, stored as two's complement
 };
 
 // Convolution sums of a few consecutive channels at consecutive positions, as floats: y[row *
@@ -105,6 +106,7 @@ struct PooledGradient {
   const float* dp = nullptr;
   ptrdiff_t dp_stride = 0;
   const uint8_t* codes = nullptr;
+  bool signed_codes = false;  // two's complement
   ptrdiff_t code_stride = 0;
   const uint16_t* passes = nullptr;
   ptrdiff_t passes_stride = 0;
@@ -209,11 +211,11 @@ struct Simd {
   // The same for integers, exactly, in the sums of a few channels.
   void (*integer_sums)(const Sums& sums, IntegerTotals* totals);
 
-  // t = gain[c] * y + shift[c]; code = clamp(round_half_even(t), 0, max_code), then the maximum of
-  // each window of `pool` rows; sums.rows is a multiple of pool. u8: codes [window][channel]
-  // [kLanes]; relu_pool (not quantized): max(t, 0). passes [row][channel]: in bit `lane`, whether
-  // the gradient of the window passes to this y: it is the first with the largest code, and
-  // 0 < t and round(t) <= max_code (straight-through).
+  // t = gain[c] * y + shift[c]; code = clamp(round_half_even(t), min_code, max_code), then the
+  // maximum of each window of `pool` rows; sums.rows is a multiple of pool. u8: codes
+  // [window][channel] [kLanes]; relu_pool (not quantized): max(t, 0). passes [row][channel]: in bit
+  // `lane`, whether the gradient of the window passes to this y: it is the first with the largest
+  // code, and 0 < t, or above where min_code begins, and round(t) <= max_code (straight-through).
   void (*quantize_pool)(const Sums& sums, const ChannelAffine& affine, const ActivationSpec& spec,
                         uint8_t* out, ptrdiff_t out_stride, uint16_t* passes,
                         ptrdiff_t passes_stride);

@@ -19,6 +19,7 @@ inline constexpr int kCpuLanes = kLanes;
 struct Activation {
   int length, channels, lanes, frames, pool;
   float max_code;  // 0: not quantized
+  float min_code;  // 0, or below: codes are signed
   const float *gain, *shift;
   // Of the batch of which `frames` may be a share; the first of them.
   FrameGroups groups;
@@ -74,11 +75,13 @@ struct EvaluationAffine {
   }
 };
 
-// Whether the gradient of a window passes its winner: where 0 < t < the first t that is clipped.
+// Whether the gradient of a window passes its winner: where 0 < t < the first t that is clipped;
+// signed codes begin half a code below min_code.
 template <bool kQuantized>
 __device__ __forceinline__ bool passes(const Activation& a, float t) {
   // max_code is odd, so that max_code + 0.5 rounds up to even.
-  return t > 0.0F && (!kQuantized || t < a.max_code + 0.5F);
+  if (!kQuantized) return t > 0.0F;
+  return t > (a.min_code < 0 ? a.min_code - 0.5F : 0.0F) && t < a.max_code + 0.5F;
 }
 
 // Sums of integers y and y^2 of each channel, exact in any order: the sum of y (as two's
@@ -174,6 +177,7 @@ struct WindowBits {
 struct OutputCodes {
   const uint32_t* words;
   int quads, lanes, pad;
+  bool are_signed;
 
   __device__ __forceinline__ const uint32_t* at(int row, int quad, int lane) const {
     return words +

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kBlockThreads)
       const int channel = quad * kQuad + k;
       const Affine affine(a, channel, s);
       const float t = affine.in_codes(pooled_maximum(a, affine, y, row, channel, lane));
-      const float code = rintf(fminf(fmaxf(t, 0.0F), a.max_code));
-      word |= static_cast<uint32_t>(code) << (8 * k);
+      const int code = static_cast<int>(rintf(fminf(fmaxf(t, a.min_code), a.max_code)));
+      word |= static_cast<uint32_t>(code & 0xff) << (8 * k);
     }
   }
   words[(static_cast<size_t>(row + out.pad) * static_cast<size_t>(out.quads()) +
@@ -97,8 +97,8 @@ __device__ __forceinline__ Winner find_winner(const Activation& a, const float* 
   for (int j = 0; j < a.pool; ++j) {
     const float y_j = at[static_cast<size_t>(j) * a.row_stride()];
     const float t_j = __fmaf_rn(y_j, gain, shift);
-    const float positive = fmaxf(t_j, 0.0F);
-    const float value_j = kQuantized ? fminf(rintf(positive), a.max_code) : positive;
+    const float value_j =
+        kQuantized ? fminf(fmaxf(rintf(t_j), a.min_code), a.max_code) : fmaxf(t_j, 0.0F);
     if (j == 0 || value_j > w.value) w = {value_j, t_j, y_j, j};
   }
   return w;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
     const float g = passed<kQuantized>(a, w, gradient);
     sum_g += static_cast<double>(g);
     sum_g_xhat += static_cast<double>(g) * static_cast<double>(__fmaf_rn(w.y, to_xhat, offset));
-    // code - t where it passes, max_code where clipped, 0 below zero.
+    // code - t where it passes, the last code where clipped.
     if (kQuantized) {
       of_scale += static_cast<double>(gradient) * static_cast<double>(w.value) -
                   static_cast<double>(g) * static_cast<double>(w.t);

@@ -221,7 +221,8 @@ Activation activation_of(const LayerShape& layer, const Tile& x, const HiddenSta
           x.lanes(),
           static_cast<int>(x.frames),
           layer.pool,
-          quantized ? static_cast<float>((1 << layer.act_bits) - 1) : 0.0F,
+          quantized ? static_cast<float>(layer.largest_code()) : 0.0F,
+          static_cast<float>(layer.smallest_code),
           state.constant(HiddenState::kGain),
           state.constant(HiddenState::kShift),
           x.groups(),
@@ -290,7 +291,7 @@ void hidden_forward_train(const Input& x, const Weights& weights,
   prepare(layer, state, stream);
   const Activation a = activation_of(layer, x.tile, state);
   const cudaStream_t on = native(stream);
-  state.collected = collect && a.max_code > 0;
+  state.collected = collect && a.max_code > 0 && a.min_code == 0;
   state.keeps_y = state.collected || !can_recompute(weights);
   state.on_chip = !state.keeps_y && forms_dy_on_chip(x, weights);
   const auto set_constants = [&](const auto& sums) {
@@ -388,7 +389,7 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
   const bool kept_winners = state.on_chip || once;
   const ForwardPass forward =
       kept_winners ? ForwardPass{{static_cast<const uint32_t*>(state.out_data), state.out.quads(),
-                                  state.out.lanes(), state.out.pad},
+                                  state.out.lanes(), state.out.pad, a.min_code < 0},
                                  reinterpret_cast<const WindowBits*>(state.winners.data()),
                                  state.on_chip ? window_products_of(x, state) : WindowProducts{},
                                  state.by_weights.data()}

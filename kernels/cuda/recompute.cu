@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
               const uint32_t bit = 1U << (16 * m + bit_of(e, i));
               if constexpr (kPositions == kPair) {
                 const float other = affine(static_cast<float>(y[1][m][i][e]));
-                if (rounded_code(other, a.max_code) > rounded_code(most, a.max_code)) {
+                if (rounded_code(other, a) > rounded_code(most, a)) {
                   most = other;
                   bits.position |= bit;
                 }
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
         const int channel = quad * kQuad + k;
         const Affine affine(a, min(channel, a.channels - 1), scalars);
         const float t = affine.in_codes(largest[k / 2][i][2 * (k % 2) + column]);
-        codes[k] = channel < a.channels ? __float_as_uint(rounded_code(t, a.max_code)) : 0U;
+        codes[k] = channel < a.channels ? __float_as_uint(rounded_code(t, a)) : 0U;
       }
       const uint32_t word = pack_bytes(codes[0], codes[1], codes[2], codes[3]);
       of_frame[i] = inside && frame + 4 * column + i < a.frames ? word : 0U;

@@ -16,8 +16,8 @@ using LaneSums = int[kTiles][kFrameTiles][4];
 // Floats at 1.5 * 2^23 are 1 apart, and whole numbers below 2^22 added to it stand in their lowest
 // bits: adding it rounds to the nearest code, halves to the even one.
 inline constexpr float kRoundsToCodes = 12582912.0F;
-__device__ __forceinline__ float rounded_code(float t, float max_code) {
-  return __fadd_rn(fminf(fmaxf(t, 0.0F), max_code), kRoundsToCodes);
+__device__ __forceinline__ float rounded_code(float t, const Activation& a) {
+  return __fadd_rn(fminf(fmaxf(t, a.min_code), a.max_code), kRoundsToCodes);
 }
 __device__ __forceinline__ float value_of_rounded(float rounded) {
   return __fsub_rn(rounded, kRoundsToCodes);
@@ -107,7 +107,7 @@ struct Winners {
 #pragma unroll
         for (int i = 0; i < kFrameTiles; ++i) {
           const float sum = static_cast<float>(sums[m][i][e]);
-          const float code = rounded_code(__fmaf_rn(sum, gain, shift), a.max_code);
+          const float code = rounded_code(__fmaf_rn(sum, gain, shift), a);
           if (j == 0 || code > rounded[m][i][e]) {
             y[m][i][e] = sum;
             rounded[m][i][e] = code;
@@ -234,8 +234,10 @@ struct WindowGradientSums {
 #pragma unroll
         for (int i = 0; i < kFrameTiles; ++i) {
           few[half][0] += (passing >> bit_of(e, i) & 1U) != 0 ? gradient[e][i] : 0.0F;
-          few[half][1] = __fmaf_rn(gradient[e][i], code_value<false>(codes[i], tile % 2 * 2 + half),
-                                   few[half][1]);
+          const int k = tile % 2 * 2 + half;
+          const float code = out.are_signed ? code_value<true>(codes[i] ^ kAdd128, k)
+                                            : code_value<false>(codes[i], k);
+          few[half][1] = __fmaf_rn(gradient[e][i], code, few[half][1]);
         }
       }
     }

@@ -155,7 +155,7 @@ struct DeviceNetwork::DeviceLayer {
     out.first_frame = in.first_frame;
     if (!quantized) return {out, ElementType::kF32, values_out.reserve(out.floats()), nullptr};
     // The scale has no address before the first pass.
-    return {out, ElementType::kU8, codes_out.reserve(out.code_bytes()), nullptr};
+    return {out, shape.output_type(), codes_out.reserve(out.code_bytes()), nullptr};
   }
 
   bool hidden, quantized, has_positions;
@@ -187,7 +187,7 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
       input_tile_{0, network.layers()[0].length, network.layers()[0].in_channels,
                   network.layers()[0].padding()},
       factors_(1) {
-  const float scale = config_.input_bits == kFloatBits ? 1.0F : input_scale(config_.input_bits);
+  const float scale = config_.input_quantizer().scale;
   input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
   const std::vector<Layer>& layers = network.layers();
   cuda::Tile tile = input_tile_;
