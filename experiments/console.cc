@@ -6,11 +6,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "experiments/format.h"
+#include "framework/program.h"
 
 namespace fmp {
 namespace {
@@ -45,9 +47,10 @@ Console::Console(std::FILE* out) : out_(out), terminal_(::isatty(::fileno(out)) 
 Console::~Console() { clear_progress(); }
 
 void Console::put(std::string_view text) noexcept {
-  // The stream remembers that it failed.
-  (void)std::fwrite(text.data(), 1, text.size(), out_);
-  (void)std::fflush(out_);
+  // The stream remembers that it failed, but not why.
+  if (std::fwrite(text.data(), 1, text.size(), out_) != text.size() || std::fflush(out_) != 0) {
+    note_lost_output(errno);
+  }
 }
 
 void Console::line(std::string_view text) {

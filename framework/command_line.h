@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,6 +13,18 @@
 #include "framework/program.h"
 
 namespace fmp {
+
+// An empty name of a file or directory, as a script with an unset variable has it, is none.
+inline void refuse_empty_names(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->get_type_name() != "FILE" && option->get_type_name() != "DIR") continue;
+    for (const std::string& name : option->results()) {
+      if (name.empty()) {
+        throw UsageError(option->get_name() + ": the name is empty");
+      }
+    }
+  }
+}
 
 // False when the user asked for help or the version, which is printed. Throws UsageError when the
 // command line is wrong. "--name=" is an empty value, as "--name ''" is.
@@ -32,11 +45,14 @@ inline bool parse_command_line(CLI::App& app, const std::vector<std::string>& ar
   try {
     app.parse(std::move(reversed));
   } catch (const CLI::Success& success) {
-    app.exit(success);
+    std::ostringstream text;
+    app.exit(success, text, text);
+    fmt::print("{}", text.str());
     return false;
   } catch (const CLI::ParseError& error) {
     throw UsageError(error.what());
   }
+  refuse_empty_names(app);
   return true;
 }
 

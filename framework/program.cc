@@ -143,9 +143,13 @@ void write_to_stderr(std::string_view text) noexcept {
 
 void warn(std::string_view text) { write_to_stderr("warning: " + one_line(text) + "\n"); }
 
+void note_lost_output(int error) noexcept {
+  if (output_error == 0) output_error = error;
+}
+
 void flush_output() {
   if (std::fflush(stdout) != 0) {
-    output_error = errno;
+    note_lost_output(errno);
   } else if (std::ferror(stdout) == 0) {
     return;
   }

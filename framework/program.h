@@ -37,6 +37,8 @@ Failure describe_failure(std::string_view hint);
 
 // Throws Error when standard output did not take all that was printed so far.
 void flush_output();
+// For who goes on without it: `error` (errno) is why, told at the end.
+void note_lost_output(int error) noexcept;
 
 // `text` as it is to standard error.
 void write_to_stderr(std::string_view text) noexcept;

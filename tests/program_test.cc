@@ -218,7 +218,8 @@ std::vector<std::pair<std::string, std::string>> printing_programs() {
       {"tools/classify", "--help"},
       {"tools/radioml_synth", "--out s.h5 --frames-per-block 1 --snr 10 --classes BPSK --quiet"},
       {"tools/radioml_gallery", "--help"},
-      {"experiments/fmp_radioml", "--version"}};
+      {"experiments/fmp_radioml", "--version"},
+      {"experiments/fmp_radioml", "--help"}};
 }
 
 TEST_F(ProgramTest, AResultThatIsLostIsAnError) {
@@ -229,6 +230,8 @@ TEST_F(ProgramTest, AResultThatIsLostIsAnError) {
       EXPECT_EQ(r.exit_code, 1) << program << ' ' << arguments << redirection << r.error;
       if (redirection.find('2') == std::string::npos) {
         EXPECT_THAT(r.error, testing::StartsWith("error: standard output cannot be written"));
+        EXPECT_THAT(r.error, HasSubstr(redirection == ">&-" ? "Bad file descriptor"
+                                                            : "No space left on device"));
         EXPECT_EQ(std::ranges::count(r.error, '\n'), 1) << r.error;
       }
     }

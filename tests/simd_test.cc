@@ -773,7 +773,7 @@ TEST(SimdTest, SparseSumsInRegisters) {
       for (size_t i = 0; i < pooled; ++i) ASSERT_EQ(codes[i], expected_codes[i]) << i;
       for (size_t i = 0; i < passes.size; ++i) ASSERT_EQ(passes[i], expected_passes[i]) << i;
 
-      const cpu::PooledGradient gradient{data.dp.data(), data.stride(), codes.data(),
+      const cpu::PooledGradient gradient{data.dp.data(), data.stride(), codes.data(), false,
                                          data.stride(),  passes.data(), kOutputs};
       Aligned<float> sums(kOutputs * cpu::kGradientSums * kLanes, 1.5F);
       Aligned<float> expected_sums(sums.size, 1.5F);

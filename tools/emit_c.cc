@@ -102,10 +102,15 @@ void run(const EmitOptions& o) {
   const CCode code = emit_c(IntegerNetwork(load_model(model)), o.name, model.filename().string());
   const std::filesystem::path directory = o.out;
   std::error_code error;
-  std::filesystem::create_directories(directory, error);
+  const bool is_new = std::filesystem::create_directories(directory, error);
   if (error) fail("{}: cannot be made a directory: {}", o.out, error.message());
   const std::filesystem::path source = directory / (o.name + ".c");
-  write_files_atomically({{directory / (o.name + ".h"), code.header}, {source, code.source}});
+  try {
+    write_files_atomically({{directory / (o.name + ".h"), code.header}, {source, code.source}});
+  } catch (...) {
+    if (is_new) std::filesystem::remove(directory, error);
+    throw;
+  }
   fmt::print("{} and {}.h: {} bytes of constants, {} bytes of working memory\n", source.string(),
              o.name, code.constant_bytes, code.working_bytes);
   if (!o.cc.empty()) report_size(o, source);

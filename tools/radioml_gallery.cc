@@ -160,7 +160,7 @@ void make_gallery(const Options& o) {
   options.input_bits = fmp::kFloatBits;
   const auto data = fmp::open_radioml(options);
   fmp::write_file_atomically(o.out, render(*data, o));
-  fmt::print("{}\n", o.out);
+  if (o.out != "-") fmt::print("{}\n", o.out);
 }
 
 }  // namespace
@@ -169,8 +169,13 @@ int main(int argc, char** argv) {
   return fmp::run_main([&] {
     CLI::App app("Draws every class of a RadioML file at two SNRs into one HTML page.");
     Options options;
-    app.add_option("file", options.file, "HDF5 file in RadioML's layout")->required();
-    app.add_option("--out", options.out, "HTML file to write")->capture_default_str();
+    app.add_option("file", options.file, "HDF5 file in RadioML's layout")
+        ->type_name("FILE")
+        ->required();
+    app.add_option("--out", options.out,
+                   "HTML file to write; - = standard output, and nothing else")
+        ->type_name("FILE")
+        ->capture_default_str();
     app.add_option("--snr", options.snrs, "two SNRs in dB, separated by a comma")
         ->delimiter(',')
         ->expected(1, 4)

@@ -67,7 +67,9 @@ std::vector<int> parse_classes(const std::vector<std::string>& names) {
 }
 
 void add_flags(CLI::App& app, Options& o) {
-  app.add_option("--out", o.out, "HDF5 file to write; - = standard output")->required();
+  app.add_option("--out", o.out, "HDF5 file to write; - = standard output")
+      ->type_name("FILE")
+      ->required();
   app.add_option("--frames-per-block", o.frames_per_block, "frames per class and SNR")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, kMaxFramesPerBlock));

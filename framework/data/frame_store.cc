@@ -29,7 +29,7 @@ class MemoryStore final : public FrameStore {
     try {
       data_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
     } catch (const std::bad_alloc&) {
-      fail("no memory for {} frames of {} bytes ({:.1f} GiB); set a memory limit below that",
+      fail("no memory for {} frames of {} bytes ({:.3g} GiB); set a memory limit below that",
            frames, frame_bytes, static_cast<double>(bytes) / kGiB);
     }
   }
@@ -97,7 +97,7 @@ class FileStore final : public FrameStore {
     const double available =
         static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
     if (static_cast<double>(bytes) > available) {
-      fail("{}: a temporary file of {:.1f} GiB is needed, {:.1f} GiB are free", directory_,
+      fail("{}: a temporary file of {:.3g} GiB is needed, {:.3g} GiB are free", directory_,
            static_cast<double>(bytes) / kGiB, available / kGiB);
     }
   }
