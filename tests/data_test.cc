@@ -230,6 +230,16 @@ TEST(QuantizeInputTest, RoundsHalfToEvenAndClamps) {
       ASSERT_EQ(codes[i], expected_code(values[i], bits)) << values[i] << ", bits " << bits;
     }
   }
+  // Any other scale: the nearest multiple of it.
+  for (const float scale : {0.013F, 0.21F, 0.03125F, 3.7e-9F}) {
+    for (int i = -300; i <= 300; ++i) {
+      const float value = static_cast<float>(i) * 0.25F * scale;
+      int8_t found = 0;
+      quantize_input({&value, 1}, {6, scale}, &found);
+      const double expected = std::nearbyint(static_cast<double>(value / scale));
+      ASSERT_EQ(found, std::clamp(expected, -32.0, 31.0)) << value << ", scale " << scale;
+    }
+  }
   int8_t code = 0;
   EXPECT_THROW(quantize_input({}, 1, &code), Error);
   EXPECT_THROW(quantize_input({}, 9, &code), Error);

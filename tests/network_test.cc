@@ -68,6 +68,11 @@ TEST(NetworkConfig, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(error_of([](auto& c) { c.groups = {2, 1}; }), HasSubstr("its 5 filters"));
   EXPECT_THAT(error_of([](auto& c) { c.input_bits = 1; }), HasSubstr("input bits: 1"));
   EXPECT_THAT(error_of([](auto& c) { c.input_bits = 9; }), HasSubstr("input bits: 9"));
+  EXPECT_THAT(error_of([](auto& c) { c.input_scale = -1; }), HasSubstr("input scale: -1"));
+  EXPECT_THAT(error_of([](auto& c) { c.smallest_codes = {-8}; }), HasSubstr("codes: 1 values"));
+  EXPECT_THAT(
+      error_of([](auto& c) { c.smallest_codes.assign(static_cast<size_t>(c.layers()) - 1, -126); }),
+      HasSubstr("codes: -126 with 8 bits"));
   EXPECT_THAT(error_of([](auto& c) { c.weight_bits = {8, 8}; }), HasSubstr("weight bits: 2"));
   EXPECT_THAT(error_of([](auto& c) { c.weight_bits = {16}; }), HasSubstr("weight bits: 16"));
   EXPECT_THAT(error_of([](auto& c) { c.act_bits = {8, 8, 8, 8}; }), HasSubstr("activation bits"));

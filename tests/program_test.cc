@@ -248,6 +248,20 @@ TEST_F(ProgramTest, ErrorsThatCannotBeToldAreErrorsStill) {
   }
 }
 
+// As a script with an unset variable gives them.
+TEST_F(ProgramTest, EmptyNamesAreNoNames) {
+  for (const auto& [program, arguments] : std::vector<std::pair<std::string, std::string>>{
+           {"tools/inference_cost", kModel + " --json ''"},
+           {"tools/onnx_eval", kModel + " --data f.h5 --logits="},
+           {"tools/radioml_synth", "--out ''"},
+           {"tools/radioml_gallery", "f.h5 --out="},
+           {"experiments/fmp_radioml", "--data f.h5 --out o --init="}}) {
+    const Outcome r = run(program, arguments);
+    EXPECT_EQ(r.exit_code, 2) << program << r.error;
+    EXPECT_THAT(r.error, HasSubstr("the name is empty"));
+  }
+}
+
 // A file that is opened must not become standard output.
 TEST_F(ProgramTest, ClosedDescriptorsAreNotUsedForFiles) {
   const Outcome r = run("tools/inference_cost", kModel + " --json cost.json", ">&- <&-");
