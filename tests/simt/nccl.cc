@@ -242,8 +242,10 @@ ncclResult_t ncclCommInitRank(ncclComm_t* communicator, int ranks, ncclUniqueId 
     cudaGetDevice(&c.device);
     int none = 0;
     const bool agrees = c.shared->ranks.compare_exchange_strong(none, ranks) || none == ranks;
+    const bool is_new = ++c.shared->joined[rank] == 1;
+    if (!agrees || !is_new) ::shm_unlink(id.internal);  // nobody else comes
     require(agrees, ncclInvalidUsage, "another number of ranks than those that came before");
-    require(++c.shared->joined[rank] == 1, ncclInvalidUsage, "a rank that is there already");
+    require(is_new, ncclInvalidUsage, "a rank that is there already");
     c.shared->device[rank] = c.device;
     c.meet();
     if (rank == 0) ::shm_unlink(id.internal);
