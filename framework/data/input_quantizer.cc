@@ -26,7 +26,8 @@ void quantize(std::span<const float> values, int bits, int8_t* codes, const ToCo
 }  // namespace
 
 void quantize_input(std::span<const float> values, const InputQuantizer& quantizer, int8_t* codes) {
-  const auto [bits, scale] = quantizer;
+  const int bits = quantizer.bits;
+  const float scale = quantizer.scale;
   if (bits < 2 || bits > 8) fail("input bits are {}, expected 2 to 8", bits);
   if (scale == input_scale(bits)) {  // a power of two: the product is exact, and faster
     quantize(values, bits, codes, [inverse = 1 / scale](float value) { return value * inverse; });
