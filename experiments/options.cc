@@ -185,7 +185,7 @@ void add_network_flags(CLI::App& app, Options& o) {
              "Bits of the weights, one for all or one per layer [--bits]");
   group.list("--act-bits", o.act_bits, "B,..",
              "Bits of the activations, one for all or one per hidden layer [--bits]");
-  group.text("--network", "NAME|FILE",
+  group.text("--network", "FILE",
              fmt::format("{}, or a JSON file with the layers, instead of the flags below",
                          fmt::join(network_presets(), ", ")),
              [&o](const std::string& text) { o.network = text; });

@@ -255,7 +255,8 @@ TEST_F(ProgramTest, EmptyNamesAreNoNames) {
            {"tools/onnx_eval", kModel + " --data f.h5 --logits="},
            {"tools/radioml_synth", "--out ''"},
            {"tools/radioml_gallery", "f.h5 --out="},
-           {"experiments/fmp_radioml", "--data f.h5 --out o --init="}}) {
+           {"experiments/fmp_radioml", "--data f.h5 --out o --init="},
+           {"experiments/fmp_radioml", "--data f.h5 --out o --network="}}) {
     const Outcome r = run(program, arguments);
     EXPECT_EQ(r.exit_code, 2) << program << r.error;
     EXPECT_THAT(r.error, HasSubstr("the name is empty"));
