@@ -126,9 +126,15 @@ __global__ void __launch_bounds__(kBlockThreads)
     join(const uint32_t* parts, LaneCuts cuts, int rows, uint32_t* whole) {
   const int lane = block_x() * kWarpLanes + thread_x(), row = block_y() * kLaneRows + thread_y();
   if (row >= rows) return;
-  int part = 0;  // parts are of whole warps
-  while (part + 1 < cuts.count && lane >= cuts.begin[part + 1]) ++part;
-  const int begin = cuts.begin[part], lanes = cuts.begin[part + 1] - begin;
+  // Constant indices: an index that is computed would copy the cuts to local memory.
+  int begin = cuts.begin[0], end = cuts.begin[1];
+#pragma unroll
+  for (int part = 1; part < kFrameGroups; ++part)
+    if (part < cuts.count && lane >= cuts.begin[part]) {  // parts are of whole warps
+      begin = cuts.begin[part];
+      end = cuts.begin[part + 1];
+    }
+  const int lanes = end - begin;
   const size_t from = static_cast<size_t>(rows) * static_cast<size_t>(begin) +
                       static_cast<size_t>(row) * static_cast<size_t>(lanes) +
                       static_cast<size_t>(lane - begin);
