@@ -97,8 +97,16 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
       current_(initial_network(options, *data_.dataset)) {
   for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weights_total());
+  if (!data_.begin_epoch) give_frames();
   // A run that goes on has the teacher in its checkpoint.
   if (has_file_teacher(options) && options.resume.empty()) load_teacher();
+}
+
+void FmpExperiment::give_frames() {
+  std::vector<int64_t> frames;
+  for (const auto* part : {&data_.split.train, &data_.split.validation, &data_.split.test})
+    frames.insert(frames.end(), part->begin(), part->end());
+  frames_given_ = trainer_.give_frames(*data_.dataset, frames);
 }
 
 void FmpExperiment::load_teacher() {

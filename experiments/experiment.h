@@ -54,6 +54,8 @@ class FmpExperiment final : public FmpTask {
   void restore(std::map<std::string, Network> networks, const RoundRecord* open);
 
   const Engine& engine() const { return trainer_.engine(); }
+  // Whether the frames lie in the engine's own memory.
+  bool frames_given() const { return frames_given_; }
   const Dataset& dataset() const { return *data_.dataset; }
   const Split& split() const { return data_.split; }
   const Network& current() const { return current_; }
@@ -67,6 +69,7 @@ class FmpExperiment final : public FmpTask {
   // From now on training frames come with what this network says of them.
   void learn_from(const Network& teacher);
   void load_teacher();  // that of --distill FILE
+  void give_frames();   // to the engine
   NetworkDescription describe(const Network& network) const;
   Evaluation evaluate_on(const Network& network, const std::vector<int64_t>& frames,
                          const std::string& label);
@@ -77,6 +80,7 @@ class FmpExperiment final : public FmpTask {
   Console& console_;
   std::vector<std::unique_ptr<PruningMethod>> methods_;
   Trainer trainer_;
+  bool frames_given_ = false;
   Network current_;
   std::optional<Network> best_, baseline_;
   std::optional<Network> teacher_;         // of --distill FILE

@@ -157,7 +157,8 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
   if (!options_.distill.empty())
     console_.line(fmt::format("teacher   {}, weight {}, temperature {}", options_.distill,
                               options_.distill_weight, options_.distill_temperature));
-  console_.line(fmt::format("device    {}", experiment.engine().description()));
+  console_.line(fmt::format("device    {}{}", experiment.engine().description(),
+                            experiment.frames_given() ? ", with the frames in its memory" : ""));
   if (directory_) console_.line(fmt::format("results   {}", directory_->path().string()));
   console_.line("");
 }

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -61,7 +62,9 @@ class TinyDataset final : public Dataset {
   const std::vector<std::string>& class_names() const override { return names_; }
   uint8_t label(int64_t frame) const override { return labels_[static_cast<size_t>(frame)]; }
   int16_t snr_db(int64_t frame) const override { return snr_db_[static_cast<size_t>(frame)]; }
+  int soft_targets() const override { return taught_ ? kClasses : 0; }
   void read(std::span<const int64_t> frames, FrameBatch& batch) const override {
+    frames_read_ += std::ssize(frames);
     batch = {};
     batch.count = static_cast<int64_t>(frames.size());
     for (const int64_t frame : frames) {
@@ -74,8 +77,11 @@ class TinyDataset final : public Dataset {
     }
   }
 
+  int64_t frames_read() const { return frames_read_; }
+
  private:
   bool taught_;
+  mutable std::atomic<int64_t> frames_read_ = 0;  // by another thread
   std::vector<int8_t> codes_;
   std::vector<uint8_t> labels_;
   std::vector<int16_t> snr_db_;
@@ -205,6 +211,76 @@ TEST_F(CudaEngineTest, GraphsAndCachedMemoryChangeNothing) {
   EXPECT_EQ(values_of(train({.cache_memory = false, .graphs = true})), reference);
   EXPECT_EQ(values_of(train({.cache_memory = true, .graphs = true})), reference);
   EXPECT_EQ(values_of(train({.cache_memory = true, .graphs = true})), reference) << "run to run";
+}
+
+// Launches bound a step of small batches: a VGG10 has 10 layers.
+TEST_F(CudaEngineTest, AStepIsOneGraphOfFewNodes) {
+  const TinyDataset data(5 * kBatch);
+  for (const double threshold : {0.0, 1.0}) {  // dense, sparse
+    TrainerOptions options = trainer_options();
+    options.sparse_threshold = threshold;
+    Trainer trainer(options, make_cuda_engine());
+    NetworkConfig config = tiny_config();
+    config.filters = {4, 4, 4, 4, 4, 4, 4};
+    config.pool = {2, 2, 2, 1, 1, 1, 1};
+    config.dense = {5, 5};
+    Network network(config, kSeed);
+    trainer.plan(network);
+    trainer.train_epoch(network, data, range_of(0, 5 * kBatch), kSeed, 1, 1e-2);
+    std::cout << trainer.engine().graph_nodes().value() << " nodes\n";
+    EXPECT_GT(trainer.engine().graph_nodes().value(), 0U);
+    EXPECT_LE(trainer.engine().graph_nodes().value(), threshold == 0 ? 120U : 135U);
+  }
+}
+
+TEST_F(CudaEngineTest, FramesInItsMemoryChangeNothing) {
+  const TinyDataset data(200);
+  const std::vector<int64_t> given = range_of(3, 190);
+  std::vector<float> values[2];
+  std::vector<int64_t> confusion[2];
+  for (const bool give : {false, true}) {
+    Trainer trainer(trainer_options(), make_cuda_engine());
+    if (give) {
+      EXPECT_TRUE(trainer.give_frames(data, given));
+    }
+    Network network(tiny_config(), kSeed);
+    const int64_t before = data.frames_read();
+    trainer.train_epoch(network, data, range_of(10, 180), kSeed, 1, 1e-2);
+    confusion[give] = trainer.evaluate(network, data, range_of(3, 90)).confusion;
+    EXPECT_EQ(data.frames_read() - before, give ? 0 : 170 + 87);
+    // Frames that were not given come from the set.
+    trainer.train_epoch(network, data, range_of(150, 200), kSeed, 2, 1e-2);
+    EXPECT_EQ(data.frames_read() - before, give ? 50 : 170 + 87 + 50);
+    values[give] = values_of(network);
+  }
+  EXPECT_EQ(values[0], values[1]);
+  EXPECT_EQ(confusion[0], confusion[1]);
+}
+
+TEST_F(CudaEngineTest, TakesNoFramesThatDoNotFit) {
+  // More than any device has, without that memory here.
+  class Huge final : public Dataset {
+   public:
+    int64_t size() const override { return 4; }
+    int length() const override { return 1 << 28; }
+    const std::vector<std::string>& class_names() const override { return names_; }
+    uint8_t label(int64_t) const override { return 0; }
+    int16_t snr_db(int64_t) const override { return 0; }
+    void read(std::span<const int64_t> frames, FrameBatch& batch) const override {
+      batch.count = std::ssize(frames);
+      batch.codes.assign(1 << 20, 0);
+    }
+
+   private:
+    std::vector<std::string> names_;
+  };
+  const Huge data;
+  const std::vector<int64_t> frames(1 << 20, 0);  // of a MB each
+  Trainer trainer(trainer_options(), make_cuda_engine());
+  EXPECT_FALSE(trainer.give_frames(data, frames));
+  EXPECT_FALSE(Trainer(trainer_options()).give_frames(data, frames)) << "the CPU has none";
+  const TinyDataset taught(8, true);
+  EXPECT_FALSE(trainer.give_frames(taught, range_of(0, 8))) << "the teacher speaks on the host";
 }
 
 TEST_F(CudaEngineTest, EvaluatesAsTheCpuDoes) {

@@ -614,6 +614,24 @@ TEST_F(CudaOpTest, FramesArePacked) {
     cuda::pack_frames(device_values.data(), tile, out_values.data(), kStream);
     EXPECT_EQ(from_cuda(out_codes, dims, 3), codes);
     EXPECT_EQ(from_cuda(out_values, dims, 3), values);
+
+    // The same in the opposite order.
+    std::vector<uint32_t> which;
+    for (int64_t n = dims.frames; n-- > 0;) which.push_back(static_cast<uint32_t>(n));
+    const Buffer<uint32_t> device_which = upload(which);
+    cuda::pack_frames(device_codes.data(), tile, out_codes.data(), kStream, device_which.data());
+    cuda::pack_frames(device_values.data(), tile, out_values.data(), kStream, device_which.data());
+    const size_t of_frame = dims.count() / which.size();
+    std::vector<int8_t> codes_back;
+    Floats values_back;
+    for (const uint32_t n : which) {
+      const auto begin = static_cast<ptrdiff_t>(n * of_frame);
+      const auto end = begin + static_cast<ptrdiff_t>(of_frame);
+      codes_back.insert(codes_back.end(), codes.begin() + begin, codes.begin() + end);
+      values_back.insert(values_back.end(), values.begin() + begin, values.begin() + end);
+    }
+    EXPECT_EQ(from_cuda(out_codes, dims, 3), codes_back);
+    EXPECT_EQ(from_cuda(out_values, dims, 3), values_back);
   }
 }
 

@@ -396,15 +396,18 @@ void time_on_device(const BenchOptions& o, Subject& subject, Trainer& trainer, J
                             static_cast<int64_t>(o.batch) * (warm_up + steps));
   std::vector<int64_t> frames(static_cast<size_t>(data.size()));
   std::iota(frames.begin(), frames.end(), int64_t{0});
+  result["frames_on_device"] = trainer.give_frames(data, frames);
   const double train_seconds =
       mean_seconds(o.batch, warm_up, steps, [&](const ProgressCallback& progress) {
         trainer.train_epoch(subject.network, data, frames, o.seed, 1, subject.options.learning_rate,
                             progress);
       });
+  const size_t nodes = trainer.engine().graph_nodes().value();
   const double eval_seconds =
       mean_seconds(o.batch, warm_up, steps, [&](const ProgressCallback& progress) {
         trainer.evaluate(subject.network, data, frames, progress);
       });
+  result["graph_nodes"] = nodes;
   result["train_frames_per_s"] = per_second(o, train_seconds);
   result["eval_frames_per_s"] = per_second(o, eval_seconds);
   result["peak_rss_mb"] = peak_rss_mb();

@@ -14,13 +14,15 @@ namespace fmp {
 // Frames as a backend takes them: `count` frames of `length` complex samples, I and Q interleaved,
 // position-major as in a RadioML file: [count][length][2]. Quantized inputs (input_bits 2..8) come
 // as signed codes (see input_quantizer.h), float inputs (input_bits 32) as values;
-// exactly one of `codes` and `values` is filled.
+// exactly one of `codes` and `values` is filled. Or neither, where an engine has the frames: then
+// `places` says where (Engine::take_frames).
 struct FrameBatch {
   int64_t count = 0;
   std::vector<int8_t> codes;
   std::vector<float> values;
-  std::vector<uint8_t> labels;  // class index, [count]
-  std::vector<int16_t> snr_db;  // [count]
+  std::vector<uint32_t> places;  // [count]
+  std::vector<uint8_t> labels;   // class index, [count]
+  std::vector<int16_t> snr_db;   // [count]
   // What a teacher says of the frames, [count][classes] shares that sum up to 1 in each frame, see
   // LossOptions; empty: nothing.
   std::vector<float> soft_targets;

@@ -77,8 +77,17 @@ class Engine {
   // frames of a step.
   virtual LayerPlan plan_by_timing(const Layer& layer, int batch) = 0;
 
+  // Copies these frames of a set to memory of its own, where it has such memory and enough of it,
+  // in place of what it took before. Batches may then say which of them they want, 0 = frames[0],
+  // instead of bringing frames (FrameBatch::places). Returns whether it took them.
+  virtual bool take_frames(const Dataset& /*data*/, std::span<const int64_t> /*frames*/) {
+    return false;
+  }
   // How ranks that train together share batches.
   virtual ShareUnits share_units() const { return {}; }
+  // Kernels, copies and memsets of the graph that the last steps of the last train() were launched
+  // as; 0: they were not. Unset on the CPU.
+  virtual std::optional<size_t> graph_nodes() const { return std::nullopt; }
   // Most device memory that was held so far; unset on the CPU.
   virtual std::optional<size_t> peak_device_bytes() const { return std::nullopt; }
   // Adds what the CPU's kernels spend their time on to `profile` from now on; null = stop.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <span>
@@ -68,11 +69,64 @@ constexpr int64_t kSmallestBatch = 2;
 
 }  // namespace
 
+// Frames that the engine has, as a set that says where.
+class Trainer::GivenFrames final : public Dataset {
+ public:
+  GivenFrames(const Dataset& data, std::span<const int64_t> frames)
+      : data_(data), places_(static_cast<size_t>(data.size()), kNone) {
+    for (size_t place = 0; place < frames.size(); ++place)
+      places_[static_cast<size_t>(frames[place])] = static_cast<uint32_t>(place);
+  }
+
+  bool are_of(const Dataset& data, std::span<const int64_t> frames) const {
+    return &data == &data_ && std::ranges::all_of(frames, [this](int64_t frame) {
+      return places_[static_cast<size_t>(frame)] != kNone;
+    });
+  }
+
+  int64_t size() const override { return data_.size(); }
+  int length() const override { return data_.length(); }
+  const std::vector<std::string>& class_names() const override { return data_.class_names(); }
+  uint8_t label(int64_t frame) const override { return data_.label(frame); }
+  int16_t snr_db(int64_t frame) const override { return data_.snr_db(frame); }
+  void read(std::span<const int64_t> frames, FrameBatch& batch) const override {
+    batch = {};
+    batch.count = std::ssize(frames);
+    for (const int64_t frame : frames) {
+      batch.places.push_back(places_[static_cast<size_t>(frame)]);
+      batch.labels.push_back(label(frame));
+      batch.snr_db.push_back(snr_db(frame));
+    }
+  }
+
+ private:
+  static constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
+  const Dataset& data_;
+  std::vector<uint32_t> places_;  // of every frame of the set
+};
+
+bool Trainer::give_frames(const Dataset& data, std::span<const int64_t> frames) {
+  given_.reset();
+  if (options_.ranks != nullptr || data.soft_targets() != 0 ||
+      !engine_->take_frames(data, frames)) {
+    return false;
+  }
+  given_ = std::make_unique<GivenFrames>(data, frames);
+  return true;
+}
+
+const Dataset& Trainer::source(const Dataset& data, std::span<const int64_t> frames) const {
+  if (given_ && given_->are_of(data, frames)) return *given_;
+  return data;
+}
+
 Trainer::Trainer(const TrainerOptions& options)
     : Trainer(options, make_cpu_engine(options.threads, options.ranks)) {}
 
 Trainer::Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine)
     : options_(options), engine_(std::move(engine)) {}
+
+Trainer::~Trainer() = default;
 
 void Trainer::train(Network& network, double learning_rate, const BatchSource& batches,
                     const ResultSink& results) {
@@ -114,7 +168,7 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
                                  double learning_rate, const ProgressCallback& progress) {
   const auto start = std::chrono::steady_clock::now();
   const std::vector<int64_t> order = epoch_order(frames, options_.epoch_frames, seed, epoch);
-  SharedReader reader(data, order, options_.batch, network.config().input_bits,
+  SharedReader reader(source(data, order), order, options_.batch, network.config().input_bits,
                       SharedReader::Give::kShares, options_.ranks, kSmallestBatch,
                       engine_->share_units());
   EpochResult result;
@@ -173,7 +227,7 @@ Evaluation Trainer::evaluate(const Network& network, const Dataset& data,
   const auto start = std::chrono::steady_clock::now();
   const size_t classes = static_cast<size_t>(network.config().classes);
   Communicator* ranks = options_.ranks;
-  SharedReader reader(data, frames, options_.batch, network.config().input_bits,
+  SharedReader reader(source(data, frames), frames, options_.batch, network.config().input_bits,
                       SharedReader::Give::kBatches, ranks);
   Evaluation result;
   result.confusion.assign(classes * classes, 0);

@@ -68,6 +68,12 @@ class Trainer {
  public:
   explicit Trainer(const TrainerOptions& options);  // on the CPU
   Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine);
+  ~Trainer();
+
+  // Lets the engine have these frames, if it can take them: from then on passes over frames among
+  // them read labels and SNRs alone from `data`, which must outlive the trainer and give the same
+  // frames whenever it is asked. Not with ranks. Results do not depend on it. Returns whether.
+  bool give_frames(const Dataset& data, std::span<const int64_t> frames);
 
   // One epoch over `frames` in the order of epoch_order(), one Adam step a batch.
   // Throws DivergedError when the loss is no longer finite. Ranks need to hold their part of the
@@ -106,10 +112,14 @@ class Trainer {
   void train(Network& network, double learning_rate, const BatchSource& batches,
              const ResultSink& results);
   void check_agreement(const Network& network) const;
+  // Where a pass over these frames of `data` reads from.
+  const Dataset& source(const Dataset& data, std::span<const int64_t> frames) const;
 
   TrainerOptions options_;
   std::unique_ptr<Engine> engine_;
   std::vector<LayerPlan> plan_;
+  class GivenFrames;
+  std::unique_ptr<GivenFrames> given_;  // null: none
 };
 
 }  // namespace fmp

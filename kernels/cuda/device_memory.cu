@@ -80,6 +80,12 @@ bool device_available(const char** why) {
   return status == cudaSuccess && devices > 0;
 }
 
+size_t free_bytes() {
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
+}
+
 void* allocate(size_t bytes) {
   Allocations& all = allocations();
   const std::lock_guard lock(all.mutex);

@@ -34,6 +34,9 @@ struct MemoryFigures {
 };
 MemoryFigures memory_figures();
 
+// Bytes of the device that nobody has.
+size_t free_bytes();
+
 // While one lives, what this thread allocates is for work on `stream`; otherwise for the default
 // stream. Work of other streams may use it, too, but must be over for that stream (by events) or
 // for the host when the memory is released.

@@ -81,11 +81,18 @@ struct ExactSums {
   }
 };
 
+__device__ float scale_of_codes(float threshold, float max_code) { return threshold / max_code; }
+__device__ float usable_threshold(float parameter) {
+  return fmaxf(fabsf(parameter), kMinQuantizerRange);
+}
+
+// threshold: the parameter v, which turns the affine step to values into one to codes; null: that
+// is not known yet, or there are no codes.
 template <typename Sums>
 __global__ void __launch_bounds__(kBlockThreads)
     batch_constants(int channels, Sums sums, double n, const float* x_scale, const float* w_scale,
                     const float* gamma, const float* beta, RunningStatistics running,
-                    Constants constants) {
+                    const float* threshold, float max_code, Constants constants, Scalars* s) {
   const int c = static_cast<int>(global_x());
   if (c >= channels) return;
   double sum = 0, squares = 0;
@@ -97,11 +104,14 @@ __global__ void __launch_bounds__(kBlockThreads)
   update(running.mean[c], mean);
   update(running.var[c], n > 1 ? variance * n / (n - 1) : variance);
   set_batch_norm(constants, c, gamma[c], beta[c], sum_scale, mean, variance);
-}
-
-__device__ float scale_of_codes(float threshold, float max_code) { return threshold / max_code; }
-__device__ float usable_threshold(float parameter) {
-  return fmaxf(fabsf(parameter), kMinQuantizerRange);
+  if (threshold == nullptr) return;
+  const float v = usable_threshold(*threshold), act_scale = scale_of_codes(v, max_code);
+  constants.gain[c] /= act_scale;
+  constants.shift[c] /= act_scale;
+  if (c == 0) {
+    s->threshold = v;
+    s->act_scale = act_scale;
+  }
 }
 
 // The constants of cpu::EvaluationState, with its roundings. threshold: the parameter v, not read
@@ -124,22 +134,15 @@ __global__ void __launch_bounds__(kBlockThreads)
   shift[c] = __fsub_rn(beta[c], __fmul_rn(running.mean[c], gain[c]));
 }
 
-// From values to codes: divides the affine step by the scale. parameter: v, or null when the
-// threshold has been set.
+// What batch_constants() does with a threshold, where the percentile of the batch set it.
 __global__ void __launch_bounds__(kBlockThreads)
-    set_threshold(int channels, float max_code, const float* parameter, float* gain, float* shift,
-                  Scalars* s) {
-  const float threshold = parameter != nullptr ? usable_threshold(*parameter) : s->threshold;
-  const float act_scale = scale_of_codes(threshold, max_code);
-  __syncthreads();
+    use_percentile(int channels, float max_code, float* gain, float* shift, Scalars* s) {
+  const float act_scale = scale_of_codes(s->threshold, max_code);
   for (int c = thread_x(); c < channels; c += kBlockThreads) {
     gain[c] /= act_scale;
     shift[c] /= act_scale;
   }
-  if (thread_x() == 0) {
-    s->threshold = threshold;
-    s->act_scale = act_scale;
-  }
+  if (thread_x() == 0) s->act_scale = act_scale;
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -299,7 +302,8 @@ void hidden_forward_train(const Input& x, const Weights& weights,
            Shape{dim3(blocks_for(state.channels, kBlockThreads)), dim3(kBlockThreads)},
            batch_constants<std::decay_t<decltype(sums)>>, a.channels, sums, elements_of_channel(a),
            x.scale, weights.scale(), parameters.gamma, parameters.beta, running,
-           constants_of(state));
+           state.collected || a.max_code == 0 ? nullptr : parameters.threshold, a.max_code,
+           constants_of(state), state.scalars.data());
   };
   if (state.keeps_y) {
     weights.forward(x, memory_for_y(layer, x.tile, state), stream);
@@ -326,12 +330,11 @@ void hidden_forward_train(const Input& x, const Weights& weights,
     sum_channels(x, weights, totals, stream);
     set_constants(ExactSums{totals});
   }
-  if (state.collected) find_percentile(a, state, weights.ranks(), stream);
-  if (a.max_code > 0) {
-    launch(Where("set_threshold", on), Shape{dim3(1), dim3(kBlockThreads)}, set_threshold,
-           a.channels, a.max_code, state.collected ? nullptr : parameters.threshold,
-           state.constant(HiddenState::kGain), state.constant(HiddenState::kShift),
-           state.scalars.data());
+  if (state.collected) {
+    find_percentile(a, state, weights.ranks(), stream);
+    launch(Where("use_percentile", on), Shape{dim3(1), dim3(kBlockThreads)}, use_percentile,
+           a.channels, a.max_code, state.constant(HiddenState::kGain),
+           state.constant(HiddenState::kShift), state.scalars.data());
   }
   if (state.keeps_y) {
     activate(a, Mode::kTraining, state, out, out_data, stream);

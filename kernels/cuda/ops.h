@@ -273,9 +273,12 @@ class Weights {
   DeviceBuffer<unsigned> ties_partial_;
 };
 
-// frames: [N][L][C] codes or values -> a tile of codes or floats, padding written.
-void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stream);
-void pack_frames(const float* frames, const Tile& out, float* values, Stream stream);
+// frames: [N][L][C] codes or values -> a tile of codes or floats, padding written. which: null, or
+// the frames that are wanted of a larger N, [out.frames].
+void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stream,
+                 const uint32_t* which = nullptr);
+void pack_frames(const float* frames, const Tile& out, float* values, Stream stream,
+                 const uint32_t* which = nullptr);
 
 // Constants of a hidden layer on the device, [O] each, and what they come from.
 struct HiddenParameters {

@@ -12,26 +12,29 @@ constexpr int kThreadRows = 8;
 
 // staged[lane][position * channels + channel], of frames [N][L][C].
 template <typename T>
-__device__ void stage(const T* frames, const Tile& tile, int lane0, int first, int positions,
-                      T* staged, int stride) {
+__device__ void stage(const T* frames, const uint32_t* which, const Tile& tile, int lane0,
+                      int first, int positions, T* staged, int stride) {
   const int count = positions * tile.channels;
   for (int lane = thread_y(); lane < kWarpLanes; lane += kThreadRows) {
     const int64_t frame = lane0 + lane;
+    const bool used = frame < tile.frames;
+    const int64_t from = which != nullptr && used ? which[frame] : frame;
     for (int i = thread_x(); i < count; i += kWarpLanes) {
-      const int64_t at = (frame * tile.length + first) * tile.channels + i;
-      staged[lane * stride + i] = frame < tile.frames ? frames[at] : T{0};
+      const int64_t at = (from * tile.length + first) * tile.channels + i;
+      staged[lane * stride + i] = used ? frames[at] : T{0};
     }
   }
   __syncthreads();
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    pack_codes(const int8_t* frames, Tile tile, WarpsByRows grid, uint32_t* out) {
+    pack_codes(const int8_t* frames, const uint32_t* which, Tile tile, WarpsByRows grid,
+               uint32_t* out) {
   int8_t* staged = dynamic_shared<int8_t>();
   const int stride = kPositions * tile.channels + 4;
   const int first = grid.row() * kPositions;
   const int positions = min(kPositions, tile.length - first);
-  stage(frames, tile, grid.first_lane(), first, positions, staged, stride);
+  stage(frames, which, tile, grid.first_lane(), first, positions, staged, stride);
   const int lane = thread_x();
   for (int i = thread_y(); i < positions * tile.quads(); i += kThreadRows) {
     const int position = i / tile.quads(), quad = i % tile.quads();
@@ -48,12 +51,13 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    pack_values(const float* frames, Tile tile, WarpsByRows grid, float* out) {
+    pack_values(const float* frames, const uint32_t* which, Tile tile, WarpsByRows grid,
+                float* out) {
   float* staged = dynamic_shared<float>();
   const int stride = kPositions * tile.channels + 1;
   const int first = grid.row() * kPositions;
   const int positions = min(kPositions, tile.length - first);
-  stage(frames, tile, grid.first_lane(), first, positions, staged, stride);
+  stage(frames, which, tile, grid.first_lane(), first, positions, staged, stride);
   const int lane = thread_x();
   for (int i = thread_y(); i < positions * tile.channels; i += kThreadRows) {
     const size_t row = static_cast<size_t>((tile.pad + first) * tile.channels + i);
@@ -81,20 +85,22 @@ void clear_padding(const Tile& tile, void* data, size_t row_bytes, Stream stream
 
 }  // namespace
 
-void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stream) {
+void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stream,
+                 const uint32_t* which) {
   clear_padding(out, codes, out.code_bytes() / static_cast<size_t>(out.rows()), stream);
   const size_t bytes = kWarpLanes * static_cast<size_t>(kPositions * out.channels + 4);
-  launch(Where("pack_codes", native(stream)), shape_of(out, bytes), pack_codes, frames, out,
+  launch(Where("pack_codes", native(stream)), shape_of(out, bytes), pack_codes, frames, which, out,
          grid_of(out), static_cast<uint32_t*>(codes));
 }
 
-void pack_frames(const float* frames, const Tile& out, float* values, Stream stream) {
+void pack_frames(const float* frames, const Tile& out, float* values, Stream stream,
+                 const uint32_t* which) {
   clear_padding(out, values, out.floats() / static_cast<size_t>(out.rows()) * sizeof(float),
                 stream);
   const size_t bytes =
       kWarpLanes * static_cast<size_t>(kPositions * out.channels + 1) * sizeof(float);
-  launch(Where("pack_values", native(stream)), shape_of(out, bytes), pack_values, frames, out,
-         grid_of(out), values);
+  launch(Where("pack_values", native(stream)), shape_of(out, bytes), pack_values, frames, which,
+         out, grid_of(out), values);
 }
 
 }  // namespace fmp::cuda

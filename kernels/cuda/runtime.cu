@@ -84,9 +84,10 @@ void Graph::capture(Stream stream, const std::function<void()>& enqueue) {
   }
   check(cudaStreamEndCapture(native(stream), &recorded), "cudaStreamEndCapture");
   cudaGraphExec_t graph = nullptr;
-  const cudaError_t status = cudaGraphInstantiate(&graph, recorded, 0);
+  cudaError_t status = cudaGraphGetNodes(recorded, nullptr, &nodes_);
+  if (status == cudaSuccess) status = cudaGraphInstantiate(&graph, recorded, 0);
   static_cast<void>(cudaGraphDestroy(recorded));
-  check(status, "cudaGraphInstantiate");
+  check(status, "cudaGraphGetNodes, cudaGraphInstantiate");
   graph_ = graph;
 }
 
@@ -97,6 +98,7 @@ void Graph::launch(Stream stream) const {
 void Graph::reset() noexcept {
   if (graph_ != nullptr) static_cast<void>(cudaGraphExecDestroy(native_graph(graph_)));
   graph_ = nullptr;
+  nodes_ = 0;
 }
 
 void* allocate_pinned(size_t bytes) {

@@ -65,10 +65,12 @@ class Graph {
   void capture(Stream stream, const std::function<void()>& enqueue);
   void launch(Stream stream) const;
   bool empty() const { return graph_ == nullptr; }
+  size_t nodes() const { return nodes_; }  // kernels, copies and memsets; 0 when empty
   void reset() noexcept;
 
  private:
   void* graph_ = nullptr;
+  size_t nodes_ = 0;
 };
 
 void* allocate_pinned(size_t bytes);

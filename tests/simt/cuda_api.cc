@@ -412,6 +412,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   return cudaSuccess;
 }
 
+// Only how many there are: nodes is null.
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
+  if (!graphs.contains(graph)) return refuse(cudaErrorInvalidValue, "no such graph");
+  if (count == nullptr || nodes != nullptr)
+    return refuse(cudaErrorInvalidValue, "more than the number of a graph's nodes");
+  *count = graph->work.size();
+  return cudaSuccess;
+}
+
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   if (graphs.erase(graph) == 0) return refuse(cudaErrorInvalidValue, "no such graph");
   delete graph;

@@ -200,6 +200,7 @@ using cudaStream_t = struct SimtStream*;
 using cudaEvent_t = struct SimtEvent*;
 using cudaGraph_t = struct SimtGraph*;
 using cudaGraphExec_t = struct SimtGraphExec*;
+using cudaGraphNode_t = struct SimtGraphNode*;
 
 struct cudaLaunchAttribute;
 struct cudaLaunchConfig_t {
@@ -249,6 +250,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 // stream captures, memory is neither allocated nor freed and nothing is waited for.
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
                                  unsigned long long flags);

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -26,21 +27,27 @@
 namespace fmp {
 namespace {
 
+std::span<const std::byte> samples_of(const FrameBatch& batch) {
+  return batch.codes.empty() ? std::as_bytes(std::span(batch.values))
+                             : std::as_bytes(std::span(batch.codes));
+}
+
 // A batch that is under way.
 class BatchInFlight {
  public:
   // Starts the way to the device, on `copy`; what is put on `compute` then waits for it. factors:
   // of the batch's step, null = none.
-  // first_frame: of a share of a batch.
-  void send(const FrameBatch& batch, const cuda::AdamFactors* factors, DeviceNetwork& network,
-            cuda::Stream copy, cuda::Stream compute, int64_t first_frame = 0) {
+  // taken: frames that the device has. first_frame: of a share of a batch.
+  void send(const FrameBatch& batch, const std::byte* taken, const cuda::AdamFactors* factors,
+            DeviceNetwork& network, cuda::Stream copy, cuda::Stream compute,
+            int64_t first_frame = 0) {
     labels_ = batch.labels;
     snr_db_ = batch.snr_db;
-    const std::span<const std::byte> frames = batch.codes.empty()
-                                                  ? std::as_bytes(std::span(batch.values))
-                                                  : std::as_bytes(std::span(batch.codes));
+    const bool are_there = !batch.places.empty();
+    const std::span<const std::byte> frames =
+        are_there ? std::as_bytes(std::span(batch.places)) : samples_of(batch);
     const auto soft = std::as_bytes(std::span(batch.soft_targets));
-    // One block, one copy: factors, frames, a teacher's words, labels.
+    // One block, one copy: factors, frames or where they are, a teacher's words, labels.
     const size_t frames_at = sizeof(cuda::AdamFactors);
     const size_t soft_at =
         (frames_at + frames.size() + sizeof(float) - 1) / sizeof(float) * sizeof(float);
@@ -60,8 +67,10 @@ class BatchInFlight {
     cuda::copy_to_device(device, host, bytes, copy);
     arrived_.record(copy);
     arrived_.hold(compute);
-    network.load(device + frames_at, reinterpret_cast<const uint8_t*>(device + labels_at),
-                 batch.count, first_frame, std::ssize(batch.labels));
+    const auto* which = reinterpret_cast<const uint32_t*>(device + frames_at);
+    network.load(are_there ? taken : device + frames_at, are_there ? which : nullptr,
+                 reinterpret_cast<const uint8_t*>(device + labels_at), batch.count, first_frame,
+                 std::ssize(batch.labels));
     if (!soft.empty()) network.load_soft_targets(reinterpret_cast<const float*>(device + soft_at));
     if (factors != nullptr) network.load(reinterpret_cast<const cuda::AdamFactors*>(device));
   }
@@ -120,16 +129,22 @@ class CapturedStep {
       step();
       return;
     }
-    if (graph_.empty()) graph_.capture(stream, step);
+    if (graph_.empty()) {
+      graph_.capture(stream, step);
+      nodes_ = graph_.nodes();
+    }
     const cuda::Range range(name_);
     graph_.launch(stream);
   }
+
+  size_t nodes() const { return nodes_; }  // of the last graph; 0: there was none
 
  private:
   bool graphs_;
   const char* name_;
   StepKind kind_;
   cuda::Graph graph_;
+  size_t nodes_ = 0;
 };
 
 class CudaEngine final : public Engine {
@@ -161,13 +176,14 @@ class CudaEngine final : public Engine {
         first =
             BatchShare::of(frames, ranks_->rank(), *options_.ranks, share_units()).first_frame();
       }
-      flight.send(batch, &factors, device, copy(), compute(), first);
+      flight.send(batch, frames_.data(), &factors, device, copy(), compute(), first);
       const StepKind kind{frames, network.collects_thresholds(options.threshold_statistic_steps),
                           network.steps == 0, !batch.soft_targets.empty()};
       captured.run(kind, compute(), [&] { device.train_step(kind.collect, kind.first); });
       flight.receive(device, false, compute());
       ++network.steps;
     });
+    graph_nodes_ = captured.nodes();
     device.store(network);
   }
 
@@ -177,7 +193,7 @@ class CudaEngine final : public Engine {
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kEvaluation, libraries_);
     CapturedStep captured(options_.graphs, "evaluation (graph)");
     run(batches, results, [&](BatchInFlight& flight, const FrameBatch& batch) {
-      flight.send(batch, nullptr, device, copy(), compute());
+      flight.send(batch, frames_.data(), nullptr, device, copy(), compute());
       captured.run({batch.count}, compute(), [&] { device.evaluate(); });
       flight.receive(device, true, compute());
     });
@@ -191,7 +207,7 @@ class CudaEngine final : public Engine {
     const FrameBatch* next = &batch;
     run([&] { return std::exchange(next, nullptr); }, [](const BatchResult&) {},
         [&](BatchInFlight& flight, const FrameBatch& frames) {
-          flight.send(frames, nullptr, device, copy(), compute());
+          flight.send(frames, frames_.data(), nullptr, device, copy(), compute());
           device.evaluate();
           flight.receive(device, true, compute());
           result = device.logits();
@@ -207,6 +223,30 @@ class CudaEngine final : public Engine {
                                  ranks_.has_value(), libraries_);
   }
 
+  bool take_frames(const Dataset& data, std::span<const int64_t> frames) override {
+    // The other half is for networks.
+    constexpr size_t kShareOfFree = 2;
+    constexpr int kFramesOfCopy = 4096;
+    frames_ = {};
+    if (frames.empty() || frames.size() > std::numeric_limits<uint32_t>::max()) return false;
+    FrameBatch first;
+    data.read(frames.first(1), first);
+    const size_t bytes = frames.size() * samples_of(first).size();
+    if (bytes > cuda::free_bytes() / kShareOfFree) return false;
+    const cuda::MemoryStream memory(compute());
+    frames_ = cuda::DeviceBuffer<std::byte>(bytes);
+    BatchReader reader(data, {frames.begin(), frames.end()}, kFramesOfCopy);
+    std::byte* to = frames_.data();
+    while (const FrameBatch* batch = reader.next()) {
+      const std::span<const std::byte> samples = samples_of(*batch);
+      cuda::copy_to_device(to, samples.data(), samples.size(), compute());
+      cuda::synchronize(compute());
+      to += samples.size();
+    }
+    return true;
+  }
+
+  std::optional<size_t> graph_nodes() const override { return graph_nodes_; }
   std::optional<size_t> peak_device_bytes() const override {
     return cuda::memory_figures().held_peak;
   }
@@ -265,6 +305,8 @@ class CudaEngine final : public Engine {
   cuda::OwnedStream compute_, copy_;
   cuda::Libraries libraries_{compute_};
   std::optional<cuda::DeviceRanks> ranks_;
+  cuda::DeviceBuffer<std::byte> frames_;  // that were taken
+  size_t graph_nodes_ = 0;
   std::array<BatchInFlight, kInFlight> batches_;
 };
 

@@ -244,8 +244,8 @@ const float* DeviceNetwork::share_of(const float* gradient, const cuda::Tile& wh
   return part;
 }
 
-void DeviceNetwork::load(const void* frames, const uint8_t* labels, int64_t count, int64_t first,
-                         int64_t batch_frames) {
+void DeviceNetwork::load(const void* frames, const uint32_t* which, const uint8_t* labels,
+                         int64_t count, int64_t first, int64_t batch_frames) {
   const cuda::Range range("input");
   input_tile_.frames = count;
   input_tile_.batch_frames = count == batch_frames ? 0 : batch_frames;
@@ -253,10 +253,11 @@ void DeviceNetwork::load(const void* frames, const uint8_t* labels, int64_t coun
   if (config_.input_bits == kFloatBits) {
     input_.reserve(input_tile_.floats() * sizeof(float));
     cuda::pack_frames(static_cast<const float*>(frames), input_tile_,
-                      reinterpret_cast<float*>(input_.data()), stream_);
+                      reinterpret_cast<float*>(input_.data()), stream_, which);
   } else {
     input_.reserve(input_tile_.code_bytes());
-    cuda::pack_frames(static_cast<const int8_t*>(frames), input_tile_, input_.data(), stream_);
+    cuda::pack_frames(static_cast<const int8_t*>(frames), input_tile_, input_.data(), stream_,
+                      which);
   }
   has_soft_ = false;
   const auto bytes = static_cast<size_t>(batch_frames);

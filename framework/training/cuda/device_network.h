@@ -48,13 +48,14 @@ class DeviceNetwork {
   ~DeviceNetwork();
 
   // Takes a batch from device memory. frames: [count][length][channels] codes, or values where
-  // inputs are float; labels: [count], null = all 0.
-  void load(const void* frames, const uint8_t* labels, int64_t count) {
-    load(frames, labels, count, 0, count);
+  // inputs are float; which: null, or [count], those that are wanted of more frames; labels:
+  // [count], null = all 0.
+  void load(const void* frames, const uint32_t* which, const uint8_t* labels, int64_t count) {
+    load(frames, which, labels, count, 0, count);
   }
   // The same of this rank's share: `count` frames from `first` on, labels of the whole batch.
-  void load(const void* frames, const uint8_t* labels, int64_t count, int64_t first,
-            int64_t batch_frames);
+  void load(const void* frames, const uint32_t* which, const uint8_t* labels, int64_t count,
+            int64_t first, int64_t batch_frames);
   // What a teacher says of the batch's frames, in device memory, [count][classes]; null = nothing,
   // which holds after every load() of frames.
   void load_soft_targets(const float* soft);
