@@ -136,8 +136,8 @@ PruneOutcome FmpExperiment::prune(const std::string& method, double p, int round
   const auto index = std::ranges::find(options_.p_methods, method) - options_.p_methods.begin();
   const PruningMethod& chosen = *methods_.at(static_cast<size_t>(index));
   current_ = *best_;
-  const PruneResult pruned =
-      fmp::prune(current_, chosen, p, options_.seed, static_cast<uint64_t>(round));
+  const PruneResult pruned = fmp::prune(current_, chosen, p, options_.seed,
+                                        static_cast<uint64_t>(round), trainer_.prune_smallest());
   PruneOutcome outcome;
   outcome.weights_removed = pruned.weights_before - pruned.weights_after;
   outcome.bits_removed = pruned.bits_removed;

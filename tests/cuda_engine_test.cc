@@ -571,6 +571,26 @@ TEST_F(CudaRunTest, MasksAndAccuraciesAreThoseOfTheCpu) {
   });
 }
 
+// By magnitude, with equal ones among the weights, and on top of what was pruned before.
+TEST_F(CudaEngineTest, PrunesByMagnitudeAsTheCpuDoes) {
+  const std::unique_ptr<Engine> engine = make_cuda_engine();
+  const auto method = make_pruning_method("unstructured-l1");
+  Network on_cpu(tiny_config(), kSeed);
+  for (Layer& layer : on_cpu.layers()) {
+    for (float& w : layer.weight.value.floats()) w = std::round(w * 50) / 50;
+  }
+  Network on_device = on_cpu;
+  for (const double fraction : {0.3, 0.47, 0.9}) {
+    const PruneResult expected = prune(on_cpu, *method, fraction, kSeed, 1);
+    const PruneResult actual =
+        prune(on_device, *method, fraction, kSeed, 1, engine->prune_smallest());
+    EXPECT_EQ(actual.weights_after, expected.weights_after);
+    EXPECT_LT(actual.weights_after, actual.weights_before);
+    for (size_t i = 0; i < on_cpu.layers().size(); ++i)
+      EXPECT_EQ(on_device.layers()[i].weight.mask, on_cpu.layers()[i].weight.mask) << i;
+  }
+}
+
 // The methods choose by gradients, which come from the device and go through the file.
 TEST_F(CudaRunTest, GoesOnFromAnyEpochAsIfItHadNeverStopped) {
   Options options = run_options();

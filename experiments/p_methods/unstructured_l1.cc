@@ -2,8 +2,6 @@
 // Global magnitude pruning: the weights of all layers compete with each other, and the fraction of
 // them with the smallest absolute values goes. Counts as torch.nn.utils.prune.global_unstructured
 // does with L1Unstructured.
-#include <cmath>
-
 #include "framework/network/pruning.h"
 
 namespace fmp {
@@ -11,11 +9,7 @@ namespace {
 
 class UnstructuredL1 final : public PruningMethod {
  public:
-  void prune(PruneRequest& request) const override {
-    prune_lowest(request.layers, request.fraction, [](const PrunableLayer& layer, int64_t index) {
-      return std::abs(layer.weights[static_cast<size_t>(index)]);
-    });
-  }
+  void prune(PruneRequest& request) const override { prune_smallest(request); }
 };
 
 FMP_REGISTER_PRUNING_METHOD(UnstructuredL1, "unstructured-l1",

@@ -246,14 +246,25 @@ void prune_lowest_channels(std::span<PrunableLayer> layers, double fraction,
   }
 }
 
+void prune_smallest(PruneRequest& request) {
+  if (request.on_device) {
+    request.on_device(request.layers, request.fraction);
+    return;
+  }
+  prune_lowest(request.layers, request.fraction, [](const PrunableLayer& layer, int64_t index) {
+    return std::abs(layer.weights[static_cast<size_t>(index)]);
+  });
+}
+
 PruneResult prune(Network& network, const PruningMethod& method, double fraction, uint64_t seed,
-                  uint64_t round) {
+                  uint64_t round, const PruneSmallest& on_device) {
   if (!(fraction > 0 && fraction < 1)) {
     fail("pruning fraction: {} is not between 0 and 1", fraction);
   }
   check_finite(network);
   const Network before = network;
-  PruneRequest request{.layers = {}, .fraction = fraction, .seed = seed, .round = round};
+  PruneRequest request{
+      .layers = {}, .fraction = fraction, .seed = seed, .round = round, .on_device = on_device};
   const double correction = moment2_correction(network);
   for (Layer& layer : network.layers()) {
     request.layers.push_back(prunable(layer, request.layers.size(), correction));

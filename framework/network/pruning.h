@@ -88,6 +88,10 @@ double cost_of_channel(std::span<const PrunableLayer> layers, size_t layer, int 
 // score is infinite.
 double score_per_cost(double score, double cost);
 
+// Removes the fraction of the weights of all layers with the smallest magnitudes, where the network
+// is trained: see prune_smallest().
+using PruneSmallest = std::function<void(std::span<PrunableLayer> layers, double fraction)>;
+
 // One call of a pruning method.
 struct PruneRequest {
   std::vector<PrunableLayer> layers;  // from the input to the output
@@ -95,6 +99,7 @@ struct PruneRequest {
   uint64_t seed = 0;                  // of the run
   uint64_t round = 0;                 // distinct for every call in a run: with seed, the key for
                                       // whatever is drawn at random
+  PruneSmallest on_device;            // for prune_smallest(); empty: there is no device
 };
 
 enum class Granularity : uint8_t {
@@ -128,6 +133,10 @@ int64_t prune_count(double fraction, int64_t remaining);
 using WeightScore = std::function<double(const PrunableLayer& layer, int64_t index)>;
 void prune_lowest(std::span<PrunableLayer> layers, double fraction, const WeightScore& score);
 
+// prune_lowest() with magnitudes for scores, on the device if the network is trained on one: the
+// same masks.
+void prune_smallest(PruneRequest& request);
+
 // Removes prune_count(fraction, channels alive) output channels of all hidden layers together:
 // those with the lowest score, but never a layer's last one. Of equal scores the one in the earlier
 // layer, and in a layer the one with the lower index, goes first. `score` is called once for every
@@ -146,7 +155,7 @@ struct PruneResult {
 // Error when a weight is not finite, when 0 < fraction < 1 does not hold, or when the method
 // changed what it must not change.
 PruneResult prune(Network& network, const PruningMethod& method, double fraction, uint64_t seed,
-                  uint64_t round);
+                  uint64_t round, const PruneSmallest& on_device = {});
 
 // The methods that exist, by name. Each registers itself from its own file under
 // experiments/p_methods/ with

@@ -12,6 +12,7 @@
 
 #include "framework/data/dataset.h"
 #include "framework/network/network.h"
+#include "framework/network/pruning.h"
 #include "kernels/communicator.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/layer.h"
@@ -83,6 +84,8 @@ class Engine {
   virtual bool take_frames(const Dataset& /*data*/, std::span<const int64_t> /*frames*/) {
     return false;
   }
+  // How to prune by magnitude where it computes; empty: on the host.
+  virtual PruneSmallest prune_smallest() { return {}; }
   // How ranks that train together share batches.
   virtual ShareUnits share_units() const { return {}; }
   // Kernels, copies and memsets of the graph that the last steps of the last train() were launched

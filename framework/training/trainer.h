@@ -103,6 +103,8 @@ class Trainer {
   // A decision made elsewhere, e.g. by the run that is being resumed.
   void set_plan(std::vector<LayerPlan> plan);
 
+  PruneSmallest prune_smallest() { return engine_->prune_smallest(); }
+
   // Adds what the kernels spend their time on to `profile` from now on; null = stop. CPU only.
   void set_profile(cpu::Profile* profile) { engine_->set_profile(profile); }
   const Engine& engine() const { return *engine_; }

@@ -22,6 +22,7 @@
 #include "framework/training/cuda/plan_timer.h"
 #include "framework/training/plan.h"
 #include "kernels/cuda/device_ranks.h"
+#include "kernels/cuda/prune.h"
 #include "kernels/cuda/runtime.h"
 
 namespace fmp {
@@ -244,6 +245,24 @@ class CudaEngine final : public Engine {
       to += samples.size();
     }
     return true;
+  }
+
+  // Thrust sorts the weights of all layers.
+  PruneSmallest prune_smallest() override {
+    return [this](std::span<PrunableLayer> layers, double fraction) {
+      const cuda::MemoryStream memory(compute());
+      std::vector<cuda::DeviceBuffer<float>> weights;
+      std::vector<cuda::DeviceBuffer<uint8_t>> masks;
+      std::vector<cuda::PrunableWeights> on_device;
+      for (const PrunableLayer& layer : layers) {
+        weights.emplace_back(layer.weights, compute());
+        masks.emplace_back(layer.mask, compute());
+        on_device.push_back({weights.back().data(), masks.back().data(), layer.weights.size()});
+      }
+      cuda::prune_smallest(on_device, fraction, compute());
+      for (size_t i = 0; i < layers.size(); ++i)
+        std::ranges::copy(masks[i].to_host(compute()), layers[i].mask.begin());
+    };
   }
 
   std::optional<size_t> graph_nodes() const override { return graph_nodes_; }
