@@ -212,31 +212,34 @@ NetworkDescription FmpExperiment::describe(const Network& network) const {
   description.bit_ops = cost.bit_ops();
   description.bit_mem = cost.bit_mem();
   description.cost = cost.normalized();
-  for (size_t i = 0; i < cost.layers.size(); ++i) {
-    const LayerCost& c = cost.layers[i];
+  auto next_cost = cost.layers.begin();
+  for (size_t i = 0; i < network.layers().size(); ++i) {
     const Layer& layer = network.layers()[i];
-    const auto index = static_cast<int>(i);
+    if (!layer.has_weights()) continue;
+    const LayerCost& c = *next_cost++;
+    const int read = layer.reads[0];
+    const bool signed_inputs = read == kReadsFrames
+                                   ? c.input_bits != kFloatBits
+                                   : network.layers()[static_cast<size_t>(read)].smallest_code < 0;
     description.weights_original += weights_original_[i];
-    description.layers.push_back(
-        {.name = layer.name,
-         .kind = to_string(layer.kind),
-         .in_channels = layer.in_channels / layer.form.stride,
-         .out_channels = layer.out_channels,
-         .kernel = layer.form.kernel,
-         .stride = layer.form.stride,
-         .groups = layer.form.groups,
-         .positions = c.positions,
-         .weight_bits = c.weight_bits,
-         .input_bits = c.input_bits,
-         .signed_inputs =
-             i == 0 ? c.input_bits != kFloatBits : network.config().smallest_code_of(index - 1) < 0,
-         .weights = c.weights,
-         .weights_original = weights_original_[i],
-         .weights_alive = c.weights_alive,
-         .nonzeros = c.weights_nonzero,
-         .macs = c.macs(),
-         .bit_ops = c.bit_ops(),
-         .bit_mem = c.bit_mem()});
+    description.layers.push_back({.name = layer.name,
+                                  .kind = to_string(layer.kind),
+                                  .in_channels = layer.in_channels / layer.form.stride,
+                                  .out_channels = layer.out_channels,
+                                  .kernel = layer.form.kernel,
+                                  .stride = layer.form.stride,
+                                  .groups = layer.form.groups,
+                                  .positions = c.positions,
+                                  .weight_bits = c.weight_bits,
+                                  .input_bits = c.input_bits,
+                                  .signed_inputs = signed_inputs,
+                                  .weights = c.weights,
+                                  .weights_original = weights_original_[i],
+                                  .weights_alive = c.weights_alive,
+                                  .nonzeros = c.weights_nonzero,
+                                  .macs = c.macs(),
+                                  .bit_ops = c.bit_ops(),
+                                  .bit_mem = c.bit_mem()});
   }
   return description;
 }

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -39,6 +40,36 @@
 
 namespace fmp {
 namespace {
+
+// A list in words, shorter where all are the same.
+std::string in_short(const std::vector<int>& values) {
+  const bool same = std::ranges::adjacent_find(values, std::not_equal_to()) == values.end();
+  return same && !values.empty() ? fmt::to_string(values[0])
+                                 : fmt::format("{}", fmt::join(values, " "));
+}
+
+std::string network_line(const NetworkConfig& config, int64_t weights) {
+  std::vector<int> filters, dense, weight_bits, act_bits;
+  int joins = 0;
+  bool is_signed = false;
+  for (const LayerConfig& layer : config.layers) {
+    if (layer.kind == LayerKind::kConv) filters.push_back(layer.outputs);
+    if (layer.kind == LayerKind::kDense) dense.push_back(layer.outputs);
+    if (has_weights(layer.kind)) weight_bits.push_back(layer.weight_bits);
+    joins += has_weights(layer.kind) ? 0 : 1;
+    act_bits.push_back(layer.act_bits);
+    is_signed = is_signed || layer.smallest_code < 0;
+  }
+  weight_bits.push_back(config.output_bits);
+  const std::string scale =
+      config.input_scale == 0 ? std::string() : fmt::format(" (scale {:.6g})", config.input_scale);
+  return fmt::format(
+      "convolutions {}, dense {}{}, {} weights; bits: input {}{}, weights {}, activations {}{}",
+      fmt::join(filters, " "), fmt::join(dense, " "),
+      joins == 0 ? std::string() : fmt::format(", {} layers without weights", joins),
+      format_count(weights), config.input_bits, scale, in_short(weight_bits), in_short(act_bits),
+      is_signed ? ", signed" : "");
+}
 
 // One invocation of a run, which may be the continuation of earlier ones.
 class Run {
@@ -137,17 +168,8 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
                             dataset.class_names().size(), storage));
   console_.line(fmt::format("split     {} train, {} validation, {} test", size(split.train),
                             size(split.validation), size(split.test)));
-  const bool is_signed =
-      std::ranges::any_of(config.smallest_codes, [](int code) { return code < 0; });
-  const std::string scale =
-      config.input_scale == 0 ? std::string() : fmt::format(" (scale {:.6g})", config.input_scale);
-  console_.line(fmt::format(
-      "network   convolutions {}, dense {}, {} weights; bits: input {}{}, weights {}, activations "
-      "{}{}",
-      fmt::join(config.filters, " "), fmt::join(config.dense, " "),
-      format_count(experiment.current().weights_total()), config.input_bits, scale,
-      fmt::join(config.weight_bits, " "), fmt::join(config.act_bits, " "),
-      is_signed ? ", signed" : ""));
+  console_.line(
+      fmt::format("network   {}", network_line(config, experiment.current().weights_total())));
   console_.line(fmt::format("pruning   {}, p {}, n {}, feedback {}; {}", methods, options_.p,
                             options_.n, options_.feedback ? "on" : "off", fmt::join(goals, "; ")));
   console_.line(fmt::format(
@@ -279,20 +301,21 @@ RunDirectory open_directory(const Options& options) {
                                 : RunDirectory::open(options.resume);
 }
 
-// A device reads each position of a layer's input as it was written.
-bool needs_cpu(const Options& options) {
-  const bool several = options.stride.size() > 1;
-  return options.filters.size() > 1 &&
-         std::any_of(options.stride.begin() + (several ? 1 : 0), options.stride.end(),
-                     [](int stride) { return stride != 1; });
+// Why a network does not run on a device; empty: it does.
+std::string_view needs_cpu(const NetworkConfig& config) {
+  if (!config.is_chain()) return "the network branches";
+  // A device reads each position of a layer's input as it was written.
+  for (size_t i = 1; i < config.layers.size(); ++i) {
+    if (config.layers[i].form.stride != 1)
+      return "only the first convolution may have a stride there";
+  }
+  return {};
 }
 
 std::unique_ptr<Engine> engine_for(Options& options, Communicator* ranks) {
-  if (needs_cpu(options)) {
-    if (options.device == DeviceChoice::kCuda) {
-      throw UsageError(
-          "--device cuda: only the first convolution may have a stride there; use --device cpu");
-    }
+  if (const std::string_view why = needs_cpu(layers_of(options)); !why.empty()) {
+    if (options.device == DeviceChoice::kCuda)
+      throw UsageError(fmt::format("--device cuda: {}; use --device cpu", why));
     options.device = DeviceChoice::kCpu;
   }
   try {

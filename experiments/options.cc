@@ -364,21 +364,13 @@ std::vector<std::string> resumed_arguments(const CLI::App& app, const Options& g
   return arguments;
 }
 
-void take_layers(const NetworkConfig& config, Options& options) {
+void take_network(const NetworkConfig& config, Options& options) {
   options.input_bits = config.input_bits;
   options.input_scale = config.input_scale;
-  options.weight_bits = config.weight_bits;
-  options.act_bits = config.act_bits;
-  options.filters = config.filters;
-  options.dense = config.dense;
-  options.kernel = config.kernel;
-  options.stride = config.stride;
-  options.padding = config.padding;
-  options.groups = config.groups;
-  options.pool = config.pool;
+  options.network = describe_network(config).dump();
 }
 
-// Takes over what --network says. A run keeps the layers, not the file.
+// Takes over what --network says: a run keeps the layers, not the file.
 void adopt_described_network(const CLI::App& app, Options& options) {
   if (options.network.empty()) return;
   for (const char* flag : kNetworkFlags) {
@@ -388,7 +380,7 @@ void adopt_described_network(const CLI::App& app, Options& options) {
   }
   validate_bits("bits", options.bits);
   try {
-    take_layers(read_network(options.network, options.bits), options);
+    take_network(read_network(options.network, options.bits), options);
   } catch (const UsageError&) {
     throw;
   } catch (const Error& error) {
@@ -403,7 +395,7 @@ void adopt_initial_network(const CLI::App& app, Options& options) {
     if (app.count(fmt::format("--{}", flag)) != 0)
       usage("--{} cannot be given with --init: the file says what the network is", flag);
   }
-  take_layers(onnx::import_network(options.init).config(), options);
+  take_network(onnx::import_network(options.init).config(), options);
 }
 
 // --dense 0 stands for no hidden dense layer. The default accuracy holds unless --until-cost is the
@@ -430,6 +422,7 @@ void validate_data(const Options& o) {
 
 void validate_network(const Options& o) {
   validate_bits("bits", o.bits);
+  if (!o.network.empty()) return;  // its text was read, and its shapes fit the data or do not
   if (o.input_bits) validate_bits("input-bits", *o.input_bits);
   for (int bits : o.weight_bits) validate_bits("weight-bits", bits);
   for (int bits : o.act_bits) validate_bits("act-bits", bits);
@@ -480,8 +473,12 @@ void validate_training(const Options& o) {
           "a number above 0", o.distill_temperature);
   if (o.distill == kDistillBaseline) {
     const auto is_float = [](int bits) { return bits == kFloatBits; };
-    if (is_float(o.input_bits.value_or(o.bits)) || is_float(o.bits) ||
-        std::ranges::any_of(o.weight_bits, is_float) || std::ranges::any_of(o.act_bits, is_float))
+    const NetworkConfig config = layers_of(o);
+    if (is_float(config.input_bits) || is_float(config.output_bits) ||
+        std::ranges::any_of(config.layers, [&](const LayerConfig& layer) {
+          return is_float(layer.act_bits) ||
+                 (has_weights(layer.kind) && is_float(layer.weight_bits));
+        }))
       usage(
           "--distill baseline: a teacher runs on integers, but the network is not quantized "
           "throughout");
@@ -554,6 +551,7 @@ std::optional<Options> parse_options(std::span<const std::string> arguments) {
     CLI::App again(description, "fmp_radioml");
     declare(again, options);
     run_parser(again, resumed);
+    adopt_described_network(again, options);
     adopt_initial_network(again, options);
     normalise(again, options);
     options.resume = options.out = resume;
@@ -587,16 +585,20 @@ std::vector<std::string> to_arguments(const Options& o) {
   add("memory-limit", o.memory_limit);
   if (o.init.empty()) {
     add("bits", o.bits);
-    if (o.input_bits) add("input-bits", *o.input_bits);
-    add_list("weight-bits", o.weight_bits);
-    add_list("act-bits", o.act_bits);
-    add_list("filters", o.filters);
-    add_list("kernel", o.kernel);
-    add_list("stride", o.stride);
-    add_list("padding", o.padding);
-    add_list("groups", o.groups);
-    add_list("pool", o.pool);
-    add_list("dense", o.dense.empty() ? std::vector<int>{0} : o.dense);
+    if (!o.network.empty()) {
+      add("network", o.network);
+    } else {
+      if (o.input_bits) add("input-bits", *o.input_bits);
+      add_list("weight-bits", o.weight_bits);
+      add_list("act-bits", o.act_bits);
+      add_list("filters", o.filters);
+      add_list("kernel", o.kernel);
+      add_list("stride", o.stride);
+      add_list("padding", o.padding);
+      add_list("groups", o.groups);
+      add_list("pool", o.pool);
+      add_list("dense", o.dense.empty() ? std::vector<int>{0} : o.dense);
+    }
   } else {
     add("init", o.init);
   }
@@ -642,6 +644,10 @@ nlohmann::json to_json(const Options& o) {
   const auto list_or = [](const std::vector<int>& values, int otherwise) {
     return values.empty() ? std::vector<int>{otherwise} : values;
   };
+  const bool is_chain = o.network.empty();
+  const auto of_chain = [&](const std::vector<int>& values) {
+    return is_chain ? nlohmann::json(values) : nlohmann::json(nullptr);
+  };
   const nlohmann::json goal = o.accuracy ? nlohmann::json(to_string(*o.accuracy)) : nullptr;
   return {{"data", o.data},
           {"synth-frames", o.synth_frames ? nlohmann::json(to_string(*o.synth_frames)) : nullptr},
@@ -651,16 +657,17 @@ nlohmann::json to_json(const Options& o) {
           {"validation-fraction", o.validation_fraction},
           {"memory-limit", o.memory_limit},
           {"bits", o.bits},
+          {"network", is_chain ? nullptr : nlohmann::json::parse(o.network)},
           {"input-bits", o.input_bits.value_or(o.bits)},
-          {"weight-bits", list_or(o.weight_bits, o.bits)},
-          {"act-bits", list_or(o.act_bits, o.bits)},
-          {"filters", o.filters},
-          {"kernel", o.kernel},
-          {"stride", o.stride},
-          {"padding", o.padding},
-          {"groups", o.groups},
-          {"pool", o.pool},
-          {"dense", o.dense},
+          {"weight-bits", of_chain(list_or(o.weight_bits, o.bits))},
+          {"act-bits", of_chain(list_or(o.act_bits, o.bits))},
+          {"filters", of_chain(o.filters)},
+          {"kernel", of_chain(o.kernel)},
+          {"stride", of_chain(o.stride)},
+          {"padding", of_chain(o.padding)},
+          {"groups", of_chain(o.groups)},
+          {"pool", of_chain(o.pool)},
+          {"dense", of_chain(o.dense)},
           {"init", o.init.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.init)},
           {"accuracy", goal},
           {"until-cost", optional(o.until_cost)},
@@ -691,21 +698,27 @@ nlohmann::json to_json(const Options& o) {
           {"out", o.out}};
 }
 
+NetworkConfig layers_of(const Options& options) {
+  if (!options.network.empty()) return parse_network(options.network, "--network", options.bits);
+  ChainConfig chain;
+  chain.filters = options.filters;
+  chain.dense = options.dense;
+  chain.kernel = options.kernel;
+  chain.stride = options.stride;
+  chain.padding = options.padding;
+  chain.groups = options.groups;
+  chain.pool = options.pool;
+  chain.input_bits = options.input_bits.value_or(options.bits);
+  chain.weight_bits =
+      options.weight_bits.empty() ? std::vector<int>{options.bits} : options.weight_bits;
+  chain.act_bits = options.act_bits.empty() ? std::vector<int>{options.bits} : options.act_bits;
+  return chain;
+}
+
 NetworkConfig network_config(const Options& options, int length, int classes) {
-  NetworkConfig config;
+  NetworkConfig config = layers_of(options);
   config.length = length;
   config.classes = classes;
-  config.filters = options.filters;
-  config.dense = options.dense;
-  config.kernel = options.kernel;
-  config.stride = options.stride;
-  config.padding = options.padding;
-  config.groups = options.groups;
-  config.pool = options.pool;
-  config.input_bits = options.input_bits.value_or(options.bits);
-  config.weight_bits =
-      options.weight_bits.empty() ? std::vector<int>{options.bits} : options.weight_bits;
-  config.act_bits = options.act_bits.empty() ? std::vector<int>{options.bits} : options.act_bits;
   config.validate();
   return config;
 }

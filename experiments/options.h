@@ -64,7 +64,9 @@ struct Options {
   float input_scale = 0;         // of the file of --init; 0: the usual one, see InputQuantizer
   std::vector<int> weight_bits;  // empty = bits; one, or one per layer
   std::vector<int> act_bits;     // empty = bits; one, or one per hidden layer
-  std::string network;           // a preset or a file that the next seven come from; empty = none
+  // The layers as JSON text (description.h), which hold instead of what stands above and below:
+  // those of --network or --init. Empty: a chain of the next seven.
+  std::string network;
   std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};
   // One value for all convolutions, or one for each; no padding = (kernel - 1) / 2.
   std::vector<int> kernel = {3}, stride = {1}, padding, groups = {1}, pool = {2};
@@ -129,6 +131,8 @@ std::vector<std::string> to_arguments(const Options& options);
 // The options by their long names, typed.
 nlohmann::json to_json(const Options& options);
 
+// The layers that the options describe; samples and classes are not the data's yet.
+NetworkConfig layers_of(const Options& options);
 // The network that the options describe, for frames of this length and number of classes.
 NetworkConfig network_config(const Options& options, int length, int classes);
 

@@ -30,8 +30,8 @@ constexpr double kLossTolerance = 1e-5;
 // What parameters within their tolerance make of the logits.
 constexpr double kTrainedLogitsTolerance = 1e-3;
 
-NetworkConfig read_config(const FixtureFile& file) {
-  NetworkConfig config;
+ChainConfig read_config(const FixtureFile& file) {
+  ChainConfig config;
   config.length = file.scalar<int>("config/length");
   config.classes = file.scalar<int>("config/classes");
   config.filters = file.read<int>("config/filters");

@@ -24,8 +24,8 @@ namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-NetworkConfig small_config() {
-  NetworkConfig config;
+ChainConfig small_config() {
+  ChainConfig config;
   config.length = 8;
   config.classes = 3;
   config.filters = {4, 3};
@@ -218,7 +218,7 @@ TEST_F(CheckpointTest, RefusesAnotherVersion) {
   std::string content = bytes();
   content[8] = 9;
   write_bytes(content);
-  EXPECT_THAT(load_error(), HasSubstr("version 9, expected 1"));
+  EXPECT_THAT(load_error(), HasSubstr("version 9, expected 2"));
 }
 
 TEST_F(CheckpointTest, NoticesEveryTruncation) {
@@ -253,22 +253,39 @@ TEST_F(CheckpointTest, ChecksTheConfigurationBeforeItBelievesIt) {
   EXPECT_THAT(error_after_edit("\"length\":8", "\"length\":0"), HasSubstr("length: 0"));
   EXPECT_THAT(error_after_edit("\"length\":8", "\"length\":1e99"), HasSubstr("length"));
   EXPECT_THAT(error_after_edit("\"length\":8", "\"width\":8"), HasSubstr("length"));
-  EXPECT_THAT(error_after_edit("\"filters\":[4,3]", "\"filters\":7"), HasSubstr("filters"));
-  EXPECT_THAT(error_after_edit("\"filters\":[4,3]", "\"filters\":[4000,8000]"),
-              HasSubstr("missing"));
-  EXPECT_THAT(error_after_edit("\"filters\":[4,3]", "\"filters\":[4,4]"), HasSubstr("missing"));
-  EXPECT_THAT(error_after_edit("\"filters\":[4,3]", "\"filters\":[4,2]"), HasSubstr("damaged"));
+  EXPECT_THAT(error_after_edit("\"outputs\":4", "\"outputs\":[7]"), HasSubstr("outputs"));
+  EXPECT_THAT(error_after_edit("\"outputs\":4", "\"outputs\":8000"), HasSubstr("missing"));
+  EXPECT_THAT(error_after_edit("\"outputs\":4", "\"outputs\":5"), HasSubstr("missing"));
+  EXPECT_THAT(error_after_edit("\"outputs\":4", "\"outputs\":3"), HasSubstr("damaged"));
   EXPECT_THAT(error_after_edit("\"steps\":301", "\"steps\":-1"), HasSubstr("steps"));
   EXPECT_THAT(error_after_edit("\"steps\":301", "\"steps\":3.5"), HasSubstr("steps"));
   EXPECT_THAT(error_after_edit("\"state\":null", "\"state\":nul"), HasSubstr("damaged"));
 }
 
 TEST(NetworkConfigJson, KeepsEveryField) {
-  NetworkConfig config = small_config();
-  config.input_channels = 3;
-  config.kernel = {5};
-  config.pool = {4};
-  config.input_bits = 6;
+  ChainConfig chain = small_config();
+  chain.input_channels = 3;
+  chain.kernel = {5};
+  chain.stride = {2, 1};
+  chain.padding = {4};
+  chain.groups = {1, 2};
+  chain.pool = {4};
+  chain.input_bits = 6;
+  chain.input_scale = 0.3F;
+  chain.class_scales = true;
+  chain.smallest_codes = {-8, 0, -31};
+  NetworkConfig config = chain;
+  LayerConfig sum, both, mean;
+  sum.kind = LayerKind::kAdd;
+  sum.name = "sum";
+  sum.reads = {0, kReadsFrames};
+  sum.form.pool = 2;
+  both.kind = LayerKind::kConcat;
+  both.reads = {0, 2};
+  mean.kind = LayerKind::kAveragePool;
+  mean.form.kernel = 8;
+  mean.smallest_code = -127;
+  config.layers.insert(config.layers.begin() + 2, {sum, both, mean});
   const nlohmann::json json = config;
   EXPECT_EQ(json.get<NetworkConfig>(), config);
 }

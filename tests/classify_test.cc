@@ -162,8 +162,8 @@ class Classify : public testing::Test {
     fs::remove_all(path_, ignored);
   }
 
-  static NetworkConfig config() {
-    NetworkConfig config;
+  static ChainConfig config() {
+    ChainConfig config;
     config.filters = {4, 4, 4, 4, 4, 4, 4};
     config.dense = {16};
     config.input_bits = 6;
@@ -296,7 +296,7 @@ TEST_F(Classify, ReadsSigMf) {
 
 // A network of some classes knows their names, and takes only these from a file that has more.
 TEST_F(Classify, KnowsTheNamesOfItsClasses) {
-  NetworkConfig small = config();
+  ChainConfig small = config();
   small.classes = 3;
   Network network = random_network(small, 0.5, 51);
   network.class_names = {"OOK", "BPSK", "FM"};
@@ -343,7 +343,7 @@ TEST_F(Classify, KnowsTheNamesOfItsClasses) {
 // The same of onnx_eval, whichever way it takes. 24 frames, one of each class: a network is right
 // where it answers the frame's own class.
 TEST_F(Classify, OnnxFilesKnowTheNamesOfTheirClasses) {
-  NetworkConfig small = config();
+  ChainConfig small = config();
   small.classes = 3;
   Network network = random_network(small, 0.5, 51);
   network.class_names = {"OOK", "BPSK", "FM"};

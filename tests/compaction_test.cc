@@ -15,6 +15,7 @@
 #include "framework/random.h"
 #include "framework/training/trainer.h"
 #include "kernels/cpu/simd.h"
+#include "tests/chain_of.h"
 #include "tests/random_batch.h"
 
 namespace fmp {
@@ -25,8 +26,8 @@ using ::testing::ElementsAre;
 
 constexpr uint64_t kSeed = 20'240'607;
 
-NetworkConfig small_config() {
-  NetworkConfig config;
+ChainConfig small_config() {
+  ChainConfig config;
   config.length = 32;
   config.classes = 4;
   config.filters = {6, 5, 7};
@@ -200,7 +201,7 @@ TEST(Compaction, DropsAChannelThatNobodyReads) {
   const CompactionReport report = compact(network);
   EXPECT_EQ(report.weights_removed, 6 * 3) << "the weights that wrote the channel";
   EXPECT_THAT(report.channels_after, ElementsAre(6, 4, 7, 9, 8));
-  EXPECT_EQ(network.config().filters, (std::vector<int>{6, 4, 7}));
+  EXPECT_EQ(chain_of(network.config()).filters, (std::vector<int>{6, 4, 7}));
   expect_same_survivors(network, original,
                         {{0, 1, 2, 3, 4, 5},
                          {0, 1, 2, 4},
@@ -291,7 +292,7 @@ TEST(Compaction, IsDoneAfterOneCall) {
 // channel stays; without quantization there is no reason to.
 TEST(Compaction, KeepsTheWeightThatSetsTheScale) {
   for (const int bits : {4, kFloatBits}) {
-    NetworkConfig config = small_config();
+    ChainConfig config = small_config();
     config.weight_bits = {bits};
     Network network = trained_network(config, kSeed);
     make_largest(network.layers()[2], 3, 1);
@@ -361,7 +362,7 @@ TEST(Compaction, PreservesTheFunctionOfDeadChannels) {
   for (const int bits : {2, 4, 8, kFloatBits}) {
     for (const std::vector<int>& dense : {std::vector<int>{9, 8}, std::vector<int>{}}) {
       SCOPED_TRACE(testing::Message() << bits << " bits, " << dense.size() << " dense layers");
-      NetworkConfig config = small_config();
+      ChainConfig config = small_config();
       config.kernel = {1};
       config.dense = dense;
       config.weight_bits = config.act_bits = {bits};
@@ -378,7 +379,7 @@ TEST(Compaction, PreservesTheFunctionOfDeadChannels) {
 // With three taps it is exact where no window reaches into the padding: here the dense layer sees
 // only such positions.
 TEST(Compaction, PreservesTheFunctionAwayFromThePadding) {
-  NetworkConfig config = small_config();
+  ChainConfig config = small_config();
   config.filters = {6, 5};
   config.pool = {1};
   Network network = trained_network(config, kSeed);
@@ -420,13 +421,13 @@ TEST(Compaction, SilencedChannelsStaySilentInTraining) {
 
 struct Case {
   const char* name;
-  NetworkConfig config;
+  ChainConfig config;
 };
 
 // A channel of a depthwise convolution goes with the one that it reads.
 TEST(Compact, ADepthwiseConvolutionStaysOne) {
   for (const int bits : {4, 8}) {
-    NetworkConfig config = small_config();
+    ChainConfig config = small_config();
     config.filters = {9, 9, 7};
     config.kernel = {4, 1, 1};  // constants of dead channels are folded exactly
     config.stride = {2, 1, 1};
@@ -448,14 +449,14 @@ TEST(Compact, ADepthwiseConvolutionStaysOne) {
     const Layer& depthwise = network.layers()[1];
     EXPECT_EQ(depthwise.form.groups, 7);
     EXPECT_EQ(depthwise.weights_total(), 7);
-    EXPECT_EQ(network.config().groups, (std::vector<int>{1, 7, 1}));
+    EXPECT_EQ(chain_of(network.config()).groups, (std::vector<int>{1, 7, 1}));
   }
 }
 
 // The small networks have fewer than eight channels everywhere, the wide one more, before and
 // after: so the backward kernels sum in the same order (see cpu::prefers_dense_backward).
-NetworkConfig narrow_config() {
-  NetworkConfig config = small_config();
+ChainConfig narrow_config() {
+  ChainConfig config = small_config();
   config.dense = {7, 6};
   return config;
 }
@@ -463,21 +464,21 @@ NetworkConfig narrow_config() {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const int bits : {2, 4, 8, kFloatBits}) {
-    NetworkConfig config = narrow_config();
+    ChainConfig config = narrow_config();
     config.weight_bits = config.act_bits = {bits};
     if (bits == kFloatBits) config.input_bits = kFloatBits;
     all.push_back({bits == kFloatBits ? "float" : "quantized", config});
   }
-  NetworkConfig wide = narrow_config();
+  ChainConfig wide = narrow_config();
   wide.filters = {21, 18, 19};
   wide.dense = {35};
   all.push_back({"more channels than a block of the kernels", wide});
-  NetworkConfig odd = narrow_config();
+  ChainConfig odd = narrow_config();
   odd.kernel = {5};
   odd.pool = {1};
   odd.dense = {};
   all.push_back({"five taps, no pooling, no hidden dense layer", odd});
-  NetworkConfig mixed = narrow_config();
+  ChainConfig mixed = narrow_config();
   mixed.weight_bits = {8, 2, 32, 4, 3, 5};
   mixed.act_bits = {3, 32, 4, 8, 2};
   all.push_back({"mixed bits", mixed});

@@ -17,7 +17,7 @@ using ::testing::ElementsAre;
 
 // A VGG10 whose weight codes are all nonzero.
 Network dense_network(int weight_bits, int act_bits) {
-  NetworkConfig config;
+  ChainConfig config;
   config.weight_bits = {weight_bits};
   config.act_bits = {act_bits};
   Network network(config, 1);
@@ -26,7 +26,7 @@ Network dense_network(int weight_bits, int act_bits) {
 }
 
 Layer layer_with_weights(std::vector<float> weights, int bits) {
-  NetworkConfig config;
+  ChainConfig config;
   config.input_channels = 1;
   config.length = 1;
   config.filters = {static_cast<int>(weights.size())};
@@ -141,7 +141,7 @@ TEST(Cost, HasTheKeysOfFinnBase) {
 }
 
 TEST(Cost, FloatLayersCountNonzeroValues) {
-  NetworkConfig config;
+  ChainConfig config;
   config.weight_bits = config.act_bits = {kFloatBits};
   config.input_bits = kFloatBits;
   Network network(config, 1);

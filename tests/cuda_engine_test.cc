@@ -94,8 +94,8 @@ std::vector<int64_t> range_of(int64_t begin, int64_t end) {
   return frames;
 }
 
-NetworkConfig tiny_config() {
-  NetworkConfig config;
+ChainConfig tiny_config() {
+  ChainConfig config;
   config.length = kLength;
   config.classes = kClasses;
   config.filters = {6, 5};

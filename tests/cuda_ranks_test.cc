@@ -120,7 +120,7 @@ TEST(CudaRanksRefuse, MoreRanksThanDevices) {
 TEST(CudaRanksRefuse, APlanOfLibraries) {
   ::setenv("SIMT_DEVICES", "2", 1);  // NOLINT(concurrency-mt-unsafe)
   const auto body = [](Communicator& all) {
-    NetworkConfig config;
+    ChainConfig config;
     config.length = 16;
     config.classes = kClasses;
     config.filters = {4};

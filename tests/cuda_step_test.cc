@@ -25,8 +25,8 @@ constexpr double kLearningRate = 1e-3;
 // Adam divides gradients by their own size, so that their last bits move a weight by this much.
 constexpr double kTolerance = 2e-5;
 
-NetworkConfig tiny_config() {
-  NetworkConfig config;
+ChainConfig tiny_config() {
+  ChainConfig config;
   config.length = 16;
   config.classes = 3;
   config.filters = {6, 5};  // not a multiple of a quad of channels
@@ -103,7 +103,7 @@ class CudaStepTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
-  NetworkConfig config = tiny_config();
+  ChainConfig config = tiny_config();
   if (GetParam().is_float) {
     config.input_bits = kFloatBits;
     config.weight_bits = config.act_bits = {kFloatBits};
@@ -179,7 +179,7 @@ class CudaRealStepTest : public CudaStepTest {};
 // A step of a whole VGG10 with 64 channels x 1024 samples, with own dense and own sparse kernels,
 // which agree but for the rounding of sums of floats. The host runtime takes a tiny network.
 TEST_F(CudaRealStepTest, DenseAndSparseKernelsAgree) {
-  NetworkConfig config;
+  ChainConfig config;
   int64_t frames = 4096;
 #ifdef FMP_SIMT
   config = tiny_config();

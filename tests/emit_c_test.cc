@@ -134,8 +134,8 @@ void compile_and_compare(const IntegerNetwork& network, int64_t frames,
   expect_equal(directory.read("results"), expected_results(network, batch));
 }
 
-NetworkConfig config_of(int bits) {
-  NetworkConfig config;
+ChainConfig config_of(int bits) {
+  ChainConfig config;
   config.length = 64;
   config.classes = 9;
   config.filters = {6, 9};
@@ -160,7 +160,7 @@ TEST(EmitC, EqualsTheIntegerNetworkBitByBit) {
 
 TEST(EmitC, HandlesShapesOfAllKinds) {
   if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
-  NetworkConfig config = config_of(8);
+  ChainConfig config = config_of(8);
   config.filters = {3, 5};
   config.dense = {};
   config.kernel = {5};
@@ -191,7 +191,7 @@ TEST(EmitC, HandlesShapesOfAllKinds) {
 
 TEST(EmitC, EqualsThePublishedNetworkAndStatesItsSize) {
   if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
-  NetworkConfig config;
+  ChainConfig config;
   config.input_bits = 4;
   config.weight_bits = {4};
   config.act_bits = {4};

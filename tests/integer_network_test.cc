@@ -23,8 +23,8 @@ namespace {
 
 constexpr int kThreads = 2;
 
-NetworkConfig small_config(int bits) {
-  NetworkConfig config;
+ChainConfig small_config(int bits) {
+  ChainConfig config;
   config.length = 48;
   config.classes = 11;
   config.filters = {10, 7, 12};
@@ -106,7 +106,7 @@ TEST(IntegerNetwork, PredictsAsThePublishedNetwork) {
   for (const int bits : {4, 8}) {
     for (const double density : {1.0, 0.1}) {
       SCOPED_TRACE(testing::Message() << bits << " bits, density " << density);
-      NetworkConfig config;
+      ChainConfig config;
       config.input_bits = bits;
       config.weight_bits = {bits};
       config.act_bits = {bits};
@@ -118,9 +118,9 @@ TEST(IntegerNetwork, PredictsAsThePublishedNetwork) {
 }
 
 // Shapes that fill neither quads nor blocks, all pooling windows, taps and mixtures of bits.
-std::vector<NetworkConfig> odd_configs() {
-  std::vector<NetworkConfig> configs;
-  NetworkConfig c = small_config(8);
+std::vector<ChainConfig> odd_configs() {
+  std::vector<ChainConfig> configs;
+  ChainConfig c = small_config(8);
   c.filters = {1, 5};
   c.dense = {};
   c.kernel = {5};
@@ -170,7 +170,7 @@ std::vector<NetworkConfig> odd_configs() {
 TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
   const std::string best = cpu::target_name();
   int64_t on_tiles = 0;
-  for (const NetworkConfig& config : odd_configs()) {
+  for (const ChainConfig& config : odd_configs()) {
     for (const double density : {1.0, 0.4}) {
       for (const std::string& target : cpu::target_names()) {
         cpu::use_target(target);
@@ -340,7 +340,7 @@ TEST(IntegerNetwork, CodesChangeExactlyWhereTheFloatNetworksDo) {
 // even decides.
 TEST(IntegerNetwork, TiesAreRoundedToEvenAsInTheFloatNetwork) {
   for (const float beta : {0.0F, 0.5F, 0.25F}) {
-    NetworkConfig config = small_config(4);
+    ChainConfig config = small_config(4);
     Network network = random_network(config, 1.0, 9);
     // Scales that are powers of two, and batch-norm without a remainder.
     for (Layer& layer : network.layers()) {
@@ -467,7 +467,7 @@ TEST(LogitRounding, RoundsAsFloatsDo) {
 // Pruning may leave nothing of a layer but its biases.
 TEST(IntegerNetwork, AnOutputWithoutWeightsSaysItsBiases) {
   for (const bool class_scales : {false, true}) {
-    NetworkConfig config = small_config(4);
+    ChainConfig config = small_config(4);
     config.class_scales = class_scales;
     Network network = random_network(config, 0.5, 51);
     Layer& output = network.layers().back();
@@ -504,7 +504,7 @@ TEST(IntegerNetwork, RefusesWhatIsNotQuantized) {
     }
     return "";
   };
-  NetworkConfig config = small_config(8);
+  ChainConfig config = small_config(8);
   config.input_bits = kFloatBits;
   EXPECT_THAT(message(config), testing::StartsWith("conv1: its inputs are float"));
   config = small_config(8);

@@ -14,8 +14,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-NetworkConfig small_config() {
-  NetworkConfig config;
+ChainConfig small_config() {
+  ChainConfig config;
   config.length = 16;
   config.classes = 3;
   config.filters = {5, 4};
@@ -23,25 +23,25 @@ NetworkConfig small_config() {
   return config;
 }
 
-std::string validation_error(const NetworkConfig& config) {
+std::string validation_error(const ChainConfig& config) {
   try {
-    config.validate();
+    NetworkConfig(config).validate();
   } catch (const UsageError& error) {
     return error.what();
   }
   return "";
 }
 
-TEST(NetworkConfig, DefaultsAreThePublishedNetwork) {
-  const NetworkConfig config;
+TEST(ChainConfig, DefaultsAreThePublishedNetwork) {
+  const ChainConfig config;
   EXPECT_EQ(validation_error(config), "");
   EXPECT_EQ(config.layers(), 10);
-  EXPECT_EQ(config.weights(), 159'104);
+  EXPECT_EQ(NetworkConfig(config).weights(), 159'104);
 }
 
-TEST(NetworkConfig, NamesTheFieldThatIsWrong) {
+TEST(ChainConfig, NamesTheFieldThatIsWrong) {
   const auto error_of = [](auto change) {
-    NetworkConfig config = small_config();
+    ChainConfig config = small_config();
     change(config);
     return validation_error(config);
   };
@@ -50,9 +50,9 @@ TEST(NetworkConfig, NamesTheFieldThatIsWrong) {
   EXPECT_THAT(error_of([](auto& c) { c.length = 18; }),
               HasSubstr("pool: 2 of conv2 does not divide its 9 positions"));
   EXPECT_THAT(error_of([](auto& c) { c.classes = 257; }), HasSubstr("classes: 257"));
-  EXPECT_THAT(error_of([](auto& c) { c.filters.clear(); }), HasSubstr("filters"));
-  EXPECT_THAT(error_of([](auto& c) { c.filters[1] = 0; }), HasSubstr("filters: 0"));
-  EXPECT_THAT(error_of([](auto& c) { c.dense = {70'000}; }), HasSubstr("dense: 70000"));
+  EXPECT_THAT(error_of([](auto& c) { c.filters.clear(); }), HasSubstr("first layer"));
+  EXPECT_THAT(error_of([](auto& c) { c.filters[1] = 0; }), HasSubstr("outputs of conv2: 0"));
+  EXPECT_THAT(error_of([](auto& c) { c.dense = {70'000}; }), HasSubstr("outputs of dense1: 70000"));
   EXPECT_THAT(error_of([](auto& c) { c.kernel = {3, 0}; }), HasSubstr("kernel of conv2: 0"));
   EXPECT_THAT(error_of([](auto& c) { c.pool = {0}; }), HasSubstr("pool of conv1: 0"));
   EXPECT_THAT(error_of([](auto& c) { c.pool = {2, 1, 2}; }), HasSubstr("pool: 3 values"));
@@ -65,16 +65,17 @@ TEST(NetworkConfig, NamesTheFieldThatIsWrong) {
                 c.groups = {1, 4};
               }),
               HasSubstr("groups: 4 of conv2 does not divide its 5 input channels"));
-  EXPECT_THAT(error_of([](auto& c) { c.groups = {2, 1}; }), HasSubstr("its 5 filters"));
+  EXPECT_THAT(error_of([](auto& c) { c.groups = {2, 1}; }), HasSubstr("its 5 outputs"));
   EXPECT_THAT(error_of([](auto& c) { c.input_bits = 1; }), HasSubstr("input bits: 1"));
   EXPECT_THAT(error_of([](auto& c) { c.input_bits = 9; }), HasSubstr("input bits: 9"));
   EXPECT_THAT(error_of([](auto& c) { c.input_scale = -1; }), HasSubstr("input scale: -1"));
   EXPECT_THAT(error_of([](auto& c) { c.smallest_codes = {-8}; }), HasSubstr("codes: 1 values"));
   EXPECT_THAT(
       error_of([](auto& c) { c.smallest_codes.assign(static_cast<size_t>(c.layers()) - 1, -126); }),
-      HasSubstr("codes: -126 with 8 bits"));
+      HasSubstr("smallest code of conv1: -126 with 8 bits"));
   EXPECT_THAT(error_of([](auto& c) { c.weight_bits = {8, 8}; }), HasSubstr("weight bits: 2"));
-  EXPECT_THAT(error_of([](auto& c) { c.weight_bits = {16}; }), HasSubstr("weight bits: 16"));
+  EXPECT_THAT(error_of([](auto& c) { c.weight_bits = {16}; }),
+              HasSubstr("weight bits of conv1: 16"));
   EXPECT_THAT(error_of([](auto& c) { c.act_bits = {8, 8, 8, 8}; }), HasSubstr("activation bits"));
   EXPECT_THAT(error_of([](auto& c) { c.filters = {65'536, 65'536}; }), HasSubstr("weights"));
 }
@@ -82,7 +83,7 @@ TEST(NetworkConfig, NamesTheFieldThatIsWrong) {
 // Which inputs each weight meets, against the definition of a convolution: y[l] is the sum over
 // kernel taps k of w[k] * x[l * stride + k - padding].
 TEST(Network, WeightsAreWhereAFormOfConvolutionHasThem) {
-  NetworkConfig config = small_config();
+  ChainConfig config = small_config();
   config.length = 24;
   config.input_channels = 4;
   config.filters = {6};
@@ -120,8 +121,8 @@ TEST(Network, WeightsAreWhereAFormOfConvolutionHasThem) {
   }
 }
 
-TEST(NetworkConfig, BitsAreGivenOnceOrPerLayer) {
-  NetworkConfig config = small_config();
+TEST(ChainConfig, BitsAreGivenOnceOrPerLayer) {
+  ChainConfig config = small_config();
   config.input_bits = 7;
   config.weight_bits = {2, 3, 4, 32};
   config.act_bits = {5, 6, 32};
@@ -138,7 +139,7 @@ TEST(NetworkConfig, BitsAreGivenOnceOrPerLayer) {
 }
 
 TEST(Network, HasTheShapesOfThePublishedNetwork) {
-  const Network network(NetworkConfig{}, 0);
+  const Network network(ChainConfig{}, 0);
   const auto& layers = network.layers();
   ASSERT_EQ(layers.size(), 10U);
   EXPECT_EQ(network.weights_total(), 159'104);
@@ -159,7 +160,7 @@ TEST(Network, HasTheShapesOfThePublishedNetwork) {
 
 // PyTorch's defaults: weights and biases uniform in +-1/sqrt(fan_in).
 TEST(Network, DrawsWeightsAsPyTorchDoes) {
-  const Network network(NetworkConfig{}, 42);
+  const Network network(ChainConfig{}, 42);
   for (const Layer& layer : network.layers()) {
     const double bound = 1 / std::sqrt(static_cast<double>(layer.taps) * layer.in_channels);
     double sum = 0, squares = 0, largest = 0;
@@ -272,7 +273,7 @@ TEST(Network, ResettingTheOptimizerKeepsTheParameters) {
 
 TEST(Network, ReplacementMustFitItsConfiguration) {
   Network network(small_config(), 3);
-  NetworkConfig narrower = small_config();
+  ChainConfig narrower = small_config();
   narrower.filters[0] = 4;
   const Network other(narrower, 3);
   EXPECT_THROW(network.replace(narrower, network.layers()), Error);

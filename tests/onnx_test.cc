@@ -29,6 +29,7 @@
 #include "framework/onnx/graph_cost.h"
 #include "framework/onnx/import.h"
 #include "framework/training/trainer.h"
+#include "tests/chain_of.h"
 #include "tests/fixture_file.h"
 
 namespace fmp {
@@ -158,14 +159,14 @@ TEST_P(Chain, BecomesANetworkThatGivesTheSame) {
 }
 
 TEST(OnnxImport, ReadsTheSettingsOfTheChains) {
-  const NetworkConfig brevitas = onnx::import_network(fixture("brevitas_chain")).config();
+  const ChainConfig brevitas = chain_of(onnx::import_network(fixture("brevitas_chain")).config());
   EXPECT_EQ(brevitas.filters, (std::vector{4, 5}));
   EXPECT_EQ(brevitas.dense, std::vector{8});
   EXPECT_EQ(brevitas.input_bits, 6);
   EXPECT_EQ(brevitas.weight_bits, (std::vector{4, 4, 4, 4}));
   EXPECT_EQ(brevitas.act_bits, (std::vector{4, 4, 4}));
-  const NetworkConfig folded = onnx::import_network(fixture("folded_chain")).config();
-  EXPECT_EQ(folded.kernel, std::vector<int>{5});
+  const ChainConfig folded = chain_of(onnx::import_network(fixture("folded_chain")).config());
+  EXPECT_EQ(folded.kernel, (std::vector{5, 5}));
   EXPECT_EQ(folded.weight_bits, (std::vector{5, 3, 4, 4}));
   EXPECT_EQ(folded.act_bits, (std::vector{3, 4, 4}));
 }
@@ -205,25 +206,25 @@ std::vector<float> random_frames(const NetworkConfig& config, size_t count, uint
   return x;
 }
 
-std::vector<NetworkConfig> export_configs() {
-  NetworkConfig small;
+std::vector<ChainConfig> export_configs() {
+  ChainConfig small;
   small.length = 48;
   small.classes = 5;
   small.filters = {6, 7, 4};
   small.dense = {9, 8};
-  NetworkConfig mixed = small;
+  ChainConfig mixed = small;
   mixed.input_bits = 5;
   mixed.weight_bits = {4, 8, 2, 3, 32, 6};
   mixed.act_bits = {3, 4, 8, 32, 2};
-  NetworkConfig flat = small;  // no pooling, no hidden dense layer, float
+  ChainConfig flat = small;  // no pooling, no hidden dense layer, float
   flat.pool = {1};
   flat.kernel = {5};
   flat.dense = {};
   flat.input_bits = kFloatBits;
   flat.weight_bits = flat.act_bits = {kFloatBits};
-  NetworkConfig scaled = small;
+  ChainConfig scaled = small;
   scaled.class_scales = true;
-  NetworkConfig forms = small;  // of convolutions
+  ChainConfig forms = small;  // of convolutions
   forms.length = 96;
   forms.filters = {6, 6, 4};
   forms.kernel = {6, 5, 4};
@@ -231,7 +232,7 @@ std::vector<NetworkConfig> export_configs() {
   forms.groups = {1, 6, 2};
   forms.padding = {3, 2, 0};
   forms.pool = {1, 2, 4};
-  NetworkConfig sparse_reading = small;  // strides longer than kernels, all zeros on one side
+  ChainConfig sparse_reading = small;  // strides longer than kernels, all zeros on one side
   sparse_reading.kernel = {2, 4, 3};
   sparse_reading.stride = {3, 1, 4};
   sparse_reading.padding = {1, 3, 0};
@@ -240,7 +241,7 @@ std::vector<NetworkConfig> export_configs() {
 }
 
 TEST(OnnxExport, ComesBackBitForBit) {
-  for (const NetworkConfig& config : export_configs()) {
+  for (const ChainConfig& config : export_configs()) {
     Network network = trained_network(config, 21);
     for (int i = 0; i < config.classes; ++i) {
       network.class_names.push_back("class \"" + std::to_string(i) + "\"");
@@ -248,13 +249,7 @@ TEST(OnnxExport, ComesBackBitForBit) {
     const TemporaryFile file("export.onnx");
     onnx::export_network(network, file.path());
     const Network back = onnx::import_network(file.path());
-    EXPECT_EQ(back.config().filters, config.filters);
-    EXPECT_EQ(back.config().kernel, config.kernel);
-    EXPECT_EQ(back.config().stride, config.stride);
-    EXPECT_EQ(back.config().groups, config.groups);
-    EXPECT_EQ(back.config().padding, config.padding);
-    EXPECT_EQ(back.config().pool, config.pool);
-    EXPECT_EQ(back.config().class_scales, config.class_scales);
+    EXPECT_EQ(back.config(), NetworkConfig(config));
     EXPECT_EQ(back.class_names, network.class_names);
     const std::vector<float> x = random_frames(config, 50, 22);
     EXPECT_EQ(logits_of(network, x), logits_of(back, x));
@@ -265,7 +260,7 @@ TEST(OnnxExport, ComesBackBitForBit) {
 }
 
 TEST(OnnxExport, TheGraphGivesTheNetworksLogitsAndCost) {
-  for (const NetworkConfig& config : export_configs()) {
+  for (const ChainConfig& config : export_configs()) {
     const Network network = trained_network(config, 31);
     const TemporaryFile file("graph.onnx");
     onnx::export_network(network, file.path());

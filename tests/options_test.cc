@@ -11,6 +11,7 @@
 
 #include "experiments/run_directory.h"
 #include "framework/error.h"
+#include "tests/chain_of.h"
 
 namespace fmp {
 namespace {
@@ -61,7 +62,7 @@ TEST(Options, DefaultsAreThePublishedExperiment) {
   EXPECT_EQ(o.batch, 1024);
   EXPECT_TRUE(o.feedback);
   EXPECT_EQ(o.criterion_split, CriterionSplit::kValidation);
-  EXPECT_EQ(network_config(o, 1024, 24), NetworkConfig());
+  EXPECT_EQ(network_config(o, 1024, 24), NetworkConfig(ChainConfig()));
 }
 
 TEST(Options, ReadsEveryFlag) {
@@ -119,11 +120,11 @@ TEST(Options, ReadsEveryFlag) {
   EXPECT_EQ(o.device, DeviceChoice::kCpu);
   EXPECT_EQ(o.sparse_threshold, 0.3);
   EXPECT_EQ(o.time_limit, 5400);
-  const NetworkConfig config = network_config(o, 64, 2);
+  const ChainConfig config = chain_of(network_config(o, 64, 2));
   EXPECT_EQ(config.filters, (std::vector<int>{8, 16}));
   EXPECT_EQ(config.dense, (std::vector<int>{32}));
   EXPECT_EQ(config.input_bits, 6);
-  EXPECT_EQ(config.weight_bits, (std::vector<int>{3}));
+  EXPECT_EQ(config.weight_bits, (std::vector<int>{3, 3, 3, 3}));
   EXPECT_EQ(config.act_bits, (std::vector<int>{5, 6, 7}));
 }
 
@@ -132,6 +133,7 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
       {},
       {"--data=synth:1", "--synth-frames=fixed"},
       {"--lr-schedule=cosine"},
+      {"--network=depthwise", "--bits=4"},
       {"--until-cost=0.0123", "--p-methods=taylor,lamp", "--p-methods-order=alternate"},
       {"--until-cost=0.0123", "--accuracy=0.56"},
       {"--distill=teacher.onnx", "--distill-weight=0.3", "--distill-temperature=4",
@@ -156,10 +158,11 @@ TEST(Options, InitTakesTheNetworkFromTheFile) {
   const std::string file = std::string(FMP_FIXTURES_DIR) + "/onnx_brevitas_chain.onnx";
   const Options options = parse({"--init", file, "--seed=7"});
   EXPECT_EQ(options.init, file);
-  EXPECT_EQ(options.filters, (std::vector{4, 5}));
-  EXPECT_EQ(options.dense, std::vector{8});
+  const ChainConfig chain = chain_of(layers_of(options));
+  EXPECT_EQ(chain.filters, (std::vector{4, 5}));
+  EXPECT_EQ(chain.dense, std::vector{8});
   EXPECT_EQ(options.input_bits, 6);
-  EXPECT_EQ(options.weight_bits, (std::vector{4, 4, 4, 4}));
+  EXPECT_EQ(chain.weight_bits, (std::vector{4, 4, 4, 4}));
   EXPECT_EQ(parse_options(to_arguments(options)).value(), options);
   const std::string message = error_of({"--init", file, "--filters=4,5"});
   EXPECT_NE(message.find("--filters"), std::string::npos) << message;

@@ -11,13 +11,14 @@
 
 #include "framework/network/network.h"
 #include "framework/network/pruning.h"
+#include "tests/chain_of.h"
 #include "tests/fixture_file.h"
 
 namespace fmp {
 namespace {
 
-NetworkConfig config() {
-  NetworkConfig config;
+ChainConfig config() {
+  ChainConfig config;
   config.length = 12;
   config.classes = 5;
   config.filters = {6, 7};
@@ -76,19 +77,20 @@ TEST(BitFixtures, FewerBitsTakesThoseThatTheFormulaTakes) {
   const auto fractions = file.read<double>("bit_fractions");
   ASSERT_EQ(fractions.size(), 5U);
   for (size_t round = 0; round < fractions.size(); ++round) {
-    const NetworkConfig old = network.config();
+    const ChainConfig old = chain_of(network.config());
     const PruneResult result =
         prune(network, *make_pruning_method("fewer-bits"), fractions[round], 1, round);
     EXPECT_EQ(result.weights_after, result.weights_before);
     std::vector<int> bits;
     int removed = 0;
-    for (int i = 0; i < 4; ++i) {
-      bits.push_back(network.config().weight_bits_of(i));
-      removed += old.weight_bits_of(i) - bits.back();
+    const ChainConfig now = chain_of(network.config());
+    for (size_t i = 0; i < 4; ++i) {
+      bits.push_back(now.weight_bits[i]);
+      removed += old.weight_bits[i] - bits.back();
     }
-    for (int i = 0; i < 3; ++i) {
-      bits.push_back(network.config().act_bits_of(i));
-      removed += old.act_bits_of(i) - bits.back();
+    for (size_t i = 0; i < 3; ++i) {
+      bits.push_back(now.act_bits[i]);
+      removed += old.act_bits[i] - bits.back();
     }
     ASSERT_EQ(bits, file.read<int>("fewer-bits/round" + std::to_string(round)))
         << "round " << round;

@@ -13,6 +13,7 @@
 #include "framework/random.h"
 #include "framework/training/trainer.h"
 // Included rather than linked, so that a test stays one file: registers "cost-weighted-l1".
+#include "tests/chain_of.h"
 #include "tests/example_p_method.cc"
 
 namespace fmp {
@@ -21,8 +22,8 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-NetworkConfig small_config() {
-  NetworkConfig config;
+ChainConfig small_config() {
+  ChainConfig config;
   config.length = 16;
   config.classes = 5;
   config.filters = {20, 10};
@@ -59,7 +60,7 @@ int channels_alive(const Layer& layer) {
 
 // A network whose only hidden layer has this many output channels of one weight each.
 Network one_weight_channels(int channels) {
-  NetworkConfig config;
+  ChainConfig config;
   config.input_channels = 1;
   config.length = 1;
   config.classes = 2;
@@ -159,7 +160,7 @@ TEST(Prune, ShowsAMethodEveryLayerWithItsCost) {
       EXPECT_EQ(request.layers[9].kind, Layer::Kind::kOutput);
     }
   };
-  NetworkConfig config;
+  ChainConfig config;
   config.weight_bits = {4};
   config.act_bits = {6};
   Network network(config, 1);
@@ -299,7 +300,7 @@ TEST(RandomPruning, DependsOnSeedAndRound) {
 
 // Every layer loses about its share: within five standard deviations of the hypergeometric count.
 TEST(RandomPruning, IsUniformOverTheNetwork) {
-  Network network(NetworkConfig{}, 1);
+  Network network(ChainConfig{}, 1);
   prune_by_name(network, "random", 0.4);
   for (const Layer& layer : network.layers()) {
     const auto count = static_cast<double>(layer.weight.size());
@@ -319,7 +320,7 @@ TEST(Prune, RefusesAMethodThatChangesBitsAsItMustNot) {
     void prune(PruneRequest& request) const override { change(request); }
   };
   const auto refuses = [](Granularity granularity, std::function<void(PruneRequest&)> change) {
-    NetworkConfig config = small_config();
+    ChainConfig config = small_config();
     config.act_bits = {4, 32, 4};
     Network network(config, 1);
     EXPECT_THROW(prune(network, Changer(granularity, std::move(change)), 0.2, 1, 0), Error);
@@ -335,7 +336,7 @@ TEST(Prune, RefusesAMethodThatChangesBitsAsItMustNot) {
 }
 
 TEST(FewerBits, LeavesFloatsAndTwoBits) {
-  NetworkConfig config = small_config();
+  ChainConfig config = small_config();
   config.input_bits = 4;
   config.weight_bits = {32, 2, 3, 2};
   config.act_bits = {2, 32, 3};
@@ -346,8 +347,8 @@ TEST(FewerBits, LeavesFloatsAndTwoBits) {
     if (layer.kind != Layer::Kind::kOutput) std::ranges::fill(layer.beta.moment2.floats(), 1.0F);
   }
   EXPECT_EQ(prune_by_name(network, "fewer-bits", 0.9).bits_removed, 2);
-  EXPECT_EQ(network.config().weight_bits, (std::vector<int>{32, 2, 2, 2}));
-  EXPECT_EQ(network.config().act_bits, (std::vector<int>{2, 32, 2}));
+  EXPECT_EQ(chain_of(network.config()).weight_bits, (std::vector<int>{32, 2, 2, 2}));
+  EXPECT_EQ(chain_of(network.config()).act_bits, (std::vector<int>{2, 32, 2}));
   EXPECT_EQ(network.config().input_bits, 4);
   EXPECT_EQ(prune_by_name(network, "fewer-bits", 0.9).bits_removed, 0);
 }
@@ -371,7 +372,7 @@ TEST(Cost, OfAWeightAndOfAChannel) {
                        3 * 64 * of_conv7 + 8 * 128 * of_dense1);
     }
   };
-  NetworkConfig config;
+  ChainConfig config;
   config.weight_bits = {4};
   config.act_bits = {6};
   Network network(config, 1);
@@ -420,7 +421,7 @@ TEST(Taylor, NeedsATrainedNetwork) {
 
 // Adam's second moment, corrected, is the weighted mean of the squared gradients of the steps.
 TEST(Taylor, SeesTheGradientsThatTrainingHad) {
-  NetworkConfig config = small_config();
+  ChainConfig config = small_config();
   config.weight_bits = config.act_bits = {4};
   config.input_bits = 4;
   Network network(config, 1);
@@ -474,7 +475,7 @@ TEST(PruneLowestChannels, KeepsTheLastOneOfEveryLayer) {
 }
 
 TEST(ExampleMethod, SavesMoreBitOperationsThanPlainMagnitude) {
-  Network plain(NetworkConfig{}, 1);
+  Network plain(ChainConfig{}, 1);
   Network weighted = plain;
   prune_by_name(plain, "unstructured-l1", 0.5);
   prune_by_name(weighted, "cost-weighted-l1", 0.5);

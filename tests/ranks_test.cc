@@ -50,7 +50,7 @@ TEST(Ranks, ThatDisagreeAreAnError) {
   RanksCase test{.name = ""};
   test.frames = 40;
   const auto differing = [&](Communicator& communicator) {
-    NetworkConfig config;
+    ChainConfig config;
     config.length = 16;
     config.classes = kClasses;
     config.filters = {4};

@@ -90,7 +90,7 @@ using EngineOf = std::function<std::unique_ptr<Engine>(int threads, Communicator
 // Bits of all that two epochs leave, and of what they told.
 inline std::vector<uint32_t> trained(const RanksCase& test, int threads, Communicator* ranks,
                                      const EngineOf& engine) {
-  NetworkConfig config;
+  ChainConfig config;
   config.length = test.length;
   config.classes = kClasses;
   config.filters = test.filters;

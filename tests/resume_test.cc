@@ -18,6 +18,7 @@
 #include "framework/network/cost.h"
 #include "framework/onnx/export.h"
 #include "framework/onnx/import.h"
+#include "tests/chain_of.h"
 #include "tests/program_fixture.h"
 
 namespace fmp {
@@ -126,8 +127,8 @@ TEST_F(ResumeTest, ANetworkFromElsewhereStaysWhatItIs) {
   NetworkConfig config = network.config();
   std::vector<Layer> layers = network.layers();
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
-    config.smallest_codes.push_back(i % 3 == 0 ? -8 : i % 3 == 1 ? -7 : 0);
-    layers[i].smallest_code = config.smallest_codes.back();
+    config.layers[i].smallest_code = i % 3 == 0 ? -8 : i % 3 == 1 ? -7 : 0;
+    layers[i].smallest_code = config.layers[i].smallest_code;
   }
   config.input_scale = 0.21F;
   network.replace(config, std::move(layers));
@@ -156,11 +157,12 @@ TEST_F(ResumeTest, ANetworkFromElsewhereStaysWhatItIs) {
   ASSERT_EQ(run(arguments, "parts"), 0) << log("parts");
   expect_same_results(root_ / "whole", root_ / "parts");
 
-  const NetworkConfig result = onnx::import_network(root_ / "whole" / "model.onnx").config();
+  const ChainConfig result =
+      chain_of(onnx::import_network(root_ / "whole" / "model.onnx").config());
   EXPECT_EQ(result.input_scale, config.input_scale);
-  for (int i = 0; i + 1 < result.layers(); ++i) {
-    const int half = 1 << (result.act_bits_of(i) - 1);
-    EXPECT_EQ(result.smallest_code_of(i), i % 3 == 0 ? -half : i % 3 == 1 ? 1 - half : 0);
+  for (size_t i = 0; i < result.act_bits.size(); ++i) {
+    const int half = 1 << (result.act_bits[i] - 1);
+    EXPECT_EQ(result.smallest_codes[i], i % 3 == 0 ? -half : i % 3 == 1 ? 1 - half : 0);
   }
   EXPECT_THAT(result.act_bits, testing::Contains(testing::Lt(4)));
   const nlohmann::json described =
@@ -248,7 +250,7 @@ TEST_F(ResumeTest, MethodsInTurnEndAtTheCost) {
   const std::array<std::string, 3> turns = {"cost-taylor", "fewer-bits", "cost-structured-taylor"};
   for (size_t i = 0; i < methods.size(); ++i) EXPECT_EQ(methods[i], turns[i % 3]);
   const Network network = onnx::import_network(root_ / "cost" / "model.onnx");
-  EXPECT_THAT(network.config().weight_bits, testing::Contains(testing::Lt(4)));
+  EXPECT_THAT(chain_of(network.config()).weight_bits, testing::Contains(testing::Lt(4)));
   EXPECT_EQ(inference_cost(network).normalized(), summary.at("result").at("network").at("cost"));
 
   Arguments arguments = with_cost("pieces");

@@ -20,8 +20,8 @@ constexpr uint64_t kSeed = 11;
 constexpr int kClasses = 4, kLength = 24;
 constexpr int kFloats = 32;
 
-NetworkConfig config_with(int bits) {
-  NetworkConfig config;
+ChainConfig config_with(int bits) {
+  ChainConfig config;
   config.length = kLength;
   config.classes = kClasses;
   config.filters = {6, 5};
@@ -35,7 +35,7 @@ NetworkConfig config_with(int bits) {
 class MemoryDataset final : public Dataset {
  public:
   MemoryDataset(int64_t size, int bits) : bits_(bits) {
-    NetworkConfig config = config_with(bits);
+    ChainConfig config = config_with(bits);
     config.input_bits = 8;
     batch_ = random_frames(config, size, kSeed);
   }
@@ -162,10 +162,10 @@ TEST(TeacherTest, RefusesNetworksForOtherFrames) {
     return std::string();
   };
   EXPECT_EQ(error(Network(config_with(4), kSeed)), "");
-  NetworkConfig longer = config_with(4);
+  ChainConfig longer = config_with(4);
   longer.length = 2 * kLength;
   EXPECT_NE(error(Network(longer, kSeed)).find("2 x 48 samples"), std::string::npos);
-  NetworkConfig fewer = config_with(4);
+  ChainConfig fewer = config_with(4);
   fewer.classes = 3;
   EXPECT_NE(error(Network(fewer, kSeed)).find("3 classes"), std::string::npos);
   Network others(config_with(4), kSeed);

@@ -16,8 +16,8 @@ namespace {
 
 constexpr uint64_t kSeed = 20'261'126;
 
-NetworkConfig small_config(int bits) {
-  NetworkConfig config;
+ChainConfig small_config(int bits) {
+  ChainConfig config;
   config.length = 32;
   config.classes = 4;
   config.filters = {6, 7};
@@ -157,7 +157,7 @@ TEST(WorkingPart, IsTheNetworkItselfWhereAllChannelsWork) {
 TEST(WorkingPart, ChangesNoBit) {
   for (const int bits : {3, 8, kFloatBits}) {
     SCOPED_TRACE(bits);
-    const NetworkConfig config = small_config(bits);
+    const ChainConfig config = small_config(bits);
     Network whole = network_with_idle_channels(config), working = whole;
     std::vector<LayerWorkspace> workspaces(whole.layers().size());
     TrainerOptions options;

@@ -26,6 +26,7 @@
 #include "framework/random.h"
 #include "framework/threads.h"
 #include "framework/training/engine_choice.h"
+#include "framework/training/plan.h"
 #include "framework/training/trainer.h"
 
 namespace fmp {
@@ -264,8 +265,9 @@ Json plan_json(const std::vector<LayerPlan>& plan) {
 
 int64_t nonzeros(const std::vector<LayerPlan>& plan, const Network& network) {
   double sum = 0;
-  for (size_t i = 0; i < plan.size(); ++i) {
-    sum += plan[i].density * static_cast<double>(network.layers()[i].weight.size());
+  for (const Layer& layer : network.layers()) {
+    if (layer.has_weights())
+      sum += plan_of(plan, layer).density * static_cast<double>(layer.weight.size());
   }
   return std::llround(sum);
 }
@@ -419,7 +421,9 @@ Subject make_subject(const BenchOptions& o) {
   NetworkConfig config = read_network(o.model, o.bits);
   config.length = o.length;
   if (o.channels && o.model != "vgg10") throw UsageError("--channels: only for --model vgg10");
-  if (o.channels) config.filters.assign(config.filters.size(), *o.channels);
+  for (LayerConfig& layer : config.layers) {
+    if (o.channels && layer.kind == LayerKind::kConv) layer.outputs = *o.channels;
+  }
   config.validate();
   Subject subject{Network(config, o.seed), {}, {}, 0};
   mask_at_random(subject.network, o.density, o.seed);

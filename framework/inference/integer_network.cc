@@ -291,6 +291,7 @@ int64_t LogitRounding::operator()(size_t label, int32_t sum) const {
 }
 
 IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config()) {
+  require_chain(config_, "inference on integers");
   for (const Layer& layer : network.layers()) require_quantized(layer);
   float x_scale = config_.input_quantizer().scale;
   int positions = config_.length;  // that the layer before writes

@@ -28,6 +28,7 @@
 #include "framework/atomic_file.h"
 #include "framework/error.h"
 #include "framework/json.h"
+#include "framework/network/description.h"
 
 namespace fmp {
 namespace {
@@ -35,7 +36,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "checkpoints are little-endian");
 
 constexpr std::string_view kMagic = "FMPCKPT\n";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 struct Header {
   std::array<char, 8> magic{};
@@ -72,9 +73,8 @@ void visit_arrays(AnyNetwork& network, Visitor&& visit) {
       visit(parameter->moment2.floats());
       visit(std::span(parameter->mask));
     }
-    visit(layer.running_mean.floats());
-    visit(layer.running_var.floats());
-    visit(layer.gain.floats());
+    for (auto* tensor : {&layer.running_mean, &layer.running_var, &layer.gain})
+      visit(tensor->floats());
   }
 }
 
@@ -145,12 +145,10 @@ Network decode_network(const nlohmann::json& entry, PayloadReader& payload) {
   config.validate();
   if (least_array_bytes(config) > payload.left()) fail("the network's arrays are missing");
   Network network(config, 0);
-  if (entry.contains("class_names")) {  // files of earlier versions hold none
-    network.class_names = entry.at("class_names").get<std::vector<std::string>>();
-    if (!network.class_names.empty() &&
-        network.class_names.size() != static_cast<size_t>(config.classes)) {
-      fail("{} class names for {} classes", network.class_names.size(), config.classes);
-    }
+  network.class_names = entry.at("class_names").get<std::vector<std::string>>();
+  if (!network.class_names.empty() &&
+      network.class_names.size() != static_cast<size_t>(config.classes)) {
+    fail("{} class names for {} classes", network.class_names.size(), config.classes);
   }
   network.steps = read_count(entry, "steps");
   network.optimizer_steps = read_count(entry, "optimizer_steps");
@@ -189,13 +187,6 @@ int checked_int(const nlohmann::json& value, const char* key) {
 
 void read_field(const nlohmann::json& json, const char* key, int& field) {
   field = checked_int(json.at(key), key);
-}
-
-void read_field(const nlohmann::json& json, const char* key, std::vector<int>& field) {
-  const nlohmann::json& values = json.at(key);
-  if (!values.is_array()) throw UsageError(fmt::format("{}: not an array", key));
-  field.clear();
-  for (const nlohmann::json& value : values) field.push_back(checked_int(value, key));
 }
 
 }  // namespace
@@ -259,54 +250,15 @@ void to_json(nlohmann::json& json, const NetworkConfig& config) {
   json = {{"input_channels", config.input_channels},
           {"length", config.length},
           {"classes", config.classes},
-          {"filters", config.filters},
-          {"dense", config.dense},
-          {"kernel", config.kernel},
-          {"stride", config.stride},
-          {"groups", config.groups},
-          {"padding", config.padding},
-          {"pool", config.pool},
-          {"input_bits", config.input_bits},
-          {"weight_bits", config.weight_bits},
-          {"act_bits", config.act_bits}};
-  if (config.class_scales) json["class_scales"] = true;
-  if (config.input_scale != 0) json["input_scale"] = config.input_scale;
-  if (!config.smallest_codes.empty()) json["smallest_codes"] = config.smallest_codes;
+          {"network", describe_network(config)}};
 }
-
-namespace {
-
-// Of a file of an earlier version: one number for all layers, or none where there was no choice.
-void read_list(const nlohmann::json& json, const char* name, std::vector<int>& values) {
-  if (!json.contains(name)) return;
-  if (json.at(name).is_number()) {
-    values.resize(1);
-    read_field(json, name, values[0]);
-  } else {
-    read_field(json, name, values);
-  }
-}
-
-}  // namespace
 
 void from_json(const nlohmann::json& json, NetworkConfig& config) {
+  constexpr int kBits = 0;  // all are there
+  config = network_of_json(json.at("network"), "network", kBits);
   read_field(json, "input_channels", config.input_channels);
   read_field(json, "length", config.length);
   read_field(json, "classes", config.classes);
-  read_field(json, "filters", config.filters);
-  read_field(json, "dense", config.dense);
-  read_list(json, "kernel", config.kernel);
-  read_list(json, "stride", config.stride);
-  read_list(json, "groups", config.groups);
-  read_list(json, "padding", config.padding);
-  read_list(json, "pool", config.pool);
-  read_field(json, "input_bits", config.input_bits);
-  read_field(json, "weight_bits", config.weight_bits);
-  read_field(json, "act_bits", config.act_bits);
-  config.class_scales = json.contains("class_scales") && json.at("class_scales").get<bool>();
-  config.input_scale = json.contains("input_scale") ? json.at("input_scale").get<float>() : 0.0F;
-  config.smallest_codes.clear();
-  if (json.contains("smallest_codes")) read_field(json, "smallest_codes", config.smallest_codes);
 }
 
 }  // namespace fmp

@@ -31,8 +31,9 @@ Checkpoint load_checkpoint(const std::filesystem::path& path);
 std::string read_checkpoint_bytes(const std::filesystem::path& path);
 Checkpoint decode_checkpoint(const std::string& bytes, const std::filesystem::path& path);
 
-// NetworkConfig as JSON, one key per field. from_json throws UsageError or
-// nlohmann::json::exception on a missing field or a wrong type; it does not validate().
+// NetworkConfig as JSON: the layers as their description has them (description.h), and what the
+// data say. from_json throws Error or nlohmann::json::exception on a missing field or a wrong type;
+// it does not validate().
 void to_json(nlohmann::json& json, const NetworkConfig& config);
 void from_json(const nlohmann::json& json, NetworkConfig& config);
 

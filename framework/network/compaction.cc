@@ -230,6 +230,7 @@ float constant_output(const Layer& layer, int channel) {
 }
 
 CompactionReport compact(Network& network) {
+  require_chain(network.config(), "removing channels");
   std::vector<Layer> layers = Network(network).layers();  // a copy: all of it happens or nothing
   const auto link = [&](size_t i) { return ChangingLink{layers[i], layers[i + 1]}; };
   const size_t hidden = layers.size() - 1;
@@ -247,14 +248,14 @@ CompactionReport compact(Network& network) {
     keep_inputs(link(i), keep);
     keep_outputs(layers[i], keep);
     report.channels_after.push_back(layers[i].out_channels);
-    config.set_outputs(i, layers[i].out_channels);
+    config.layers[i].outputs = layers[i].out_channels;
   }
-  config.groups.clear();
-  for (size_t i = 0; i < config.filters.size(); ++i) {
+  for (size_t i = 0; i < hidden; ++i) {
+    if (layers[i].kind != Layer::Kind::kConv) continue;
     const bool smaller = layers[i].out_channels != report.channels_before[i] ||
                          layers[i].in_channels != network.layers()[i].in_channels;
     if (smaller) keep_groups(layers[i]);
-    config.groups.push_back(layers[i].form.groups);
+    config.layers[i].form.groups = layers[i].form.groups;
   }
   network.replace(std::move(config), std::move(layers));
   return report;

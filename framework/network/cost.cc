@@ -25,7 +25,7 @@ std::string type_name(std::string_view integer, int bits) {
   return bits == kFloatBits ? "FLOAT32" : fmt::format("{}{}", integer, bits);
 }
 
-LayerCost layer_cost(const Layer& layer, bool is_first) {
+LayerCost layer_cost(const Layer& layer, bool is_first, bool signed_input) {
   LayerCost cost;
   cost.layer = layer.name;
   cost.weights = layer.weights_total();
@@ -35,13 +35,11 @@ LayerCost layer_cost(const Layer& layer, bool is_first) {
   cost.weight_bits = layer.weight_bits;
   cost.input_bits = layer.input_bits;
   cost.outputs = layer.positions() * layer.out_channels;
-  // As in the file that onnx::export_network() writes. What a QuantReLU writes is unsigned; the
-  // quantized input is signed and has a scale.
+  // As in the file that onnx::export_network() writes. The quantized input has a scale.
   const bool on_codes = multiplies_codes(layer);
-  cost.input_type = type_name(is_first   ? "SCALEDINT"
-                              : on_codes ? "UINT"
-                                         : "SCALEDUINT",
-                              layer.input_bits);
+  cost.input_type = type_name(
+      fmt::format("{}{}", is_first || !on_codes ? "SCALED" : "", signed_input ? "INT" : "UINT"),
+      layer.input_bits);
   cost.weight_type = type_name(on_codes ? "INT" : "SCALEDINT", layer.weight_bits);
   cost.output_type = on_codes && !is_first ? "INT32" : "FLOAT32";
   return cost;
@@ -110,7 +108,11 @@ double NetworkCost::normalized() const { return normalized_cost(bit_ops(), bit_m
 NetworkCost inference_cost(const Network& network) {
   NetworkCost cost;
   for (const Layer& layer : network.layers()) {
-    cost.layers.push_back(layer_cost(layer, cost.layers.empty()));
+    if (!layer.has_weights()) continue;
+    const bool is_first = layer.reads[0] == kReadsFrames;
+    const bool signed_input =
+        is_first || network.layers()[static_cast<size_t>(layer.reads[0])].smallest_code < 0;
+    cost.layers.push_back(layer_cost(layer, is_first, signed_input));
   }
   return cost;
 }

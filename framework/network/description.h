@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,7 +17,12 @@ namespace fmp {
 // Throws Error with one line that names the layer and the field.
 NetworkConfig parse_network(std::string_view text, const std::string& where, int bits);
 
-// A preset by its name, or else a file.
+NetworkConfig network_of_json(const nlohmann::json& json, const std::string& where, int bits);
+
+// What parse_network() reads as the same layers, every number of bits included.
+nlohmann::json describe_network(const NetworkConfig& config);
+
+// A preset by its name, the JSON text itself, or else a file.
 NetworkConfig read_network(const std::string& name_or_file, int bits);
 
 std::vector<std::string> network_presets();  // names

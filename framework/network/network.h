@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "framework/data/input_quantizer.h"
@@ -24,47 +25,90 @@ struct Convolution {
   bool operator==(const Convolution&) const = default;
 };
 
-// A chain of layers, described by data:
-//   input quantizer -> filters.size() x [Conv1d(no bias) -> BatchNorm1d -> QuantReLU -> MaxPool1d]
-//   -> flatten -> dense.size() x [Linear(no bias) -> BatchNorm1d -> QuantReLU] ->
-//   Linear(classes, quantized bias).
-// A hidden layer may have a signed quantizer instead of a QuantReLU.
-// The defaults are the published VGG10. Lists beside filters and dense: one value for all layers,
-// or one per layer.
+enum class LayerKind : uint8_t { kConv, kDense, kOutput, kAdd, kConcat, kAveragePool };
+
+// Whether it multiplies weights and has a batch-norm, or, the output layer, a bias. The others
+// compute a real value of what they read, and have nothing but a quantizer.
+constexpr bool has_weights(LayerKind kind) { return kind <= LayerKind::kOutput; }
+
+inline constexpr size_t kMaxLayers = 1024;  // of a network, hidden ones
+inline constexpr int kReadsFrames = -1;     // among what a layer reads: the input of the network
+
+// A hidden layer, as a description has it:
+//   conv          Conv1d(no bias) -> BatchNorm1d -> QuantReLU -> MaxPool1d
+//   dense         flatten -> Linear(no bias) -> BatchNorm1d -> QuantReLU; behind all others
+//   add           of two of the same shape -> QuantReLU -> MaxPool1d
+//   concat        of two or more of the same length, channels side by side -> QuantReLU ->
+//   MaxPool1d average_pool  mean of a window -> QuantReLU
+// A quantizer may be a signed one instead of a QuantReLU.
+struct LayerConfig {
+  LayerKind kind = LayerKind::kConv;
+  std::string name;        // empty: kind and number, "conv1", "add2"
+  std::vector<int> reads;  // hidden layers before it, or kReadsFrames; empty: the one before
+  int outputs = 0;         // channels of a layer with weights; others have those of what they read
+  // All of it: a convolution. add, concat: pool alone. average_pool: kernel = its window, 0: all.
+  Convolution form{1, 1, 0, 1, 1};
+  int weight_bits = 8, act_bits = 8;  // 2..8 or 32 = float; without weights: weight_bits is unused
+  int smallest_code = 0;              // LayerShape::smallest_code
+
+  bool operator==(const LayerConfig&) const = default;
+};
+
+struct ChainConfig;
+
+// Layers that read frames or what layers before them write, described by data. The output layer,
+// Linear(classes, quantized bias), reads the last of them.
 struct NetworkConfig {
   int input_channels = 2;
   int length = 1024;  // samples per frame; strides and pools must divide what they read
   int classes = 24;
-  std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};  // output channels of each convolution
-  std::vector<int> dense = {128, 128};                      // outputs of each hidden dense layer
-  std::vector<int> kernel = {3}, stride = {1}, groups = {1}, pool = {2};
-  std::vector<int> padding;  // empty: (kernel - 1) / 2, as many on both sides where kernel is odd
-  int input_bits = 8;        // 2..8, or 32 for float
-  std::vector<int> weight_bits = {8};  // 2..8 or 32; one for all layers, or one per layer
-  std::vector<int> act_bits = {8};     // 2..8 or 32; one for all hidden layers, or one per layer
+  int input_bits = 8;  // 2..8, or 32 for float
   // Value of an input code of 1; 0 stands for fmp::input_scale(input_bits). 0 for float inputs.
   float input_scale = 0;
-  // LayerShape::smallest_code of each hidden layer; empty: all are 0.
-  std::vector<int> smallest_codes;
+  std::vector<LayerConfig> layers;  // hidden ones
+  int output_bits = 8;              // of the output layer's weights
   // Whether each class has a scale of its own (Layer::gain) and a bias that is not quantized, as
   // networks from elsewhere may. Where the output layer multiplies codes.
   bool class_scales = false;
 
-  // Throws UsageError that names the field when a value is out of range.
+  NetworkConfig() = default;
+  NetworkConfig(const ChainConfig& chain);
+
+  // Throws UsageError that names the layer and the field when a value is out of range.
   void validate() const;
 
-  int layers() const { return static_cast<int>(filters.size() + dense.size()) + 1; }
-  int weight_bits_of(int layer) const;  // 0 <= layer < layers()
-  int act_bits_of(int layer) const;     // of what a hidden layer writes, 0 <= layer < layers() - 1
-  int input_bits_of(int layer) const;   // of what a layer reads
+  std::vector<int> reads_of(size_t layer) const;  // never empty; layer <= layers.size()
+  std::string name_of(size_t layer) const;
+  // Whether every layer has weights and reads the one before.
+  bool is_chain() const;
   InputQuantizer input_quantizer() const { return InputQuantizer::of(input_bits, input_scale); }
-  int smallest_code_of(int layer) const;        // 0 <= layer < layers() - 1
-  Convolution convolution(int layer) const;     // 0 <= layer < filters.size()
-  void set_outputs(size_t layer, int outputs);  // of a hidden layer
   // Elements of all layers' weights together, those included that a Layer's form has no place for.
+  // Of a valid configuration.
   int64_t weights() const;
 
   bool operator==(const NetworkConfig&) const = default;
+};
+
+// Throws Error if a network is no chain: `what` cannot do it.
+void require_chain(const NetworkConfig& config, std::string_view what);
+
+// A chain of convolutions and then dense layers, in few words: flags and tests give networks so.
+// The defaults are the published VGG10. Lists beside filters and dense: one value for all layers,
+// or one per layer.
+struct ChainConfig {
+  int input_channels = 2, length = 1024, classes = 24;
+  std::vector<int> filters = {64, 64, 64, 64, 64, 64, 64};  // output channels of each convolution
+  std::vector<int> dense = {128, 128};                      // outputs of each hidden dense layer
+  std::vector<int> kernel = {3}, stride = {1}, groups = {1}, pool = {2};
+  std::vector<int> padding;  // empty: (kernel - 1) / 2, as many on both sides where kernel is odd
+  int input_bits = 8;
+  std::vector<int> weight_bits = {8};  // one for all layers, or one per layer
+  std::vector<int> act_bits = {8};     // one for all hidden layers, or one per layer
+  float input_scale = 0;
+  std::vector<int> smallest_codes;  // of each hidden layer; empty: all are 0
+  bool class_scales = false;
+
+  int layers() const { return static_cast<int>(filters.size() + dense.size()) + 1; }
 };
 
 // A trained value with its gradient, its Adam moments and, when it can be pruned, its mask.
@@ -79,19 +123,21 @@ struct Parameter {
   Parameter clone() const;
 };
 
-// One layer with weights: a hidden block (convolution or dense, batch-norm, QuantReLU, pooling) or
-// the output layer (dense with bias), whose act_bits is kFloatBits.
+// One layer: a hidden one (see LayerConfig), or the output layer (dense with bias), whose act_bits
+// is kFloatBits. A layer without weights has in_channels = out_channels, and length as it writes.
 //
 // Every convolution is one with stride 1, an odd number of taps and as many zeros on both sides:
 // its LayerShape. A stride s reads s positions of the layer before as one of s times as many
 // channels (in memory they are the same), and places between a kernel's taps, outside of it or of a
 // group have no weight: the mask is 0 there from the beginning.
 struct Layer : LayerShape {
-  enum class Kind : uint8_t { kConv, kDense, kOutput };
+  using Kind = LayerKind;
 
   std::string name;  // "conv1" .. "conv7", "dense1", "dense2", "output"
   Kind kind = Kind::kConv;
-  Convolution form{1, 1, 0, 1, 1};  // of a convolution
+  std::vector<int> reads;  // never empty; see LayerConfig
+  // Of a convolution; of an average pool, kernel = stride = its window.
+  Convolution form{1, 1, 0, 1, 1};
 
   // weight: [out_channels][taps][in_channels]. Where several positions of the layer before are
   // read as one, by a stride or flattened: in_channels index = position * channels + channel.
@@ -108,6 +154,7 @@ struct Layer : LayerShape {
 
   std::vector<Parameter*> parameters();  // those that this kind of layer has, in a fixed order
   std::vector<const Parameter*> parameters() const;
+  bool has_weights() const { return fmp::has_weights(kind); }
   int64_t weights_alive() const;  // mask entries that are 1
   int64_t weights_total() const;  // that the layer has if none is pruned
   // Where the weight of channel `channel` of its group and tap `tap` of the kernel is, of an
@@ -116,22 +163,28 @@ struct Layer : LayerShape {
   int group_channels() const { return in_channels / form.stride / form.groups; }
   // Rows of zeros around the positions of the layer before.
   int input_padding() const { return padding() * form.stride; }
+  int out_length() const { return length / pool; }
   // Positions at which a weight is multiplied per frame.
   int64_t positions() const { return length; }
   // Whether it is a convolution of several positions: ranks that train together compute those of
   // their frames, and what comes behind them of all frames.
-  bool has_positions() const { return kind == Kind::kConv && (taps != 1 || length != 1); }
+  bool has_positions() const {
+    return !has_weights() || (kind == Kind::kConv && (taps != 1 || length != 1));
+  }
 };
 
 // Whether a layer multiplies codes: its weights and its inputs are quantized.
 inline bool multiplies_codes(const Layer& layer) {
-  return layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
+  return layer.has_weights() && layer.weight_bits != kFloatBits && layer.input_bits != kFloatBits;
 }
 
 // A layer's gains; empty where it has none.
 inline std::span<const float> gain_of(const Layer& layer) {
   return layer.gain.defined() ? layer.gain.floats() : std::span<const float>();
 }
+
+// Of every layer: which layers read what it writes, the first one first.
+std::vector<std::vector<int>> readers_of(const std::vector<Layer>& layers);
 
 // The network: layers with all that training changes. A value: copying shares nothing, so a copy is
 // a snapshot (weights, masks, batch-norm statistics, quantizers, optimizer moments, step count).

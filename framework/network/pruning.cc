@@ -87,8 +87,6 @@ int apply_bits(Network& network, const std::vector<PrunableLayer>& views,
                const PruningMethod& method) {
   std::vector<Layer> layers = network.layers();
   NetworkConfig config = network.config();
-  config.weight_bits.clear();
-  config.act_bits.clear();
   int removed = 0;
   const auto lower = [&](const std::string& name, int before, int after) {
     if (before == after) return;
@@ -106,11 +104,15 @@ int apply_bits(Network& network, const std::vector<PrunableLayer>& views,
     if (int& code = layers[i].smallest_code; code < 0) {
       const bool is_narrow = code + before.largest_code() == 0;
       code = -layers[i].largest_code() - (is_narrow ? 0 : 1);
-      config.smallest_codes[i] = code;
+      config.layers[i].smallest_code = code;
     }
     if (i > 0) layers[i].input_bits = views[i - 1].output_bits;
-    config.weight_bits.push_back(views[i].weight_bits);
-    if (i + 1 < layers.size()) config.act_bits.push_back(views[i].output_bits);
+    if (i + 1 == layers.size()) {
+      config.output_bits = views[i].weight_bits;
+    } else {
+      config.layers[i].weight_bits = views[i].weight_bits;
+      config.layers[i].act_bits = views[i].output_bits;
+    }
   }
   if (removed > 0) network.replace(std::move(config), std::move(layers));
   return removed;
@@ -261,6 +263,7 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
   if (!(fraction > 0 && fraction < 1)) {
     fail("pruning fraction: {} is not between 0 and 1", fraction);
   }
+  require_chain(network.config(), "pruning");
   check_finite(network);
   const Network before = network;
   PruneRequest request{

@@ -45,6 +45,7 @@ void forget(Tensor& statistic, size_t channel) {
 }  // namespace
 
 WorkingPart::WorkingPart(const Network& whole) : all_work_(true) {
+  if (!whole.config().is_chain()) return;
   // A channel with weights works, whatever batch-norm does, if all others do.
   const std::vector<Layer>& layers = whole.layers();
   for (size_t l = 0; l + 1 < layers.size() && all_work_; ++l) {
@@ -153,9 +154,9 @@ void WorkingPart::build(const Network& whole, Flags silent) {
     resize(layer.running_mean, channels);
     resize(layer.running_var, channels);
     if (l == silent_.size()) continue;
-    config.set_outputs(l, layer.out_channels);
+    config.layers[l].outputs = layer.out_channels;
+    config.layers[l].form.groups = 1;
   }
-  config.groups = {1};
   part_.emplace(whole);
   part_->replace(std::move(config), std::move(layers));
 }

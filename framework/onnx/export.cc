@@ -41,6 +41,7 @@ class Writer {
 
   std::string write() {
     const NetworkConfig& config = network_.config();
+    require_chain(config, "export");
     shape_ = {1, config.input_channels, config.length};
     value_ = "global_in";
     describe(*graph().add_input());

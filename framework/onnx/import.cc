@@ -826,39 +826,21 @@ class Importer {
       config.input_scale = input_scale_;
     }
     config.class_scales = !gains_.empty();
-    config.filters.clear();
-    config.dense.clear();
-    config.weight_bits.clear();
-    config.act_bits.clear();
-    const auto of_convolutions = [&](int64_t FoundLayer::*field) {
-      std::vector<int> values;
-      for (const FoundLayer& layer : layers_) {
-        if (layer.kind == Layer::Kind::kConv) values.push_back(static_cast<int>(layer.*field));
+    for (const FoundLayer& found : layers_) {
+      if (found.kind == Layer::Kind::kOutput) {
+        config.output_bits = found.weight_bits;
+        break;
       }
-      const bool same = std::ranges::adjacent_find(values, std::not_equal_to()) == values.end();
-      if (same && !values.empty()) values.resize(1);
-      return values;
-    };
-    config.kernel = of_convolutions(&FoundLayer::kernel);
-    config.stride = of_convolutions(&FoundLayer::stride);
-    config.groups = of_convolutions(&FoundLayer::groups);
-    config.pool = of_convolutions(&FoundLayer::pool);
-    const bool padded_evenly = std::ranges::all_of(
-        layers_, [](const FoundLayer& layer) { return layer.padding == (layer.kernel - 1) / 2; });
-    if (!padded_evenly) config.padding = of_convolutions(&FoundLayer::padding);
-    for (const FoundLayer& layer : layers_) {
-      if (layer.kind == Layer::Kind::kConv) {
-        config.filters.push_back(static_cast<int>(layer.outputs));
-      } else if (layer.kind == Layer::Kind::kDense) {
-        config.dense.push_back(static_cast<int>(layer.outputs));
-      }
-      config.weight_bits.push_back(layer.weight_bits);
-      if (layer.kind == Layer::Kind::kOutput) break;
-      config.act_bits.push_back(layer.act_bits);
-      config.smallest_codes.push_back(layer.smallest_code);
-    }
-    if (std::ranges::all_of(config.smallest_codes, [](int code) { return code == 0; })) {
-      config.smallest_codes.clear();
+      LayerConfig& layer = config.layers.emplace_back();
+      layer.kind = found.kind;
+      layer.outputs = static_cast<int>(found.outputs);
+      layer.weight_bits = found.weight_bits;
+      layer.act_bits = found.act_bits;
+      layer.smallest_code = found.smallest_code;
+      if (found.kind != Layer::Kind::kConv) continue;
+      layer.form = {static_cast<int>(found.kernel), static_cast<int>(found.stride),
+                    static_cast<int>(found.padding), static_cast<int>(found.groups),
+                    static_cast<int>(found.pool)};
     }
     try {
       config.validate();

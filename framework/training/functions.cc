@@ -241,6 +241,7 @@ int positions_joined(const Layer& layer, const Variable& x) {
 Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, int64_t threshold_statistic_steps,
                  const cpu::RunContext& of_share) {
+  require_chain(network.config(), "training");
   std::vector<Layer>& layers = network.layers();
   cpu::RunContext context = of_share;
   const bool collect = network.collects_thresholds(threshold_statistic_steps);
@@ -261,6 +262,7 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
 
 Variable forward(const Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, const cpu::RunContext& context) {
+  require_chain(network.config(), "evaluation");
   const std::vector<Layer>& layers = network.layers();
   Variable x = input_frames(batch, network, context);
   for (size_t i = 0; i + 1 < layers.size(); ++i) {

@@ -43,7 +43,7 @@ void check_finite(const Network& network) {
       check(layer, "the optimizer's state", parameter->moment1);
       check(layer, "the optimizer's state", parameter->moment2);
     }
-    if (layer.kind == Layer::Kind::kOutput) continue;
+    if (!layer.running_mean.defined()) continue;
     check(layer, "a batch-norm statistic", layer.running_mean);
     check(layer, "a batch-norm statistic", layer.running_var);
   }
@@ -315,6 +315,7 @@ const std::vector<LayerPlan>& Trainer::plan(const Network& network) {
   const bool timed = !options_.sparse_threshold;
   const bool elsewhere = options_.ranks != nullptr && options_.ranks->rank() != 0;
   for (const Layer& layer : network.layers()) {
+    if (!layer.has_weights()) continue;
     plan_.push_back(!timed      ? plan_by_density(layer, *options_.sparse_threshold)
                     : elsewhere ? dense_plan(layer)
                                 : engine_->plan_by_timing(layer, options_.batch));

@@ -187,6 +187,7 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
       input_tile_{0, network.layers()[0].length, network.layers()[0].in_channels,
                   network.layers()[0].padding()},
       factors_(1) {
+  require_chain(config_, "CUDA");
   const float scale = config_.input_quantizer().scale;
   input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
   const std::vector<Layer>& layers = network.layers();
