@@ -4,6 +4,7 @@
 // hand, and under damage.
 #define ONNX_ML 1
 #define ONNX_NAMESPACE onnx
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <onnx/onnx_pb.h>
 #include <unistd.h>
@@ -185,7 +186,7 @@ Network trained_network(const NetworkConfig& config, uint64_t seed) {
       layer.gain.floats()[1] = 1;  // the largest is the layer's own scale
     }
     if (layer.kind == Layer::Kind::kOutput) continue;
-    for (size_t c = 0; c < static_cast<size_t>(layer.out_channels); ++c) {
+    for (size_t c = 0; layer.has_weights() && c < static_cast<size_t>(layer.out_channels); ++c) {
       layer.gamma.value.floats()[c] = 1.5F - 2 * uniform(random);
       layer.beta.value.floats()[c] = uniform(random);
       layer.running_mean.floats()[c] = 0.2F * (uniform(random) - 0.5F);
@@ -281,6 +282,72 @@ TEST(OnnxExport, TheGraphGivesTheNetworksLogitsAndCost) {
     EXPECT_LE(apart, on_codes ? 0 : 2);
     EXPECT_EQ(to_finn_json(inference_cost(network)),
               to_finn_json(inference_cost(evaluator.graph())));
+  }
+}
+
+// Layers that read several others, and are read by several; every operation that has no weights.
+std::vector<NetworkConfig> graph_configs() {
+  using Kind = LayerKind;
+  NetworkConfig residual;
+  residual.length = 32;
+  residual.classes = 5;
+  const auto add = [](NetworkConfig& to, Kind kind, std::vector<int> reads, int outputs,
+                      Convolution form, int act_bits, bool is_signed = false) {
+    LayerConfig& layer = to.layers.emplace_back();
+    layer.kind = kind;
+    layer.reads = std::move(reads);
+    layer.outputs = outputs;
+    layer.form = form;
+    layer.weight_bits = 4;
+    layer.act_bits = act_bits;
+    layer.smallest_code = is_signed ? -(1 << (act_bits - 1)) : 0;
+  };
+  add(residual, Kind::kConv, {}, 6, {3, 2, 1, 1, 1}, 4);
+  add(residual, Kind::kConv, {}, 6, {5, 1, 2, 6, 1}, 4);        // depthwise
+  add(residual, Kind::kConv, {}, 6, {1, 1, 0, 1, 1}, 5, true);  // linear
+  add(residual, Kind::kAdd, {0, 2}, 0, {1, 1, 0, 1, 2}, 4);     // pooled
+  add(residual, Kind::kConv, {3}, 4, {3, 1, 1, 1, 1}, 3, true);
+  add(residual, Kind::kConcat, {4, 3}, 0, {1, 1, 0, 1, 1}, 6, true);
+  add(residual, Kind::kConcat, {5, 4}, 0, {1, 1, 0, 1, 1}, 8, true);
+  add(residual, Kind::kAveragePool, {6}, 0, {4, 1, 0, 1, 1}, 8, true);
+  add(residual, Kind::kDense, {}, 7, {1, 1, 0, 1, 1}, 4);
+  NetworkConfig branches = residual;  // of the frames; a window that is no power of two
+  branches.length = 24;
+  branches.input_scale = 0.013F;
+  branches.layers.clear();
+  add(branches, Kind::kConv, {}, 3, {3, 3, 1, 1, 1}, 4);
+  add(branches, Kind::kAveragePool, {kReadsFrames}, 0, {3, 1, 0, 1, 1}, 5, true);
+  add(branches, Kind::kConcat, {1, 0}, 0, {1, 1, 0, 1, 2}, 4);
+  add(branches, Kind::kAveragePool, {}, 0, {4, 1, 0, 1, 1}, 7);  // of all positions
+  NetworkConfig codes = branches;  // frames whose scale is a power of two
+  codes.input_scale = 0;
+  return {residual, branches, codes};
+}
+
+std::string bytes_of(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+TEST(OnnxExport, GraphsComeBackBitForBit) {
+  for (const NetworkConfig& config : graph_configs()) {
+    const Network network = trained_network(config, 41);
+    const TemporaryFile first("first.onnx"), second("second.onnx");
+    onnx::export_network(network, first.path());
+    Network back = onnx::import_network(first.path());
+    // It comes back in codes.
+    back.layers().back().bias.value = network.layers().back().bias.value;
+    onnx::export_network(back, second.path());
+    EXPECT_TRUE(bytes_of(first.path()) == bytes_of(second.path()));
+    EXPECT_EQ(to_finn_json(inference_cost(network)),
+              to_finn_json(inference_cost(onnx::load(first.path()))));
+    for (size_t i = 0; i < network.layers().size(); ++i) {
+      EXPECT_EQ(network.layers()[i].reads, back.layers()[i].reads);
+      EXPECT_EQ(network.layers()[i].kind, back.layers()[i].kind);
+      if (network.layers()[i].kind == LayerKind::kOutput) continue;
+      EXPECT_EQ(network.layers()[i].threshold.value.floats()[0],
+                back.layers()[i].threshold.value.floats()[0]);
+    }
   }
 }
 
@@ -805,6 +872,35 @@ TEST(OnnxEvaluate, FramesSampleBySampleAndChannelByChannel) {
     EXPECT_EQ(run(shape), by_channel) << onnx::to_string(shape);
   }
   EXPECT_THROW(run({1, 4, kLength / 2}), Error);
+}
+
+// What of a graph is no Network: the node and the reason.
+TEST(OnnxImport, RefusesWhatDoesNotJoin) {
+  const Network network = trained_network(graph_configs()[0], 51);
+  const auto node = [](::onnx::ModelProto& model, const std::string& name) -> ::onnx::NodeProto& {
+    for (::onnx::NodeProto& each : *model.mutable_graph()->mutable_node()) {
+      if (each.name() == name) return each;
+    }
+    throw std::runtime_error("no node " + name);
+  };
+  const auto message = [&](const std::function<void(ExportedModel&)>& damage) -> std::string {
+    ExportedModel exported(network);
+    damage(exported);
+    return complaint(exported.model, true);
+  };
+  EXPECT_THAT(message([&](ExportedModel& e) {
+                const float twice = 2;
+                e.set(*e.initializer("add1.input0.factor"), {&twice, 1});
+              }),
+              testing::HasSubstr("node add1.Add (Add): its inputs are multiplied by"));
+  EXPECT_THAT(message([&](ExportedModel& e) {
+                node(e.model, "add1.MaxPool").set_input(0, "add1.Relu.out");
+              }),
+              testing::AllOf(testing::HasSubstr("node add1."), testing::HasSubstr("add1.Add")));
+  EXPECT_THAT(message([&](ExportedModel& e) {
+                node(e.model, "conv2.Conv").set_input(0, "conv1.Relu.out");
+              }),
+              testing::HasSubstr("node conv1.Quant (Quant): the network branches here"));
 }
 
 TEST(OnnxErrors, BranchesAreNoNetwork) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -25,7 +26,15 @@ std::string type_name(std::string_view integer, int bits) {
   return bits == kFloatBits ? "FLOAT32" : fmt::format("{}{}", integer, bits);
 }
 
-LayerCost layer_cost(const Layer& layer, bool is_first, bool signed_input) {
+// Whether the frames are written as values, not as codes: where their scale is a power of two.
+bool are_scaled(const NetworkConfig& config) {
+  int exponent = 0;
+  constexpr float kOne = 0.5F;  // the fraction of a power of two
+  return config.input_bits == kFloatBits ||
+         std::frexp(config.input_quantizer().scale, &exponent) == kOne;
+}
+
+LayerCost layer_cost(const Layer& layer, bool is_scaled, bool signed_input) {
   LayerCost cost;
   cost.layer = layer.name;
   cost.weights = layer.weights_total();
@@ -35,13 +44,13 @@ LayerCost layer_cost(const Layer& layer, bool is_first, bool signed_input) {
   cost.weight_bits = layer.weight_bits;
   cost.input_bits = layer.input_bits;
   cost.outputs = layer.positions() * layer.out_channels;
-  // As in the file that onnx::export_network() writes. The quantized input has a scale.
+  // As in the file that onnx::export_network() writes.
   const bool on_codes = multiplies_codes(layer);
   cost.input_type = type_name(
-      fmt::format("{}{}", is_first || !on_codes ? "SCALED" : "", signed_input ? "INT" : "UINT"),
+      fmt::format("{}{}", is_scaled || !on_codes ? "SCALED" : "", signed_input ? "INT" : "UINT"),
       layer.input_bits);
   cost.weight_type = type_name(on_codes ? "INT" : "SCALEDINT", layer.weight_bits);
-  cost.output_type = on_codes && !is_first ? "INT32" : "FLOAT32";
+  cost.output_type = on_codes && !is_scaled ? "INT32" : "FLOAT32";
   return cost;
 }
 
@@ -109,10 +118,11 @@ NetworkCost inference_cost(const Network& network) {
   NetworkCost cost;
   for (const Layer& layer : network.layers()) {
     if (!layer.has_weights()) continue;
-    const bool is_first = layer.reads[0] == kReadsFrames;
+    const bool reads_frames = layer.reads[0] == kReadsFrames;
     const bool signed_input =
-        is_first || network.layers()[static_cast<size_t>(layer.reads[0])].smallest_code < 0;
-    cost.layers.push_back(layer_cost(layer, is_first, signed_input));
+        reads_frames || network.layers()[static_cast<size_t>(layer.reads[0])].smallest_code < 0;
+    cost.layers.push_back(
+        layer_cost(layer, reads_frames && are_scaled(network.config()), signed_input));
   }
   return cost;
 }

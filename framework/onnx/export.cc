@@ -40,40 +40,40 @@ class Writer {
   }
 
   std::string write() {
-    const NetworkConfig& config = network_.config();
-    require_chain(config, "export");
-    shape_ = {1, config.input_channels, config.length};
-    value_ = "global_in";
-    describe(*graph().add_input());
     const std::vector<Layer>& layers = network_.layers();
-    float scale = 1;
-    bool input_as_codes = false;
-    if (config.input_bits != kFloatBits) {
-      scale = config.input_quantizer().scale;
-      // Codes times a power of two are exact; times anything else, codes they must be.
-      input_as_codes = multiplies_codes(layers[0]) && !is_power_of_two(scale);
-      if (input_as_codes) advance("Div", "input", {add_scalar("input.divisor", scale)});
-      value_ = add_quantizer("input", value_,
-                             {input_as_codes ? 1 : scale, config.input_bits, true, false});
-    }
+    const std::vector<std::vector<int>> readers = readers_of(layers);
+    frames_ = add_input();
     for (size_t i = 0; i < layers.size(); ++i) {
       const Layer& layer = layers[i];
-      const bool on_codes = multiplies_codes(layer);
+      const bool as_codes =
+          layer.kind != Layer::Kind::kOutput && std::ranges::any_of(readers[i], [&](int reader) {
+            return wants_codes(layers[static_cast<size_t>(reader)]);
+          });
+      if (!layer.has_weights()) {
+        add_join(layer);
+        written_.push_back(add_activation(layer, as_codes));
+        continue;
+      }
       const float weight_scale = quantize_weights(layer).scale;
+      const Value& x = read(layer.reads[0]);
+      go_to(x);
+      if (x.is_codes && !multiplies_codes(layer)) {
+        advance("Mul", layer.name + ".input", {add_scalar(layer.name + ".input.factor", x.scale)});
+      }
       if (layer.kind == Layer::Kind::kConv) {
         add_convolution(layer, weight_scale);
       } else {
         add_dense(layer, weight_scale);
       }
-      if (on_codes) {
-        const bool is_scaled = i == 0 && !input_as_codes;
-        const float factor = is_scaled ? weight_scale : scale * weight_scale;
+      if (multiplies_codes(layer)) {
+        const float factor = x.is_codes ? x.scale * weight_scale : weight_scale;
         advance("Mul", layer.name, {add_sum_scale(layer, factor)});
       }
       if (layer.kind == Layer::Kind::kOutput) {
-        add_bias(layer, on_codes && !layer.gain.defined(), scale * weight_scale);
+        add_bias(layer, multiplies_codes(layer) && !layer.gain.defined(), x.scale * weight_scale);
       } else {
-        scale = add_activation(layer, multiplies_codes(layers[i + 1]));
+        add_batch_norm(layer);
+        written_.push_back(add_activation(layer, as_codes));
       }
     }
     describe(*graph().add_output());
@@ -86,6 +86,44 @@ class Writer {
     int bits = 8;
     bool is_signed = true, narrow = false;
   };
+
+  // What the frames or a layer become, for those that read it.
+  struct Value {
+    std::string name;
+    Shape shape;
+    float scale = 1;        // of its codes; 1: it has none
+    bool is_codes = false;  // the codes themselves, not codes * scale
+  };
+
+  // Sums of codes are exact, and of what follows each operation is rounded once, as in a Network.
+  static bool wants_codes(const Layer& layer) {
+    return !layer.has_weights() || multiplies_codes(layer);
+  }
+
+  const Value& read(int layer) const {
+    return layer == kReadsFrames ? frames_ : written_[static_cast<size_t>(layer)];
+  }
+  void go_to(const Value& value) {
+    value_ = value.name;
+    shape_ = value.shape;
+  }
+
+  Value add_input() {
+    const NetworkConfig& config = network_.config();
+    shape_ = {1, config.input_channels, config.length};
+    value_ = "global_in";
+    describe(*graph().add_input());
+    if (config.input_bits == kFloatBits) return {value_, shape_};
+    const float scale = config.input_quantizer().scale;
+    // Codes times a power of two are exact; times anything else, codes they must be.
+    const bool is_wanted = std::ranges::any_of(network_.layers(), [](const Layer& layer) {
+      return wants_codes(layer) && std::ranges::count(layer.reads, kReadsFrames) > 0;
+    });
+    const bool as_codes = is_wanted && !is_power_of_two(scale);
+    if (as_codes) advance("Div", "input", {add_scalar("input.divisor", scale)});
+    value_ = add_quantizer("input", value_, {as_codes ? 1 : scale, config.input_bits, true, false});
+    return {value_, shape_, scale, as_codes};
+  }
 
   ::onnx::GraphProto& graph() { return *model_.mutable_graph(); }
 
@@ -253,9 +291,41 @@ class Writer {
     advance("Add", layer.name, {bias}, true);
   }
 
-  // Batch-norm, QuantReLU and pooling. as_codes: divided by the quantizer's scale. Returns that
-  // scale.
-  float add_activation(const Layer& layer, bool as_codes) {
+  // The real value of a layer without weights. A mean is one of codes, whose sum is exact.
+  void add_join(const Layer& layer) {
+    if (layer.kind == Layer::Kind::kAveragePool) {
+      const Value& x = read(layer.reads[0]);
+      go_to(x);
+      shape_[2] = layer.length;
+      add_windows("AveragePool", layer, layer.form.kernel);
+      if (x.is_codes) advance("Mul", layer.name, {add_scalar(layer.name + ".factor", x.scale)});
+      return;
+    }
+    std::vector<std::string> operands;
+    for (size_t i = 0; i < layer.reads.size(); ++i) {
+      const Value& x = read(layer.reads[i]);
+      go_to(x);
+      const std::string name = fmt::format("{}.input{}", layer.name, i);
+      if (x.is_codes) advance("Mul", name, {add_scalar(name + ".factor", x.scale)});
+      operands.push_back(value_);
+    }
+    shape_[1] = layer.out_channels;
+    value_ = operands[0];
+    operands.erase(operands.begin());
+    ::onnx::NodeProto& node =
+        advance(layer.kind == Layer::Kind::kAdd ? "Add" : "Concat", layer.name, operands);
+    if (layer.kind == Layer::Kind::kConcat) set(node, "axis", 1);
+  }
+
+  // Windows that follow each other.
+  void add_windows(const std::string& op, const Layer& layer, int window) {
+    ::onnx::NodeProto& pool = advance(op, layer.name);
+    set(pool, "kernel_shape", std::vector<int64_t>{window});
+    set(pool, "strides", std::vector<int64_t>{window});
+    set(pool, "pads", std::vector<int64_t>{0, 0});
+  }
+
+  void add_batch_norm(const Layer& layer) {
     const auto parameter = [&](const char* name, const Tensor& tensor) {
       return add_constant(fmt::format("{}.{}", layer.name, name), {layer.out_channels},
                           tensor.floats());
@@ -268,6 +338,11 @@ class Writer {
     epsilon.set_name("epsilon");
     epsilon.set_type(::onnx::AttributeProto::FLOAT);
     epsilon.set_f(static_cast<float>(kBatchNormEpsilon));
+  }
+
+  // QuantReLU and pooling. as_codes: divided by the quantizer's scale.
+  Value add_activation(const Layer& layer, bool as_codes) {
+    as_codes = as_codes && layer.act_bits != kFloatBits;
     float scale = 1;
     if (layer.act_bits != kFloatBits) {
       scale = cpu::activation_scale(layer.threshold.value.floats()[0], layer.largest_code());
@@ -283,18 +358,17 @@ class Writer {
     }
     if (layer.pool > 1) {
       shape_[2] /= layer.pool;
-      ::onnx::NodeProto& pool = advance("MaxPool", layer.name);
-      set(pool, "kernel_shape", std::vector<int64_t>{layer.pool});
-      set(pool, "strides", std::vector<int64_t>{layer.pool});
-      set(pool, "pads", std::vector<int64_t>{0, 0});
+      add_windows("MaxPool", layer, layer.pool);
     }
-    return scale;
+    return {value_, shape_, scale, as_codes};
   }
 
   const Network& network_;
   ::onnx::ModelProto model_;
-  std::string value_;  // what the last node wrote
-  Shape shape_;        // its shape
+  Value frames_;
+  std::vector<Value> written_;  // of each layer
+  std::string value_;           // what the last node wrote
+  Shape shape_;                 // its shape
 };
 
 }  // namespace

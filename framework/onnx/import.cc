@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Walks the one chain from the input to the output of a graph and matches it against the form of a
-// Network. What can be represented exactly in another way is (biases and epsilons go into the
-// batch-norm, factors between layers into weights and scales); everything else is an error that
-// names the node where the forms part.
+// Finds the layers of a graph, one after the other, and matches them against the form of a Network:
+// from a node that begins one, back to what it reads, and on to where the layer ends. What can be
+// represented exactly in another way is (biases and epsilons go into the batch-norm, factors
+// between layers into weights and scales); everything else is an error that names the node where
+// the forms part.
 #include "framework/onnx/import.h"
 
 #include <fmt/format.h>
@@ -11,6 +12,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -48,7 +50,9 @@ float threshold_for(float scale, int largest_code) {
 // A layer as the file describes it, before it becomes a Layer.
 struct FoundLayer {
   Layer::Kind kind = Layer::Kind::kConv;
-  // inputs: of a group.
+  std::vector<int> reads;           // layers, or kReadsFrames
+  const GraphNode* node = nullptr;  // that begins it
+  // inputs: of a group. kernel: of an average, its window.
   int64_t outputs = 0, inputs = 0, kernel = 1, stride = 1, padding = 0, groups = 1, pool = 1;
   int weight_bits = kFloatBits, act_bits = kFloatBits;
   std::vector<float> weight;  // [outputs][inputs][kernel], inputs of a dense layer position-major
@@ -91,11 +95,15 @@ class Importer {
 
   Network read() {
     read_input();
-    while (node_ != nullptr) read_layer();
-    if (layers_.size() < 2) fail("{}: fewer than two layers with weights", graph_.file);
-    if (layers_.back().kind != Layer::Kind::kDense) {
-      fail("{}: the last layer is a convolution, expected a dense layer", graph_.file);
+    finished_[value_] = kReadsFrames;
+    for (const GraphNode& node : graph_.nodes) {
+      if (begins_layer(node)) read_layer(node);
     }
+    for (const GraphNode& node : graph_.nodes) {
+      if (!graph_.value(node.output).constant && !passed_.contains(&node)) fail_unknown(node);
+    }
+    if (layers_.size() < 2) fail("{}: fewer than two layers with weights", graph_.file);
+    check_output();
     layers_.back().kind = Layer::Kind::kOutput;
     finish_output();
     Network network(config(), 0);
@@ -112,33 +120,64 @@ class Importer {
     fail_at(graph_, *node_, message);
   }
 
-  // The node that reads the current value; null at the output. A chain has one.
+  [[noreturn]] void fail_unknown(const GraphNode& node) const {
+    for (size_t i = 0; i < node.inputs.size(); ++i) {
+      const auto readers = readers_.find(node.inputs[i]);
+      if (readers != readers_.end() && readers->second.size() > 1) {
+        fail_at(
+            graph_, node,
+            "the network branches here, expected Conv, Gemm, MatMul, Add, Concat or AveragePool");
+      }
+    }
+    fail_at(graph_, node, "expected Conv, Gemm, MatMul, Add, Concat or AveragePool here");
+  }
+
+  // Whether a layer begins with a node, which is not a part of one that has been read.
+  bool begins_layer(const GraphNode& node) const {
+    if (graph_.value(node.output).constant || passed_.contains(&node)) return false;
+    if (node.op == "Add") return variables(node) == 2;
+    return node.op == "Conv" || node.op == "Gemm" || node.op == "MatMul" || node.op == "Concat" ||
+           node.op == "AveragePool" || node.op == "GlobalAveragePool";
+  }
+  // Inputs of a node that are no constants.
+  size_t variables(const GraphNode& node) const {
+    size_t count = 0;
+    for (size_t i = 0; i < node.inputs.size(); ++i) {
+      if (node.has_input(i) && !graph_.input_of(node, i).constant) ++count;
+    }
+    return count;
+  }
+
+  // The node that reads the current value; null at the output, and where several do: layers end
+  // there.
   void advance_to(int value) {
     value_ = value;
+    node_ = nullptr;
     const auto found = readers_.find(value);
     if (value == graph_.output) {
       if (found != readers_.end()) {
         fail_at(graph_, *found->second.front(), "reads the output of the network");
       }
-      node_ = nullptr;
       return;
     }
     if (found == readers_.end()) {
-      fail("{}: nothing reads {}, expected a chain to the output", graph_.file,
+      fail("{}: nothing reads {}, expected a way to the output", graph_.file,
            graph_.value(value).name);
     }
-    if (found->second.size() != 1) {
-      fail_at(graph_, *found->second[1], "the network branches here, expected a chain");
-    }
+    if (found->second.size() != 1) return;
     node_ = found->second.front();
     if (node_->inputs[0] != value) {
-      // The constant may come first in these.
-      if (node_->op != "Add" && node_->op != "Mul") {
+      // The constant may come first in these; a layer may be any of a Concat's inputs.
+      if (node_->op != "Add" && node_->op != "Mul" && node_->op != "Concat") {
         fail_here("reads the layer before it as something else than its input");
       }
     }
   }
-  void advance() { advance_to(node_->output); }
+  void advance() {
+    passed_.insert(node_);
+    advance_to(node_->output);
+  }
+  bool at_output() const { return value_ == graph_.output; }
   bool at(std::string_view op) const { return node_ != nullptr && node_->op == op; }
   void skip_transparent() {
     while (at("Identity") || at("Dropout")) advance();
@@ -269,13 +308,68 @@ class Importer {
     const float scalar = constant->floats()[0];
     return scalar > 0 && std::isfinite(scalar) ? std::optional(scalar) : std::nullopt;
   }
+  // What a Mul or Div multiplies a value by, which is its input 0 or, of a Mul, 1.
+  double factor_of(const GraphNode& node, int value) const {
+    const auto scalar = positive_scalar(node, node.inputs[0] == value ? 1 : 0);
+    if (!scalar || (node.op == "Div" && node.inputs[0] != value)) {
+      fail_at(graph_, node, "expected a single positive number as its factor");
+    }
+    return node.op == "Div" ? 1 / double{*scalar} : double{*scalar};
+  }
   // Passes a Mul or Div by a scalar.
   double read_factor() {
-    const bool is_division = at("Div");
-    const auto scalar = positive_scalar(*node_, node_->inputs[0] == value_ ? 1 : 0);
-    if (!scalar) fail_here("expected a single positive number as its factor");
+    const double factor = factor_of(*node_, value_);
     advance();
-    return is_division ? 1 / double{*scalar} : double{*scalar};
+    return factor;
+  }
+
+  // What a layer reads: the file's values are those that a Network's layer writes, times factor.
+  struct Operand {
+    int layer = kReadsFrames;
+    double factor = 1;
+    Shape flattened;  // [channels, positions] where these become one dimension on the way
+  };
+
+  // From the input of a node that begins a layer back to the layer that writes it.
+  Operand operand_of(const GraphNode& reader, size_t input) {
+    Operand operand;
+    int value = reader.has_input(input) ? reader.inputs[input] : GraphNode::kAbsent;
+    for (;;) {
+      if (value == GraphNode::kAbsent || graph_.value(value).constant) {
+        fail_at(graph_, reader, fmt::format("its input {} is a constant", input));
+      }
+      if (const auto found = finished_.find(value); found != finished_.end()) {
+        operand.layer = found->second;
+        operand.factor *= operand.layer == kReadsFrames ? input_factor_ : layer(operand).act_factor;
+        return operand;
+      }
+      const int producer = graph_.value(value).producer;
+      if (producer < 0) fail_at(graph_, reader, "reads the input before it is quantized");
+      const GraphNode& node = graph_.nodes[static_cast<size_t>(producer)];
+      size_t from = 0;
+      if (node.op == "Mul" || node.op == "Div") {
+        if (graph_.input_of(node, 0).constant) from = 1;
+        operand.factor *= factor_of(node, node.inputs[from]);
+      } else if (node.op == "Flatten" || node.op == "Reshape") {
+        pass_flatten(node, operand);
+      } else if (node.op != "Identity" && node.op != "Dropout") {
+        fail_unknown(node);
+      }
+      passed_.insert(&node);
+      value = node.inputs[from];
+    }
+  }
+  const FoundLayer& layer(const Operand& operand) const {
+    return layers_[static_cast<size_t>(operand.layer)];
+  }
+
+  void pass_flatten(const GraphNode& node, Operand& operand) const {
+    const Shape &before = graph_.input_of(node, 0).shape, &after = graph_.value(node.output).shape;
+    if (before.size() == 3 && after.size() == 2) operand.flattened = {before[1], before[2]};
+    if (after.size() != 2 && after != before) {
+      fail("{}: flattens {} to {}, expected two dimensions", graph_.file, to_string(before),
+           to_string(after));
+    }
   }
 
   // A positive number for each output, along the axis of the outputs, as floats; empty if the
@@ -530,11 +624,15 @@ class Importer {
     return auto_pad == "SAME_LOWER" ? both - both / 2 : both / 2;
   }
 
+  bool reads_dense(const FoundLayer& layer) const {
+    return std::ranges::any_of(layer.reads, [&](int read) {
+      return read != kReadsFrames && layers_[static_cast<size_t>(read)].kind == Layer::Kind::kDense;
+    });
+  }
+
   void read_convolution(FoundLayer& layer) {
     layer.kind = Layer::Kind::kConv;
-    if (!layers_.empty() && layers_.back().kind != Layer::Kind::kConv) {
-      fail_here("a convolution after a dense layer");
-    }
+    if (reads_dense(layer)) fail_here("a convolution after a dense layer");
     WeightOperand operand = weight_operand(1);
     if (operand.shape.size() != 3) fail_here("is not one-dimensional");
     layer.outputs = operand.shape[0];
@@ -577,7 +675,7 @@ class Importer {
   void read_dense(FoundLayer& layer) {
     layer.kind = Layer::Kind::kDense;
     const bool is_gemm = at("Gemm");
-    if (layers_.empty()) fail_here("a dense layer before any convolution");
+    if (layer.reads[0] == kReadsFrames) fail_here("a dense layer before any convolution");
     if (shape().size() != 2) {
       fail_here(fmt::format("reads shape {}, expected flattened values", to_string(shape())));
     }
@@ -605,7 +703,7 @@ class Importer {
     advance();
     skip_transparent();
     read_sum_factors(layer);
-    if (at("Add")) {
+    if (at("Add") && variables(*node_) == 1) {
       add_bias(layer, graph_.input_of(*node_, node_->inputs[0] == value_ ? 1 : 0));
       advance();
     }
@@ -656,25 +754,32 @@ class Importer {
   }
 
   void read_pool(FoundLayer& layer) {
-    if (layer.kind != Layer::Kind::kConv) fail_here("pooling after a dense layer");
+    if (layer.kind == Layer::Kind::kDense) fail_here("pooling after a dense layer");
+    if (layer.kind == Layer::Kind::kAveragePool) fail_here("pooling after an average");
     if (at("GlobalMaxPool")) {
       layer.pool = shape().back();
       advance();
       return;
     }
-    const auto kernel = integers_attribute(graph_, *node_, "kernel_shape", {});
-    const auto strides = integers_attribute(graph_, *node_, "strides", {1});
-    const auto pads = integers_attribute(graph_, *node_, "pads", {0, 0});
-    const auto dilations = integers_attribute(graph_, *node_, "dilations", {1});
+    layer.pool = window_of(*node_, shape());
+    advance();
+  }
+
+  // Of a pooling of values of this shape.
+  int64_t window_of(const GraphNode& node, const Shape& shape) const {
+    const auto kernel = integers_attribute(graph_, node, "kernel_shape", {});
+    const auto strides = integers_attribute(graph_, node, "strides", {1});
+    const auto pads = integers_attribute(graph_, node, "pads", {0, 0});
+    const auto dilations = integers_attribute(graph_, node, "dilations", {1});
     if (kernel.size() != 1 || strides != kernel || pads != std::vector<int64_t>{0, 0} ||
         dilations != std::vector<int64_t>{1}) {
-      fail_here("expected windows that follow each other without padding");
+      fail_at(graph_, node, "expected windows that follow each other without padding");
     }
-    layer.pool = kernel[0];
-    if (shape().back() % layer.pool != 0) {
-      fail_here(fmt::format("{} positions cannot be divided by {}", shape().back(), layer.pool));
+    if (shape.back() % kernel[0] != 0) {
+      fail_at(graph_, node,
+              fmt::format("{} positions cannot be divided by {}", shape.back(), kernel[0]));
     }
-    advance();
+    return kernel[0];
   }
 
   // Relu, quantizer and pooling are monotone and change places freely, positive factors with them.
@@ -705,18 +810,6 @@ class Importer {
     return has_relu || has_quantizer;
   }
 
-  void read_flatten() {
-    skip_transparent();
-    if (!at("Flatten") && !at("Reshape")) return;
-    const Shape before = shape();
-    advance();
-    if (before.size() == 3 && shape().size() == 2) flattened_ = {before[1], before[2]};
-    if (shape().size() != 2 && shape() != before) {
-      fail("{}: flattens {} to {}, expected two dimensions", graph_.file, to_string(before),
-           to_string(shape()));
-    }
-  }
-
   // Factors that cancel each other are left out; others go into the weights.
   void take_factor(FoundLayer& layer) const {
     if (same_scale(layer.factor, 1)) return;
@@ -732,37 +825,109 @@ class Importer {
                                              std::ldexp(1.0, layer.weight_bits - 1) - 1)};
   }
 
-  void read_layer() {
-    read_flatten();
-    if (node_ == nullptr) fail("{}: ends with a reshaping, expected a dense layer", graph_.file);
-    const double factor = layers_.empty() ? input_factor_ : layers_.back().act_factor;
-    FoundLayer& layer = layers_.emplace_back();
-    layer.factor = factor;
-    layer_node_ = node_;
-    if (at("Conv")) {
-      read_convolution(layer);
-    } else if (at("Gemm") || at("MatMul")) {
-      read_dense(layer);
+  // A node that computes with values alone. They may all have one factor, which its own has, too.
+  void read_join(FoundLayer& layer, const std::vector<Operand>& operands) {
+    const Shape& in = graph_.input_of(*node_, 0).shape;
+    if (in.size() != 3) {
+      fail_here(fmt::format("reads shape {}, expected [1, channels, positions]", to_string(in)));
+    }
+    if (at("Add")) {
+      layer.kind = Layer::Kind::kAdd;
+      if (graph_.input_of(*node_, 1).shape != in) {
+        fail_here(fmt::format("adds {} and {}, expected one shape", to_string(in),
+                              to_string(graph_.input_of(*node_, 1).shape)));
+      }
+    } else if (at("Concat")) {
+      layer.kind = Layer::Kind::kConcat;
+      const int64_t axis = integer_attribute(graph_, *node_, "axis", 0);
+      if (axis != 1 && axis != -2) fail_here("does not join channels, expected axis 1");
     } else {
-      fail_here("expected Conv, Gemm or MatMul here");
+      layer.kind = Layer::Kind::kAveragePool;
+      layer.kernel = at("GlobalAveragePool") ? in.back() : window_of(*node_, in);
     }
-    take_factor(layer);
+    for (const Operand& operand : operands) {
+      if (!operand.flattened.empty()) fail_here("reads flattened values");
+      if (!same_scale(operand.factor, operands[0].factor)) {
+        fail_here(fmt::format("its inputs are multiplied by {} and {}, expected one factor",
+                              operands[0].factor, operand.factor));
+      }
+    }
+    if (!same_scale(operands[0].factor, 1)) layer.act_factor = operands[0].factor;
+    layer.outputs = graph_.value(node_->output).shape[1];
+    advance();
+  }
+
+  void read_layer(const GraphNode& node) {
+    std::vector<Operand> operands;
+    const bool reads_values = node.op == "Add" || node.op == "Concat";
+    for (size_t i = 0; i < (reads_values ? node.inputs.size() : 1); ++i) {
+      operands.push_back(operand_of(node, i));
+    }
+    FoundLayer& layer = layers_.emplace_back();
+    for (const Operand& operand : operands) layer.reads.push_back(operand.layer);
+    layer.node = node_ = layer_node_ = &node;
+    value_ = node.inputs[0];
+    if (at("Conv") || at("Gemm") || at("MatMul")) {
+      layer.factor = operands[0].factor;
+      flattened_ = operands[0].flattened;
+      if (at("Conv")) {
+        read_convolution(layer);
+      } else {
+        read_dense(layer);
+      }
+      take_factor(layer);
+    } else {
+      read_join(layer, operands);
+    }
     skip_transparent();
-    if (at("BatchNormalization")) read_batch_norm(layer);
+    if (at("BatchNormalization") && has_weights(layer.kind)) read_batch_norm(layer);
     const bool has_activation = read_activation(layer);
-    if (node_ != nullptr && !has_activation) {
-      fail_here(fmt::format("expected Relu or Quant after {}", layer_node_->name));
+    check_activation(layer, has_activation);
+    finished_[value_] = static_cast<int>(layers_.size()) - 1;
+  }
+
+  void check_activation(const FoundLayer& layer, bool has_activation) const {
+    if (!has_weights(layer.kind) && layer.act_bits == kFloatBits) {
+      fail_at(graph_, *layer_node_, "no Quant follows it: what it writes must be quantized");
     }
-    if (node_ == nullptr && (has_activation || !layer.gamma.empty())) {
+    if (!at_output() && !has_activation) {
+      fail_at(graph_, node_ != nullptr ? *node_ : *layer_node_,
+              fmt::format("expected Relu or Quant after {}", layer_node_->name));
+    }
+    if (at_output() && (has_activation || !layer.gamma.empty())) {
       fail_at(graph_, *layer_node_, "the last layer has a batch-norm or an activation");
     }
-    if (node_ == nullptr && layer.act_factor != 1) {
+    if (at_output() && layer.act_factor != 1) {
       fail_at(graph_, *layer_node_, "the last layer's biased sums are multiplied by a factor");
     }
   }
 
-  float input_scale_of(size_t layer) const {
-    return layer == 0 ? input_scale_ : layers_[layer - 1].act_scale;
+  // Whether the last layer is one that can be a Network's, and the others lead to it.
+  void check_output() const {
+    const FoundLayer& output = layers_.back();
+    if (const auto last = finished_.find(graph_.output); last == finished_.end()) {
+      fail("{}: ends with a reshaping, expected a dense layer", graph_.file);
+    } else if (last->second != static_cast<int>(layers_.size()) - 1) {
+      fail_at(graph_, *output.node, "does not lead to the output of the network");
+    }
+    if (output.kind != Layer::Kind::kDense) {
+      fail("{}: the last layer is a {}, expected a dense layer", graph_.file,
+           output.kind == Layer::Kind::kConv ? "convolution" : output.node->op);
+    }
+    for (size_t i = 0; i + 1 < layers_.size(); ++i) {
+      const bool is_read = std::ranges::any_of(layers_, [&](const FoundLayer& reader) {
+        return std::ranges::count(reader.reads, static_cast<int>(i)) > 0;
+      });
+      if (!is_read) fail_at(graph_, *layers_[i].node, "does not lead to the output of the network");
+    }
+    if (output.reads[0] != static_cast<int>(layers_.size()) - 2) {
+      fail_at(graph_, *output.node, "the last layer reads another one than that before it");
+    }
+  }
+
+  float input_scale_of(const FoundLayer& layer) const {
+    const int read = layer.reads[0];
+    return read == kReadsFrames ? input_scale_ : layers_[static_cast<size_t>(read)].act_scale;
   }
 
   // An output layer with a scale for each class, or with a bias that is not in codes, keeps them.
@@ -774,8 +939,7 @@ class Importer {
     }
     if (output.scale_ratio.empty() && !bias_has_fractions()) return;
     gains_.assign(static_cast<size_t>(output.outputs), 1.0F);
-    const float scale =
-        input_scale_of(layers_.size() - 1) * static_cast<float>(output.weight_scale);
+    const float scale = input_scale_of(output) * static_cast<float>(output.weight_scale);
     for (size_t i = 0; i < output.scale_ratio.size(); ++i) {
       gains_[i] = gain_for(scale, output.scale_ratio[i]);
     }
@@ -804,7 +968,7 @@ class Importer {
   // Of a bias as the file's quantizer leaves it, codes are whole.
   bool bias_has_fractions() const {
     const FoundLayer& output = layers_.back();
-    const double scale = output.weight_scale * double{input_scale_of(layers_.size() - 1)};
+    const double scale = output.weight_scale * double{input_scale_of(output)};
     constexpr double kMaxFraction = 0.01;
     for (size_t i = 0; i < output.bias.size(); ++i) {
       const double ratio = output.scale_ratio.empty() ? 1 : output.scale_ratio[i];
@@ -833,11 +997,13 @@ class Importer {
       }
       LayerConfig& layer = config.layers.emplace_back();
       layer.kind = found.kind;
+      const int before = static_cast<int>(config.layers.size()) - 2;
+      if (found.reads != std::vector{before}) layer.reads = found.reads;
       layer.outputs = static_cast<int>(found.outputs);
       layer.weight_bits = found.weight_bits;
       layer.act_bits = found.act_bits;
       layer.smallest_code = found.smallest_code;
-      if (found.kind != Layer::Kind::kConv) continue;
+      if (found.kind == Layer::Kind::kDense) continue;
       layer.form = {static_cast<int>(found.kernel), static_cast<int>(found.stride),
                     static_cast<int>(found.padding), static_cast<int>(found.groups),
                     static_cast<int>(found.pool)};
@@ -857,6 +1023,10 @@ class Importer {
       }
       std::ranges::copy(from, to.begin());
     };
+    if (found.act_bits != kFloatBits) {
+      layer.threshold.value.floats()[0] = threshold_for(found.act_scale, layer.largest_code());
+    }
+    if (!layer.has_weights()) return;
     if (static_cast<int64_t>(found.weight.size()) != layer.weights_total()) {
       fail("{}: {} has {} weights, expected {}", graph_.file, layer.name, found.weight.size(),
            layer.weights_total());
@@ -901,16 +1071,15 @@ class Importer {
         fail("{}: {}: the scales of its outputs are too far apart", graph_.file, layer.name);
       }
     }
-    if (found.act_bits != kFloatBits) {
-      layer.threshold.value.floats()[0] = threshold_for(found.act_scale, layer.largest_code());
-    }
   }
 
   const Graph& graph_;
   std::map<int, std::vector<const GraphNode*>> readers_;  // of values that depend on the input
-  int value_ = 0;                                         // where in the chain we are ...
-  const GraphNode* node_ = nullptr;                       // ... and what reads it
-  const GraphNode* layer_node_ = nullptr;                 // of the layer that is being read
+  std::map<int, int> finished_;            // values that layers write, or the frames: which
+  std::set<const GraphNode*> passed_;      // nodes that are parts of layers
+  int value_ = 0;                          // where in a layer we are ...
+  const GraphNode* node_ = nullptr;        // ... and what reads it, if one node does
+  const GraphNode* layer_node_ = nullptr;  // of the layer that is being read
   int input_bits_ = kFloatBits;
   float input_scale_ = 1;
   double input_factor_ = 1;  // of the input's values, before they are quantized

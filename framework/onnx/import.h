@@ -11,9 +11,12 @@ namespace fmp::onnx {
 // Reads an ONNX file with Quant nodes (of any of the domains that Brevitas, FINN and QONNX write,
 // see framework/onnx/graph.h) as a Network that computes the same function, so that it can be
 // trained, pruned and compiled further:
-//   [Quant] -> n x [Conv (same padding, stride 1, odd kernel) -> [BatchNormalization] -> [Relu] and
+//   [Quant] -> n x [Conv (any stride that divides, groups) -> [BatchNormalization] -> [Relu] and
 //   Quant -> [MaxPool]] -> Flatten or Reshape -> m x [Gemm or MatMul -> [BatchNormalization] ->
 //   [Relu] and Quant] -> Gemm or MatMul, with a bias quantized at input scale * weight scale.
+// Instead of a convolution, Add or Concat (axis 1) of earlier layers -> [Relu] and Quant ->
+// [MaxPool], or AveragePool or GlobalAveragePool -> [Relu] and Quant; any layer may read any before
+// it. Inputs of an Add or a Concat have one factor in common.
 // Weights that are zero become pruned (their mask is 0). Biases before a batch-norm are folded into
 // it, and so is an epsilon other than kBatchNormEpsilon. Positive scalars (Mul, Div) may stand
 // before the quantizers of weights and activations and after a Conv, Gemm or MatMul; what they
