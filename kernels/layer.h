@@ -49,6 +49,13 @@ struct LayerShape {
   int padding() const { return (taps - 1) / 2; }
 };
 
+// What a layer without weights computes.
+enum class Join : uint8_t {
+  kAdd,          // the sum of two values
+  kConcat,       // channels side by side
+  kAveragePool,  // the mean of each window of positions
+};
+
 // What may run a pass of a layer: a backend's own kernels, or on a device a library's. All give the
 // same integers in the forward pass; on a device, sums of floats differ in their last bits.
 enum class Kernel : uint8_t {

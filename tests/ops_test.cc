@@ -119,6 +119,8 @@ const Case kCases[] = {
     {"SignedOfUnsigned", {4, 6, 3, 8, 4, 4, 4, 3, -3}, 16, false, false, -1.0F},
     {"SignedFirstLayer", {2, 5, 3, 16, 2, 8, 8, 8, -128}, 18, false, false, 1.0F, true},
     {"SignedFloatWeights", {4, 5, 3, 8, 2, 8, kFloat, 4, -8}, 10, false, false, 1.0F},
+    {"SignedPercentile", {4, 6, 3, 8, 2, 8, 8, 4, -8}, 18, false, true},
+    {"SignedPercentileMasked", {9, 5, 3, 4, 1, 4, 4, 4, -7}, 21, true, true},
     {"UnsignedOfSigned", {9, 8, 3, 8, 2, 8, 8, 8}, 18, true, false, 2.0F, false, false, true},
 };
 
@@ -328,7 +330,7 @@ class HiddenSurrogate {
 
   double activation_scale(const HiddenVariables& v, const Doubles& z) const {
     if (!quantized()) return 1;
-    return (o_.collect ? z[percentile_] : std::fabs(v.threshold[0])) / max_code();
+    return std::fabs(o_.collect ? z[percentile_] : v.threshold[0]) / max_code();
   }
   double activate(double z, double scale, size_t at) const {
     if (!quantized()) return region_[at] < 0 ? 0 : z;
@@ -343,7 +345,8 @@ class HiddenSurrogate {
     if (o_.collect) {
       std::vector<size_t> order(z.size());
       for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-      std::ranges::sort(order, [&](size_t a, size_t b) { return z[a] < z[b]; });
+      const auto size = [&](size_t i) { return min_code() < 0 ? std::fabs(z[i]) : z[i]; };
+      std::ranges::sort(order, [&](size_t a, size_t b) { return size(a) < size(b); });
       const double k =
           std::floor(0.01 * kThresholdPercentile * static_cast<double>(z.size()) + 0.5);
       percentile_ = order[static_cast<size_t>(k) - 1];

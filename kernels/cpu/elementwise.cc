@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Unpacking codes to operands, sums of floats, and the activation in evaluation mode.
+#include <cmath>
 #include <type_traits>
 
 #include "kernels/cpu/simd.h"
@@ -199,8 +200,8 @@ void add_lane_sums(const float* sums, int count, double* totals) {
   }
 }
 
-int collect_at_least(const Sums& sums, const ChannelAffine& channel_affine, float threshold,
-                     int lanes, float* values, int32_t* places) {
+int collect_at_least(const Sums& sums, const ChannelAffine& channel_affine, bool magnitudes,
+                     float threshold, int lanes, float* values, int32_t* places) {
   const V limit = hn::Set(kFloats, threshold);
   HWY_ALIGN float t_lane[kLanes];
   int count = 0;
@@ -210,10 +211,10 @@ int collect_at_least(const Sums& sums, const ChannelAffine& channel_affine, floa
       const Affine affine(channel_affine, c);
       for (int v = 0; v < kVectors; ++v) {
         const V t = affine(hn::Load(kFloats, y + c * kLanes + v * kWidth));
-        if (hn::AllFalse(kFloats, hn::Ge(t, limit))) continue;
+        if (hn::AllFalse(kFloats, hn::Ge(magnitudes ? hn::Abs(t) : t, limit))) continue;
         hn::Store(t, kFloats, t_lane);
         for (int i = 0; i < kWidth && v * kWidth + i < lanes; ++i) {
-          if (t_lane[i] < threshold) continue;
+          if ((magnitudes ? std::fabs(t_lane[i]) : t_lane[i]) < threshold) continue;
           values[count] = t_lane[i];
           places[count++] = (l * sums.channels + c) * kLanes + v * kWidth + i;
         }

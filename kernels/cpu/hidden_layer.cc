@@ -120,7 +120,7 @@ void hidden_forward_train(const Input& x, const Weights& weights,
             static_cast<double>(x.scale) * static_cast<double>(weights.scale()), parameters,
             running, state);
 
-  state.collected = collect && shape.act_bits != kFloatBits && shape.smallest_code == 0;
+  state.collected = collect && shape.act_bits != kFloatBits;
   if (state.collected) {
     collect_threshold(pass, state, context);
   } else if (shape.act_bits != kFloatBits) {
@@ -331,9 +331,10 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
     } else if (state.statistic_row >= 0) {
       // The percentile is an element of the batch: the threshold's gradient is that element's.
       const size_t c = static_cast<size_t>(state.statistic_channel);
-      statistic_gradient = static_cast<float>(of_threshold);
-      sum_g[c] += of_threshold;
-      sum_g_xhat[c] += of_threshold * static_cast<double>(state.statistic_xhat);
+      const double of_element = of_threshold * static_cast<double>(state.statistic_sign);
+      statistic_gradient = static_cast<float>(of_element);
+      sum_g[c] += of_element;
+      sum_g_xhat[c] += of_element * static_cast<double>(state.statistic_xhat);
     }
   }
   for (size_t c = 0; c < channels; ++c) {

@@ -119,6 +119,7 @@ struct HiddenState {
   int64_t statistic_row = -1;  // -1: none
   int statistic_channel = 0, statistic_lane = 0;
   float statistic_xhat = 0;
+  float statistic_sign = 1;  // signed codes: the percentile is that of the magnitudes
 
   AlignedBuffer<uint16_t> passes;  // [tiles][L][O] bits of the lanes to which gradients pass
   AlignedBuffer<float> y;          // sums [tiles][L][O][lanes] where they are not computed again
@@ -143,7 +144,7 @@ struct HiddenOperands {
 };
 
 // x -> convolution -> batch-norm with the batch's statistics -> QuantReLU -> max-pool -> out.
-// out: [L / pool][O] of shape.output_type(). collect: take a QuantReLU's threshold from this batch
+// out: [L / pool][O] of shape.output_type(). collect: take a quantizer's threshold from this batch
 // (see kThresholdPercentile). running: updated. reader: null, or the hidden layer
 // that reads `out`; its sums of y are taken on the way, if it is of the same kind (a convolution,
 // or dense).
@@ -203,6 +204,58 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
 // Whether the backward pass of `layer` takes from the gradient of its input all that `producer`,
 // the layer that wrote it, needs of it, so that it need not be kept.
 bool gradient_stays_in_cache(const LayerShape& layer, const HiddenOperands& producer);
+
+// Operations without weights. Each reads codes of other layers, makes real values of them and
+// quantizes these with a quantizer of its own:
+//   kAdd          s_a * a + s_b * b                    two inputs, [L][C] both
+//   kConcat       s_i * x_i                            inputs [L][C_i], their channels side by side
+//   kAveragePool  (x_0 + x_1 + ..) / window * s        one input, [L * window][C]
+// s being the scales of the inputs. Every operation is rounded to float by itself, in training as
+// in evaluation and in the order of the exported graph; a window's sum is exact. code =
+// clamp(round_half_even(value / act_scale), smallest_code, largest_code()).
+//
+// Of a LayerShape they use length L, out_channels C, act_bits (below kFloatBits), smallest_code and
+// pool, the window of the maximum behind it. An average's input has L * window positions. out:
+// [L / pool][C] of shape.output_type(). Inputs: kU8 or kS8, any padding, 0 in lanes without frames,
+// as out is.
+
+// What a step keeps of it.
+struct JoinState {
+  bool collected = false;                         // the threshold was this batch's percentile
+  float act_scale = 1;                            // of the codes written
+  float threshold = 1;                            // act_scale * largest code
+  int64_t statistic_row = -1;                     // the percentile's place, as in HiddenState
+  int statistic_channel = 0, statistic_lane = 0;  // channel: of the output
+  float statistic_sign = 1;
+};
+
+// threshold: v, not read while collecting. collect: take it from this batch, as
+// hidden_forward_train does; the percentile is that of the real values before any maximum.
+void join_forward_train(Join join, const LayerShape& shape, std::span<const Input> inputs,
+                        float threshold, bool collect, JoinState& state, TileView out,
+                        const RunContext& context);
+// Returns the scale of the codes written.
+float join_forward_eval(Join join, const LayerShape& shape, std::span<const Input> inputs,
+                        float threshold, TileView out, const RunContext& context);
+
+// Where the gradient of an input's real values goes: [L][C_i] kF32 without padding; data null = it
+// is not wanted. add: it is added to what is there, the gradient from another reader.
+struct JoinGradient {
+  TileView dx = {};
+  bool add = false;
+};
+// dp: gradient of the output's real values, [L / pool][C] kF32 without padding, 0 in unused lanes.
+// act_scale_gradient: further gradient of the output's scale. gradients: one for each input.
+// Returns the gradient of v; 0 while collecting (then it goes to the element that is the
+// percentile).
+double join_backward(Join join, const LayerShape& shape, std::span<const Input> inputs,
+                     float threshold, const JoinState& state, ConstTileView dp,
+                     double act_scale_gradient, std::span<const JoinGradient> gradients,
+                     const RunContext& context);
+
+// to += from, element by element: gradients of a value that has several readers. Both are kF32 of
+// one shape.
+void add_gradient(ConstTileView from, TileView to, int threads);
 
 struct OutputParameters {
   std::span<const float> bias;  // [O]

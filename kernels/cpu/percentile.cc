@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The percentile of a batch's activations, which a QuantReLU's threshold follows in the first
-// training steps.
+#include "kernels/cpu/percentile.h"
+
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -13,31 +11,6 @@
 
 namespace fmp::cpu {
 namespace {
-
-// The largest elements of one item with their places, at least the `wanted` largest.
-struct LargestElements {
-  struct Element {
-    float value;
-    int64_t row;
-    int32_t channel_lane;
-  };
-  // Descending value, then place: among equals the first one is taken, whatever was collected when.
-  static bool before(const Element& a, const Element& b) {
-    if (a.value != b.value) return a.value > b.value;
-    if (a.row != b.row) return a.row < b.row;
-    return a.channel_lane < b.channel_lane;
-  }
-  std::vector<Element> elements;
-  float at_least = std::numeric_limits<float>::min();  // only positive values matter after a ReLU
-
-  void trim(size_t wanted) {
-    if (elements.size() < 2 * wanted) return;
-    const auto last = elements.begin() + static_cast<ptrdiff_t>(wanted - 1);
-    std::nth_element(elements.begin(), last, elements.end(), before);
-    at_least = last->value;
-    elements.resize(wanted);
-  }
-};
 
 // Adds the largest elements of all other ranks.
 void gather_largest(Communicator& ranks, size_t wanted,
@@ -60,29 +33,51 @@ void gather_largest(Communicator& ranks, size_t wanted,
 
 }  // namespace
 
-// The k-th smallest, k = floor(0.01 q n + 0.5), is one of the few largest: those are collected.
+void LargestElements::add_row(const Sums& sums, const ChannelAffine& affine, bool magnitudes,
+                              int lanes, int64_t row, int first_channel, size_t wanted) {
+  thread_local std::vector<float> values;
+  thread_local std::vector<int32_t> places;
+  const size_t room = static_cast<size_t>(sums.channels) * kLanes;
+  values.resize(std::max(values.size(), room));
+  places.resize(values.size());
+  const int found = simd().collect_at_least(sums, affine, magnitudes, at_least, lanes,
+                                            values.data(), places.data());
+  for (size_t i = 0; i < static_cast<size_t>(found); ++i) {
+    elements.push_back({values[i], row, first_channel * kLanes + places[i]});
+  }
+  if (elements.size() < 2 * wanted) return;
+  const auto last = elements.begin() + static_cast<ptrdiff_t>(wanted - 1);
+  std::nth_element(elements.begin(), last, elements.end(), before);
+  at_least = last->magnitude();
+  elements.resize(wanted);
+}
+
+Percentile percentile_of(const std::vector<LargestElements>& items, size_t wanted,
+                         Communicator* ranks) {
+  std::vector<LargestElements::Element> all;
+  for (const LargestElements& item : items) {
+    all.insert(all.end(), item.elements.begin(), item.elements.end());
+  }
+  if (ranks != nullptr) gather_largest(*ranks, wanted, all);
+  if (all.size() < wanted) return {};
+  const auto kth = all.begin() + static_cast<ptrdiff_t>(wanted - 1);
+  std::nth_element(all.begin(), kth, all.end(), LargestElements::before);
+  return {std::max(kth->magnitude(), kMinQuantizerRange), kth->value, kth->row,
+          kth->channel_lane / kLanes, kth->channel_lane % kLanes};
+}
+
 void collect_threshold(const HiddenPass& pass, HiddenState& state, const RunContext& context) {
   const LayerShape& shape = pass.shape();
-  const double n = pass.count(context) * shape.out_channels;
-  const double k = std::floor(0.01 * kThresholdPercentile * n + 0.5);
-  const size_t wanted = static_cast<size_t>(n - k) + 1;
+  const size_t wanted = elements_from_percentile(pass.count(context) * shape.out_channels);
   const int64_t before = pass.rows_before(context);
   std::vector<LargestElements> largest(static_cast<size_t>(pass.items().count()));
   const auto collect = [&](int64_t item, int r0, int first, const Sums& sums) {
-    LargestElements& mine = largest[static_cast<size_t>(item)];
     const ChannelAffine affine{state.gain.data() + first, state.shift.data() + first};
-    std::vector<float> values(static_cast<size_t>(sums.channels * kLanes));
-    std::vector<int32_t> places(values.size());
     for (int r = 0; r < sums.rows; ++r) {
-      const int found = simd().collect_at_least(
-          {sums.y + r * sums.stride, sums.stride, 1, sums.channels}, affine, mine.at_least,
-          pass.items().lanes_used(item, r0 + r), values.data(), places.data());
-      for (size_t i = 0; i < static_cast<size_t>(found); ++i) {
-        mine.elements.push_back({values[i],
-                                 before + pass.items().row(item, r0 + r, shape.length, 0),
-                                 first * kLanes + places[i]});
-      }
-      mine.trim(wanted);
+      largest[static_cast<size_t>(item)].add_row(
+          {sums.y + r * sums.stride, sums.stride, 1, sums.channels}, affine,
+          shape.smallest_code < 0, pass.items().lanes_used(item, r0 + r),
+          before + pass.items().row(item, r0 + r, shape.length, 0), first, wanted);
     }
   };
   for_each_item(pass.items().count(), context,
@@ -95,26 +90,17 @@ void collect_threshold(const HiddenPass& pass, HiddenState& state, const RunCont
                                        });
                   });
                 });
-
-  std::vector<LargestElements::Element> all;
-  for (const LargestElements& item : largest) {
-    all.insert(all.end(), item.elements.begin(), item.elements.end());
-  }
-  if (Communicator* ranks = ranks_of(context)) gather_largest(*ranks, wanted, all);
-  state.statistic_row = -1;
-  float threshold = kMinQuantizerRange;
-  if (all.size() >= wanted) {
-    const auto kth = all.begin() + static_cast<ptrdiff_t>(wanted - 1);
-    std::nth_element(all.begin(), kth, all.end(), LargestElements::before);
-    threshold = std::max(kth->value, kMinQuantizerRange);
-    state.statistic_row = kth->row;
-    state.statistic_channel = kth->channel_lane / kLanes;
-    state.statistic_lane = kth->channel_lane % kLanes;
-    const size_t c = static_cast<size_t>(state.statistic_channel);
-    const float y = state.gain[c] != 0 ? (kth->value - state.shift[c]) / state.gain[c] : 0.0F;
+  const Percentile found = percentile_of(largest, wanted, ranks_of(context));
+  state.statistic_row = found.row;
+  state.statistic_sign = found.value < 0 ? -1.0F : 1.0F;
+  if (found.row >= 0) {
+    state.statistic_channel = found.channel;
+    state.statistic_lane = found.lane;
+    const size_t c = static_cast<size_t>(found.channel);
+    const float y = state.gain[c] != 0 ? (found.value - state.shift[c]) / state.gain[c] : 0.0F;
     state.statistic_xhat = state.xhat_gain[c] * y + state.xhat_shift[c];
   }
-  set_threshold(shape, threshold, state);
+  set_threshold(shape, found.threshold, state);
 }
 
 }  // namespace fmp::cpu

@@ -122,6 +122,32 @@ struct GradientAffine {
   const float* of_one = nullptr;
 };
 
+// Codes that an operation without weights reads: code = (byte ^ flip) - flip, flip being 0x80 for
+// two's complement and 0 without a sign. stride: elements between positions.
+struct JoinOperand {
+  const uint8_t* codes = nullptr;  // null: there is none
+  ptrdiff_t stride = 0;
+  uint8_t flip = 0;
+  float scale = 1;
+};
+
+// Consecutive positions of some channels of an operation without weights. Its real values are
+// a * a_scale, or a * a_scale + b * b_scale, or, with a `window` that is not 0, (sum of a over the
+// window) / window * a_scale. Each operation is rounded to float; the sum is exact.
+struct JoinRows {
+  JoinOperand a, b;
+  int window = 0;
+  int positions = 0;  // of real values
+  int channels = 0;
+};
+
+// Where an operand's gradient goes: values null = nowhere; add = it is added to what is there.
+struct JoinGradientRows {
+  float* values = nullptr;
+  ptrdiff_t stride = 0;
+  bool add = false;
+};
+
 struct CodeChunk;    // quad_weights.h
 struct CodeWeights;  // likewise
 
@@ -251,11 +277,25 @@ struct Simd {
   // totals[i] += sum of the kLanes sums[i].
   void (*add_lane_sums)(const float* sums, int count, double* totals);
 
-  // The elements with t >= threshold among the first `lanes` lanes: their t to `values` and their
-  // places (row * channels + channel) * kLanes + lane to `places`, in that order. Both have room
-  // for all. Returns how many.
-  int (*collect_at_least)(const Sums& sums, const ChannelAffine& affine, float threshold, int lanes,
-                          float* values, int32_t* places);
+  // The elements with t >= threshold (magnitudes: |t|) among the first `lanes` lanes: their t to
+  // `values` and their places (row * channels + channel) * kLanes + lane to `places`, in that
+  // order. Both have room for all. Returns how many.
+  int (*collect_at_least)(const Sums& sums, const ChannelAffine& affine, bool magnitudes,
+                          float threshold, int lanes, float* values, int32_t* places);
+
+  // Rows of codes to what an operation without weights writes (join.cc). Codes of each window of
+  // spec.pool positions, as quantize_pool has them; act_scale is s_out.
+  void (*join_codes)(const JoinRows& rows, const ActivationSpec& spec, float act_scale,
+                     uint8_t* out, ptrdiff_t out_stride);
+  // The real values, [position][channel][kLanes], before they are quantized.
+  void (*join_values)(const JoinRows& rows, float* out);
+  // From dp, the gradient of the windows, to that of each operand's real values, and in
+  // totals[lane], added, the sum of dp * code - g * t.
+  void (*join_gradient)(const JoinRows& rows, const ActivationSpec& spec, float act_scale,
+                        const float* dp, ptrdiff_t dp_stride, const JoinGradientRows& a,
+                        const JoinGradientRows& b, double* totals);
+  // to += from.
+  void (*add_values)(const float* from, int64_t count, float* to);
 
   IntegerSimd integer;
 };

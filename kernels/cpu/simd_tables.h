@@ -11,6 +11,7 @@ void fill_code_sums_table(Simd& table);
 void fill_conv1d_table(Simd& table);
 void fill_elementwise_table(Simd& table);
 void fill_integer_table(Simd& table);
+void fill_join_table(Simd& table);
 void fill_sparse_sums_table(Simd& table);
 void fill_winograd_table(Simd& table);
 

@@ -19,6 +19,7 @@ Simd table_of_chosen_target() {
   fill_conv1d_table(table);
   fill_elementwise_table(table);
   fill_integer_table(table);
+  fill_join_table(table);
   fill_sparse_sums_table(table);
   fill_winograd_table(table);
   table.has_tiles = table.integer.has_vnni && tiles_available();

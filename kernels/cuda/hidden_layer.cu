@@ -195,9 +195,10 @@ __global__ void __launch_bounds__(kBlockThreads)
       } else if (s->has_statistic != 0) {
         // The percentile is an element of the batch: the threshold's gradient is that element's.
         double* total = partial + static_cast<size_t>(a.channel_of_number(s->statistic_place)) * 3;
-        s->statistic_gradient = static_cast<float>(of_threshold);
-        total[0] += of_threshold;
-        total[1] += of_threshold * static_cast<double>(s->statistic_xhat);
+        const double of_element = of_threshold * static_cast<double>(s->statistic_sign);
+        s->statistic_gradient = static_cast<float>(of_element);
+        total[0] += of_element;
+        total[1] += of_element * static_cast<double>(s->statistic_xhat);
       }
     }
     if (threshold_gradient != nullptr) *threshold_gradient = to_threshold;
@@ -294,7 +295,7 @@ void hidden_forward_train(const Input& x, const Weights& weights,
   prepare(layer, state, stream);
   const Activation a = activation_of(layer, x.tile, state);
   const cudaStream_t on = native(stream);
-  state.collected = collect && a.max_code > 0 && a.min_code == 0;
+  state.collected = collect && a.max_code > 0;
   state.keeps_y = state.collected || !can_recompute(weights);
   state.on_chip = !state.keeps_y && forms_dy_on_chip(x, weights);
   const auto set_constants = [&](const auto& sums) {

@@ -294,9 +294,9 @@ class HiddenState {
     float act_scale, threshold;
     float sum_scale;  // of evaluation
     // The element that is the percentile, if there is one: its place in the CPU's order of
-    // elements, xhat there and, in the backward pass, its gradient.
+    // elements, xhat and the sign there and, in the backward pass, its gradient.
     unsigned has_statistic, statistic_place;
-    float statistic_xhat, statistic_gradient;
+    float statistic_xhat, statistic_sign, statistic_gradient;
     unsigned value_bits, selected, rank, histogram[256];  // of the search for it
   };
   // Arrays of [O] floats in `constants`.

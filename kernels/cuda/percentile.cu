@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The percentile of a batch's activations, which a QuantReLU's threshold follows in the first
+// The percentile of a batch's activations, which a quantizer's threshold follows in the first
 // training steps. It is found by radix selection, eight bits a pass: the value first, then, among
 // equal ones, the element that comes first in the CPU's order.
 #include <cmath>
@@ -40,9 +40,11 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (int row = rows.begin; row < rows.end; ++row) {
     for (int lane = thread_x(); lane < a.frames; lane += kBlockThreads) {
       const float t = __fmaf_rn(y[a.place(row, channel, lane)], gain, offset);
-      // Only positive values matter after a ReLU; their bits are ordered as they are.
-      const unsigned bits = t >= kSmallestPositive ? __float_as_uint(t) : 0U;
-      const unsigned key = kByNumber ? a.number(row, channel, lane) : bits;
+      // Only positive values matter after a ReLU, magnitudes where codes are signed; their bits are
+      // ordered as they are. Numbers are below 2^31 and leave room for the sign.
+      const float size = a.min_code < 0 ? fabsf(t) : t;
+      const unsigned bits = size >= kSmallestPositive ? __float_as_uint(size) : 0U;
+      const unsigned key = kByNumber ? a.number(row, channel, lane) << 1 | (t < 0 ? 1U : 0U) : bits;
       if ((!kByNumber || bits == value_bits) && (key & above) == selected) {
         atomicAdd(&bins[key >> shift & (kBins - 1)], 1U);
       }
@@ -77,12 +79,13 @@ __global__ void __launch_bounds__(kBlockThreads) keep_value(Scalars* s) {
 __global__ void __launch_bounds__(kBlockThreads)
     keep_statistic(Activation a, const float* xhat_gain, const float* xhat_shift, Scalars* s) {
   s->has_statistic = s->value_bits != 0 ? 1 : 0;
-  s->statistic_place = s->selected;
+  s->statistic_place = s->selected >> 1;
+  s->statistic_sign = (s->selected & 1U) != 0 ? -1.0F : 1.0F;
   s->threshold = kMinQuantizerRange;
   if (s->has_statistic == 0) return;
-  const float value = __uint_as_float(s->value_bits);
-  s->threshold = fmaxf(value, kMinQuantizerRange);
-  const int c = a.channel_of_number(s->selected);
+  const float magnitude = __uint_as_float(s->value_bits), value = s->statistic_sign * magnitude;
+  s->threshold = fmaxf(magnitude, kMinQuantizerRange);
+  const int c = a.channel_of_number(s->statistic_place);
   const float y = a.gain[c] != 0 ? (value - a.shift[c]) / a.gain[c] : 0.0F;
   s->statistic_xhat = xhat_gain[c] * y + xhat_shift[c];
 }
