@@ -26,54 +26,80 @@ MIN_STEPS, MIN_SECONDS = (
 )  # a figure is the best of at least that many steps and that much time
 
 
-def layers_of(network):
-    """What framework/network/README.md describes: (type, inputs, outputs, fields) of each layer, and the output's inputs."""
-    with open(PRESETS / f"{network}.json" if not network.endswith(".json") else network) as f:
-        described = json.load(f)["layers"]
-    channels, length, layers = 2, LENGTH, []
-    for layer in described:
-        if layer["type"] == "dense" and length:
-            channels, length = channels * length, 0
-        layers.append((layer["type"], channels, layer["outputs"], layer))
-        channels = layer["outputs"]
-        length //= layer.get("stride", 1) * layer.get("pool", 1)
-    return layers, channels * max(length, 1)
+class Layers(nn.Module):
+    """What framework/network/README.md describes. `parts` makes the modules: conv, linear, activation, output."""
 
+    def __init__(self, network, parts):
+        super().__init__()
+        with open(PRESETS / f"{network}.json" if not network.endswith(".json") else network) as f:
+            described = json.load(f)["layers"]
+        self.input = parts["input"]()
+        self.layers, self.forms = nn.ModuleList(), []  # forms: kind and indices of what it reads
+        index, shapes = {"input": 0}, [(2, LENGTH)]  # positions None: flattened
+        for i, fields in enumerate(described):
+            kind = fields["type"]
+            reads = [index[name] for name in fields["reads"]] if "reads" in fields else [i]
+            shape, modules = self.layer(fields, [shapes[r] for r in reads], parts)
+            modules.append(parts["activation"](fields.get("signed", False), i == len(described) - 1))
+            if fields.get("pool", 1) > 1:
+                modules.append(nn.MaxPool1d(fields["pool"]))
+                shape = (shape[0], shape[1] // fields["pool"])
+            self.layers.append(nn.Sequential(*modules))
+            self.forms.append((kind, reads))
+            shapes.append(shape)
+            index[fields.get("name", i)] = i + 1
+        channels, positions = shapes[-1]
+        self.output = nn.Sequential(
+            *([nn.Flatten()] if positions else []), parts["output"](channels * (positions or 1))
+        )
 
-def build(network, conv, linear, activation, output):
-    layers, inputs = layers_of(network)
-    model, flat = [], False
-    for i, (kind, channels, outputs, fields) in enumerate(layers):
+    @staticmethod
+    def layer(fields, shapes, parts):
+        """Shape and modules in front of the activation."""
+        kind, (channels, positions) = fields["type"], shapes[0]
         if kind == "conv":
-            kernel = fields["kernel"]
-            model.append(
-                conv(
-                    channels,
-                    outputs,
-                    kernel,
-                    stride=fields.get("stride", 1),
-                    groups=fields.get("groups", 1),
-                    padding=fields.get("padding", (kernel - 1) // 2),
-                )
+            outputs, kernel, stride = fields["outputs"], fields["kernel"], fields.get("stride", 1)
+            conv = parts["conv"](
+                channels,
+                outputs,
+                kernel,
+                stride=stride,
+                groups=fields.get("groups", 1),
+                padding=fields.get("padding", (kernel - 1) // 2),
             )
-        else:
-            model += ([] if flat else [nn.Flatten()]) + [linear(channels, outputs)]
-            flat = True
-        model += [nn.BatchNorm1d(outputs), activation(i == len(layers) - 1)]
-        if fields.get("pool", 1) > 1:
-            model.append(nn.MaxPool1d(fields["pool"]))
-    return model + ([] if flat else [nn.Flatten()]) + [output(inputs)]
+            return (outputs, positions // stride), [conv, nn.BatchNorm1d(outputs)]
+        if kind == "dense":
+            outputs, inputs = fields["outputs"], channels * (positions or 1)
+            flatten = [nn.Flatten()] if positions else []
+            return (outputs, None), flatten + [parts["linear"](inputs, outputs), nn.BatchNorm1d(outputs)]
+        if kind == "average_pool":
+            window = fields.get("window", positions)
+            return (channels, positions // window), [nn.AvgPool1d(window)]
+        return (sum(c for c, _ in shapes) if kind == "concat" else channels, positions), []
+
+    def forward(self, x):
+        values = [self.input(x)]
+        for layer, (kind, reads) in zip(self.layers, self.forms):
+            if kind == "add":
+                x = values[reads[0]] + values[reads[1]]
+            elif kind == "concat":
+                x = torch.cat([values[r] for r in reads], dim=1)
+            else:
+                x = values[reads[0]]
+            values.append(layer(x))
+        return self.output(values[-1])
 
 
 def float_model(network):
-    return nn.Sequential(
-        *build(
-            network,
-            lambda *args, **form: nn.Conv1d(*args, bias=False, **form),
-            lambda *args: nn.Linear(*args, bias=False),
-            lambda last: nn.ReLU(),
-            lambda inputs: nn.Linear(inputs, CLASSES),
-        )
+    return Layers(
+        network,
+        {
+            "input": nn.Identity,
+            "conv": lambda *args, **form: nn.Conv1d(*args, bias=False, **form),
+            "linear": lambda *args: nn.Linear(*args, bias=False),
+            "activation": lambda signed, last: nn.Identity() if signed else nn.ReLU(),
+            "output": lambda inputs: nn.Linear(inputs, CLASSES),
+        },
     )
 
 
@@ -90,19 +116,23 @@ def brevitas_model(network, bits):
         max_val = 2.0
         scaling_impl_type = ScalingImplType.CONST
 
+    def activation(signed, last):
+        # The output layer's bias quantizer needs its input's scale.
+        kind = qnn.QuantIdentity if signed else qnn.QuantReLU
+        return kind(bit_width=bits, return_quant_tensor=last)
+
     weights = dict(weight_bit_width=bits)
-    model = nn.Sequential(
-        qnn.QuantHardTanh(act_quant=InputQuant),
-        *build(
-            network,
-            lambda *args, **form: qnn.QuantConv1d(*args, bias=False, **weights, **form),
-            lambda *args: qnn.QuantLinear(*args, bias=False, **weights),
-            # The output layer's bias quantizer needs its input's scale.
-            lambda last: qnn.QuantReLU(bit_width=bits, return_quant_tensor=last),
-            lambda inputs: qnn.QuantLinear(
+    model = Layers(
+        network,
+        {
+            "input": lambda: qnn.QuantHardTanh(act_quant=InputQuant),
+            "conv": lambda *args, **form: qnn.QuantConv1d(*args, bias=False, **weights, **form),
+            "linear": lambda *args: qnn.QuantLinear(*args, bias=False, **weights),
+            "activation": activation,
+            "output": lambda inputs: qnn.QuantLinear(
                 inputs, CLASSES, bias=True, bias_quant=Int32Bias, **weights
             ),
-        ),
+        },
     )
     for module in model.modules():
         # The percentile of the first 300 steps is not what training costs in the long run: one step of it,
