@@ -81,7 +81,7 @@ TEST(NetworkDescription, LayersMayReadAnyBeforeThem) {
 }
 
 TEST(NetworkDescription, ItsTextGivesTheSameNetwork) {
-  for (const char* text : {"depthwise", "vgg10", kBranches}) {
+  for (const char* text : {"depthwise", "resnet", "vgg10", kBranches}) {
     const NetworkConfig config = read_network(text, 6);
     EXPECT_EQ(read_network(describe_network(config).dump(), 3), config) << text;
   }
@@ -134,7 +134,7 @@ TEST(NetworkDescription, NamesTheLayerThatDoesNotFit) {
 
 TEST(NetworkDescription, PresetsAreNetworks) {
   const std::vector<std::string> names = network_presets();
-  EXPECT_EQ(names, (std::vector<std::string>{"depthwise", "vgg10"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"depthwise", "resnet", "vgg10"}));
   for (const std::string& name : names) EXPECT_NO_THROW(read_network(name, 8).validate()) << name;
   const Network vgg10(read_network("vgg10", 8), 1);
   EXPECT_EQ(vgg10.weights_total(), Network(ChainConfig(), 1).weights_total());

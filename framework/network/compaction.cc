@@ -117,35 +117,203 @@ void silence(Layer& layer, int channel) {
   layer.running_var.floats()[c] = 1;
 }
 
-// One pass over a layer's channels. Returns whether anything changed.
-bool mark_superfluous(const ChangingLink& link, int64_t& weights_removed) {
-  WeightMasker writers(link.layer), readers(link.next);
-  const std::vector<float> next_weights = effective_weights(link.next);
-  bool changed = false;
-  for (int channel = 0; channel < link.layer.out_channels; ++channel) {
-    if (!is_read(link, channel)) {
-      for_each_writer(link.layer, channel, [&](size_t i) { writers.mask(i); });
-    }
-    if (is_written(link.layer, channel)) continue;
-    if (!is_silent(link.layer, channel)) {
-      const float constant = constant_output(link.layer, channel);
-      if (constant != 0) fold_constant(link, channel, constant, next_weights);
-      silence(link.layer, channel);
-      changed = true;
-    }
-    for_each_reader(link, channel, [&](int, size_t i) { readers.mask(i); });
-  }
-  const int64_t masked = writers.masked() + readers.masked();
-  weights_removed += masked;
-  return changed || masked > 0;
-}
+// Which channels are the same: an add writes channel c of the sum of channels c, the others hand
+// each channel on. `layers` with the input's channels as those of layer -1.
+class Channels {
+ public:
+  explicit Channels(const std::vector<Layer>& layers)
+      : layers_(layers), readers_(readers_of(layers)) {}
 
-std::vector<int> channels_to_keep(const Link& link) {
-  std::vector<int> keep;
-  for (int channel = 0; channel < link.layer.out_channels; ++channel) {
-    if (is_written(link.layer, channel) || is_read(link, channel)) keep.push_back(channel);
+  const std::vector<int>& readers(size_t layer) const { return readers_[layer]; }
+
+  // Calls visit(reader, channel that it writes) for each layer without weights that reads a
+  // channel.
+  template <typename Visitor>
+  void for_each_join(size_t layer, int channel, Visitor visit) const {
+    for (const int r : readers_[layer]) {
+      const Layer& reader = layers_[static_cast<size_t>(r)];
+      if (reader.has_weights()) continue;
+      visit(static_cast<size_t>(r), channel + offset(reader, static_cast<int>(layer)));
+    }
   }
-  if (keep.empty()) keep.push_back(0);  // silent, but a layer needs a channel
+  // Calls visit(layer, channel) for each that channel `channel` of a layer without weights is made
+  // of; layer -1: the frames.
+  template <typename Visitor>
+  void for_each_source(size_t join, int channel, Visitor visit) const {
+    const Layer& layer = layers_[join];
+    for (const int read : layer.reads) {
+      const int own = channel - offset(layer, read);
+      if (own >= 0 && own < channels_of(layer, read)) visit(read, own);
+    }
+  }
+
+ private:
+  // Only the frames' may be unknown, which no other channels follow but in a concat.
+  int channels_of(const Layer& reader, int read) const {
+    if (read != kReadsFrames) return layers_[static_cast<size_t>(read)].out_channels;
+    if (reader.kind != LayerKind::kConcat) return reader.out_channels;
+    int others = 0;
+    for (const int each : reader.reads) {
+      if (each != kReadsFrames) others += layers_[static_cast<size_t>(each)].out_channels;
+    }
+    return reader.out_channels - others;
+  }
+  // Of the channels of `read` among those of a layer that puts them side by side.
+  int offset(const Layer& reader, int read) const {
+    if (reader.kind != LayerKind::kConcat) return 0;
+    int before = 0;
+    for (const int each : reader.reads) {
+      if (each == read) break;
+      before += channels_of(reader, each);
+    }
+    return before;
+  }
+
+  const std::vector<Layer>& layers_;
+  std::vector<std::vector<int>> readers_;
+};
+
+// The first phase: what computes nothing gets no weights, until nothing more changes.
+class Marker {
+ public:
+  Marker(std::vector<Layer>& layers, const Channels& channels)
+      : layers_(layers), channels_(channels) {
+    maskers_.reserve(layers.size());
+    for (Layer& layer : layers) maskers_.emplace_back(layer);
+  }
+
+  // One pass over a layer's channels. Returns whether anything changed.
+  bool mark(size_t index) {
+    Layer& layer = layers_[index];
+    if (!layer.has_weights()) return false;
+    const int64_t masked_before = masked();
+    bool changed = false;
+    for (int channel = 0; channel < layer.out_channels; ++channel) {
+      if (!is_read(index, channel)) {
+        for_each_writer(layer, channel, [&](size_t i) { maskers_[index].mask(i); });
+      }
+      if (is_written(layer, channel)) continue;
+      if (!is_silent(layer, channel)) {
+        const float constant = constant_output(layer, channel);
+        if (constant != 0 && !fold(index, channel, constant)) continue;
+        silence(layer, channel);
+        changed = true;
+      }
+      mask_readers(index, channel);
+    }
+    return changed || masked() > masked_before;
+  }
+
+  int64_t masked() const {
+    int64_t sum = 0;
+    for (const WeightMasker& masker : maskers_) sum += masker.masked();
+    return sum;
+  }
+
+  // Whether any weight reads it, from what is made of it, too.
+  bool is_read(size_t index, int channel) const {
+    for (const int reader : channels_.readers(index)) {
+      const Layer& next = layers_[static_cast<size_t>(reader)];
+      if (next.has_weights() && fmp::is_read({layers_[index], next}, channel)) return true;
+    }
+    bool read = false;
+    channels_.for_each_join(index, channel,
+                            [&](size_t join, int c) { read = read || is_read(join, c); });
+    return read;
+  }
+
+ private:
+  // Whether all that it is made of is 0; then it is 0, too.
+  bool is_zero(int index, int channel) const {
+    if (index == kReadsFrames) return false;
+    const auto i = static_cast<size_t>(index);
+    if (layers_[i].has_weights())
+      return !is_written(layers_[i], channel) && is_silent(layers_[i], channel);
+    bool zero = true;
+    channels_.for_each_source(i, channel,
+                              [&](int source, int c) { zero = zero && is_zero(source, c); });
+    return zero;
+  }
+
+  // Masks what reads a channel that is 0.
+  void mask_readers(size_t index, int channel) {
+    for (const int r : channels_.readers(index)) {
+      const auto reader = static_cast<size_t>(r);
+      if (!layers_[reader].has_weights()) continue;
+      for_each_reader({layers_[index], layers_[reader]}, channel,
+                      [&](int, size_t i) { maskers_[reader].mask(i); });
+    }
+    channels_.for_each_join(index, channel, [&](size_t join, int c) {
+      if (is_zero(static_cast<int>(join), c)) mask_readers(join, c);
+    });
+  }
+
+  // Only weights can take a constant over. Returns whether they all did.
+  bool fold(size_t index, int channel, float constant) {
+    for (const int reader : channels_.readers(index)) {
+      if (!layers_[static_cast<size_t>(reader)].has_weights()) return false;
+    }
+    for (const int reader : channels_.readers(index)) {
+      Layer& next = layers_[static_cast<size_t>(reader)];
+      fold_constant({layers_[index], next}, channel, constant, effective_weights(next));
+    }
+    return true;
+  }
+
+  std::vector<Layer>& layers_;
+  const Channels& channels_;
+  std::vector<WeightMasker> maskers_;
+};
+
+// The second phase: which channels of every hidden layer stay. Channels that an operation without
+// weights makes one of go together or not at all.
+std::vector<std::vector<int>> channels_to_keep(const std::vector<Layer>& layers,
+                                               const Channels& channels, const Marker& marker) {
+  const size_t hidden = layers.size() - 1;
+  std::vector<size_t> first(hidden);  // number of a layer's first channel; 0 are the frames' all
+  std::vector<size_t> group{0};       // of each channel, by the number of one of them
+  for (size_t i = 0; i < hidden; ++i) {
+    first[i] = group.size();
+    for (int c = 0; c < layers[i].out_channels; ++c) group.push_back(group.size());
+  }
+  const auto find = [&](size_t channel) {
+    while (group[channel] != channel) channel = group[channel] = group[group[channel]];
+    return channel;
+  };
+  const auto number = [&](size_t layer, int channel) {
+    return first[layer] + static_cast<size_t>(channel);
+  };
+  for (size_t i = 0; i < hidden; ++i) {
+    if (layers[i].has_weights()) continue;
+    for (int c = 0; c < layers[i].out_channels; ++c) {
+      channels.for_each_source(i, c, [&](int source, int of_source) {
+        const size_t other =
+            source == kReadsFrames ? 0 : number(static_cast<size_t>(source), of_source);
+        group[find(number(i, c))] = find(other);
+      });
+    }
+  }
+  std::vector<uint8_t> stays(group.size(), 0);
+  stays[find(0)] = 1;
+  for (size_t i = 0; i < hidden; ++i) {
+    for (int c = 0; c < layers[i].out_channels; ++c) {
+      const bool works =
+          (layers[i].has_weights() && is_written(layers[i], c)) || marker.is_read(i, c);
+      if (works) stays[find(number(i, c))] = 1;
+    }
+  }
+  std::vector<std::vector<int>> keep(hidden);
+  const auto collect = [&](size_t i) {
+    keep[i].clear();
+    for (int c = 0; c < layers[i].out_channels; ++c) {
+      if (stays[find(number(i, c))] != 0) keep[i].push_back(c);
+    }
+  };
+  for (size_t i = 0; i < hidden; ++i) {
+    collect(i);
+    if (keep[i].empty()) stays[find(number(i, 0))] = 1;  // silent, but a layer needs a channel
+  }
+  for (size_t i = 0; i < hidden; ++i) collect(i);
   return keep;
 }
 
@@ -230,25 +398,33 @@ float constant_output(const Layer& layer, int channel) {
 }
 
 CompactionReport compact(Network& network) {
-  require_chain(network.config(), "removing channels");
   std::vector<Layer> layers = Network(network).layers();  // a copy: all of it happens or nothing
-  const auto link = [&](size_t i) { return ChangingLink{layers[i], layers[i + 1]}; };
   const size_t hidden = layers.size() - 1;
+  const Channels channels(layers);
   CompactionReport report;
+  Marker marker(layers, channels);
   bool changed = true;
   while (changed) {
     changed = false;
-    for (size_t i = 0; i < hidden; ++i)
-      changed |= mark_superfluous(link(i), report.weights_removed);
+    for (size_t i = 0; i < hidden; ++i) changed |= marker.mark(i);
   }
+  report.weights_removed = marker.masked();
+  const std::vector<std::vector<int>> keep = channels_to_keep(layers, channels, marker);
   NetworkConfig config = network.config();
   for (size_t i = 0; i < hidden; ++i) {
-    report.channels_before.push_back(layers[i].out_channels);
-    const std::vector<int> keep = channels_to_keep(link(i));
-    keep_inputs(link(i), keep);
-    keep_outputs(layers[i], keep);
-    report.channels_after.push_back(layers[i].out_channels);
-    config.layers[i].outputs = layers[i].out_channels;
+    Layer& layer = layers[i];
+    report.channels_before.push_back(layer.out_channels);
+    for (const int reader : channels.readers(i)) {
+      Layer& next = layers[static_cast<size_t>(reader)];
+      if (next.has_weights()) keep_inputs({layer, next}, keep[i]);
+    }
+    if (layer.has_weights()) {
+      keep_outputs(layer, keep[i]);
+      config.layers[i].outputs = layer.out_channels;
+    } else {
+      layer.in_channels = layer.out_channels = static_cast<int>(keep[i].size());
+    }
+    report.channels_after.push_back(layer.out_channels);
   }
   for (size_t i = 0; i < hidden; ++i) {
     if (layers[i].kind != Layer::Kind::kConv) continue;

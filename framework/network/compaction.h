@@ -20,6 +20,8 @@ struct CompactionReport {
 //  - a silent channel, and a channel that no weight of the next layer reads, is dropped from both
 //    layers. One channel always stays, and so does one whose weights include the largest of a
 //    quantized layer: it sets the scale of all others.
+// Channels that add, concat or average_pool make one of go together, only if all of them can. A
+// constant that such a layer reads is not folded: its channel stays.
 // Dropping changes no output bit in evaluation, and none in training once the thresholds are
 // learned (the percentiles before that are of all channels) while cpu::prefers_dense_backward says
 // the same of a layer and it is not summed on AMX (kernels/cpu/gradient_tiles.h). The folded

@@ -263,13 +263,16 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
   if (!(fraction > 0 && fraction < 1)) {
     fail("pruning fraction: {} is not between 0 and 1", fraction);
   }
-  require_chain(network.config(), "pruning");
+  // Channels and bits of a layer that several read, or that is tied to others, have no scores yet.
+  if (method.granularity() != Granularity::kWeights)
+    require_chain(network.config(), "pruning channels or bits");
   check_finite(network);
   const Network before = network;
   PruneRequest request{
       .layers = {}, .fraction = fraction, .seed = seed, .round = round, .on_device = on_device};
   const double correction = moment2_correction(network);
   for (Layer& layer : network.layers()) {
+    if (!layer.has_weights()) continue;
     request.layers.push_back(prunable(layer, request.layers.size(), correction));
   }
   method.prune(request);
@@ -280,7 +283,8 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
   if (method.granularity() == Granularity::kBits && result.weights_after < result.weights_before) {
     fail("the pruning method lowers bits, but removed weights");
   }
-  result.bits_removed = apply_bits(network, request.layers, method);
+  if (network.config().is_chain())
+    result.bits_removed = apply_bits(network, request.layers, method);
   return result;
 }
 

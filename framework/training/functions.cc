@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -55,11 +56,28 @@ Variable logits_of(const Variable& x, const Layer& layer, const LayerWorkspace& 
   return logits;
 }
 
-// Memory for the gradient of x, if anybody wants it.
-TileView gradient_of(const Variable& x) {
+// Adds a gradient that one of its readers has for x. They run last to first, so that the sum has
+// the same order in every run.
+void add_gradient(const Variable& x, const Tensor& gradient, int threads) {
+  if (!x->grad.defined()) {
+    x->grad = gradient;
+  } else {
+    cpu::add_gradient(gradient.view(), x->grad.view(), threads);
+  }
+}
+
+// Memory for the gradient that one reader has for x, if anybody wants it.
+Tensor make_gradient(const Variable& x) {
   if (!x->needs_grad) return {};
-  x->grad = Tensor::tile(without_padding(x->value.tile_shape()), ElementType::kF32);
-  return x->grad.view();
+  return Tensor::tile(without_padding(x->value.tile_shape()), ElementType::kF32);
+}
+
+TileView view_if_defined(Tensor& tensor) { return tensor.defined() ? tensor.view() : TileView{}; }
+
+void take_threshold(Layer& layer, float of_batch, bool first_collected) {
+  float& mean = layer.threshold.value.floats()[0];
+  const float momentum = static_cast<float>(kThresholdMomentum);
+  mean = first_collected ? of_batch : (1 - momentum) * mean + momentum * of_batch;
 }
 
 }  // namespace
@@ -84,7 +102,7 @@ Variable input_frames(const FrameBatch& batch, const Network& network,
 
 Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspace& workspace,
                       bool collect, bool first_collected, int out_padding,
-                      const cpu::RunContext& context, LayerWorkspace* reader) {
+                      const cpu::RunContext& context, LayerWorkspace* reader, bool has_one_reader) {
   if (!std::exchange(workspace.compiled, false)) compile(layer, workspace, true);
   Variable y =
       make_activation(hidden_output_shape(layer, x->value.tile_shape().frames, out_padding),
@@ -96,24 +114,23 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
                             {layer.running_mean.floats(), layer.running_var.floats()},
                             workspace.state, y->value.view(),
                             reader != nullptr ? &reading : nullptr, context);
-  y->producer = {input_of(x), &workspace.weights, &workspace.state, input_of(y).tile};
+  const cpu::HiddenOperands operands{input_of(x), &workspace.weights, &workspace.state,
+                                     input_of(y).tile};
+  if (has_one_reader) y->producer = operands;
   y->scale = workspace.state.act_scale;
-  if (workspace.state.collected) {
-    float& mean = layer.threshold.value.floats()[0];
-    const float momentum = static_cast<float>(kThresholdMomentum);
-    mean = first_collected ? workspace.state.threshold
-                           : (1 - momentum) * mean + momentum * workspace.state.threshold;
-  }
+  if (workspace.state.collected) take_threshold(layer, workspace.state.threshold, first_collected);
 
   // Keeps alive: the codes of x (operands of the weight gradient) and y's gradient.
-  tape.record([x, y, &layer, &workspace, context] {
+  tape.record([x, y, operands, &layer, &workspace, context] {
     cpu::HiddenGradients gradients{layer.weight.grad.floats(), layer.gamma.grad.floats(),
                                    layer.beta.grad.floats()};
     const cpu::HiddenOperands* producer = x->producer ? &*x->producer : nullptr;
     const bool kept =
         producer == nullptr || !cpu::gradient_stays_in_cache(workspace.weights.shape(), *producer);
-    cpu::hidden_backward(*y->producer, hidden_parameters(layer), y->grad.view(), y->scale_grad,
-                         gradients, kept ? gradient_of(x) : TileView{}, producer, context);
+    Tensor dx = kept ? make_gradient(x) : Tensor();
+    cpu::hidden_backward(operands, hidden_parameters(layer), y->grad.view(), y->scale_grad,
+                         gradients, view_if_defined(dx), producer, context);
+    if (dx.defined()) add_gradient(x, dx, context.threads);
     workspace.weights.backward(layer.weight.value.floats(), 0.0, layer.weight.grad.floats());
     if (layer.act_bits != kFloatBits) {
       layer.threshold.grad.floats()[0] = static_cast<float>(gradients.threshold);
@@ -135,6 +152,98 @@ Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
   return y;
 }
 
+namespace {
+
+Join operation_of(const Layer& layer) {
+  switch (layer.kind) {
+    case LayerKind::kAdd:
+      return Join::kAdd;
+    case LayerKind::kConcat:
+      return Join::kConcat;
+    default:
+      return Join::kAveragePool;
+  }
+}
+
+std::vector<cpu::Input> inputs_of(std::span<const Variable> reads) {
+  std::vector<cpu::Input> inputs;
+  for (const Variable& x : reads) inputs.push_back(input_of(x));
+  return inputs;
+}
+
+Variable joined(std::span<const Variable> reads, const Layer& layer, int out_padding) {
+  return make_activation(
+      hidden_output_shape(layer, reads[0]->value.tile_shape().frames, out_padding), layer.act_bits,
+      layer.output_type());
+}
+
+}  // namespace
+
+Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
+                    LayerWorkspace& workspace, bool collect, bool first_collected, int out_padding,
+                    const cpu::RunContext& context) {
+  Variable y = joined(reads, layer, out_padding);
+  cpu::JoinState& state = workspace.join;
+  const float threshold = layer.threshold.value.floats()[0];
+  cpu::join_forward_train(operation_of(layer), layer, inputs_of(reads), threshold, collect, state,
+                          y->value.view(), context);
+  y->scale = state.act_scale;
+  if (state.collected) take_threshold(layer, state.threshold, first_collected);
+
+  tape.record([xs = std::vector<Variable>(reads.begin(), reads.end()), y, threshold, &state, &layer,
+               context] {
+    std::vector<cpu::JoinGradient> gradients;
+    for (const Variable& x : xs) {
+      const bool adds = x->grad.defined();
+      if (!adds) x->grad = make_gradient(x);
+      gradients.push_back({view_if_defined(x->grad), adds});
+    }
+    layer.threshold.grad.floats()[0] = static_cast<float>(
+        cpu::join_backward(operation_of(layer), layer, inputs_of(xs), threshold, state,
+                           y->grad.view(), y->scale_grad, gradients, context));
+    y->grad = {};
+  });
+  return y;
+}
+
+Variable join_layer(std::span<const Variable> reads, const Layer& layer, int out_padding,
+                    const cpu::RunContext& context) {
+  Variable y = joined(reads, layer, out_padding);
+  y->scale = cpu::join_forward_eval(operation_of(layer), layer, inputs_of(reads),
+                                    layer.threshold.value.floats()[0], y->value.view(), context);
+  return y;
+}
+
+Variable pad_positions(const Variable& x, int padding, int threads) {
+  TileShape shape = x->value.tile_shape();
+  const int before = std::exchange(shape.pad, padding);
+  Variable y = std::make_shared<Activation>(*x);
+  y->producer.reset();
+  y->value = Tensor::tile(shape, x->value.type());
+  y->value.fill_zero();
+  const size_t row = static_cast<size_t>(shape.row_elements()) * element_bytes(x->value.type());
+  const size_t from_bytes = static_cast<size_t>(shape.length + 2 * before) * row;
+  const size_t to_bytes = static_cast<size_t>(shape.length + 2 * padding) * row;
+  cpu::parallel_for(shape.tiles(), threads, [&](int64_t tile) {
+    const auto t = static_cast<size_t>(tile);
+    std::memcpy(y->value.data<std::byte>() + t * to_bytes + static_cast<size_t>(padding) * row,
+                x->value.data<std::byte>() + t * from_bytes + static_cast<size_t>(before) * row,
+                static_cast<size_t>(shape.length) * row);
+  });
+  return y;
+}
+
+Variable pad_positions(Tape& tape, const Variable& x, int padding, int threads) {
+  Variable y = pad_positions(x, padding, threads);
+  if (!x->needs_grad) return y;
+  tape.record([x, y, threads] {
+    add_gradient(x, y->grad, threads);
+    x->scale_grad += y->scale_grad;
+    y->grad = {};
+  });
+  return y;
+}
+
 Variable join_positions(const Variable& x, int factor) {
   TileShape shape = x->value.tile_shape();
   if (shape.length % factor != 0 || shape.pad % factor != 0) {
@@ -150,8 +259,11 @@ Variable join_positions(const Variable& x, int factor) {
 
 Variable join_positions(Tape& tape, const Variable& x, int factor) {
   Variable y = join_positions(x, factor);
+  if (!x->needs_grad) return y;
   tape.record([x, y] {
-    x->grad = y->grad.reshaped(without_padding(x->value.tile_shape()));
+    // A gradient from another reader may be there, but none where nobody kept this one.
+    if (y->grad.defined())
+      add_gradient(x, y->grad.reshaped(without_padding(x->value.tile_shape())), 1);
     x->scale_grad += y->scale_grad;
     y->grad = {};
   });
@@ -175,9 +287,10 @@ Variable gather(Tape& tape, const Variable& x, const BatchShare& share) {
                       {y->value.data<std::byte>(), y->value.bytes()});
   if (!x->needs_grad) return y;
   tape.record([x, y, first_tile = share.first_tile] {
-    x->grad = Tensor::tile(without_padding(x->value.tile_shape()), ElementType::kF32);
-    const int64_t skipped = first_tile * x->grad.tile_shape().tile_elements();
-    std::copy_n(y->grad.data<float>() + skipped, x->grad.size(), x->grad.data<float>());
+    Tensor mine = make_gradient(x);
+    const int64_t skipped = first_tile * mine.tile_shape().tile_elements();
+    std::copy_n(y->grad.data<float>() + skipped, mine.size(), mine.data<float>());
+    add_gradient(x, mine, 1);
     x->scale_grad += y->scale_grad;
     y->grad = {};
   });
@@ -197,8 +310,10 @@ Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   // Keeps alive: the codes of x and the logits' gradient.
   tape.record([x, logits, &layer, &workspace, context] {
     cpu::OutputGradients gradients{layer.weight.grad.floats(), layer.bias.grad.floats()};
+    Tensor dx = make_gradient(x);
     cpu::output_backward(input_of(x), workspace.weights, output_parameters(layer),
-                         logits->grad.view(), gradients, gradient_of(x), context);
+                         logits->grad.view(), gradients, view_if_defined(dx), context);
+    if (dx.defined()) add_gradient(x, dx, context.threads);
     workspace.weights.backward(layer.weight.value.floats(), gradients.weight_scale,
                                layer.weight.grad.floats());
     x->scale_grad += gradients.x_scale;
@@ -218,59 +333,168 @@ cpu::LossResult cross_entropy(Tape& tape, const Variable& logits, const cpu::Tar
 
 namespace {
 
-// Padding that the reader of layer i's output wants.
-int padding_after(const Network& network, size_t i) {
-  return network.layers()[i + 1].input_padding();
-}
 // Weights of all layers, for a training step.
 void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> workspaces,
                  int threads) {
   cpu::parallel_for(static_cast<int64_t>(layers.size()), threads, [&](int64_t i) {
     const auto layer = static_cast<size_t>(i);
+    if (!layers[layer].has_weights()) return;
     compile(layers[layer], workspaces[layer], true);
     workspaces[layer].compiled = true;
   });
 }
-// How many positions of x the layer reads as one.
-int positions_joined(const Layer& layer, const Variable& x) {
-  return layer.in_channels / x->value.tile_shape().channels;
-}
+
+// What flows between the layers of a network: the value of each, from when it is written until its
+// last reader had it, as each reader wants it.
+class Values {
+ public:
+  // tape: null in evaluation.
+  Values(Tape* tape, const std::vector<Layer>& layers, Variable frames, int threads)
+      : tape_(tape), layers_(layers), readers_(readers_of(layers)), threads_(threads) {
+    frames_ = std::move(frames);
+    values_.resize(layers.size());
+  }
+
+  // Rows of zeros around what layer i writes: as many as its readers want.
+  int padding(size_t i) const {
+    int padding = 0;
+    for (const int reader : readers_[i])
+      padding = std::max(padding, layers_[static_cast<size_t>(reader)].input_padding());
+    return padding;
+  }
+  bool has_one_reader(size_t i) const { return readers_[i].size() == 1; }
+  // The hidden layer with weights that alone reads what layer i writes; -1: there is none.
+  int only_reader(size_t i) const {
+    const auto reader = static_cast<size_t>(readers_[i][0]);
+    const LayerKind kind = layers_[reader].kind;
+    const bool takes_sums = kind == LayerKind::kConv || kind == LayerKind::kDense;
+    return has_one_reader(i) && takes_sums ? static_cast<int>(reader) : -1;
+  }
+
+  void put(size_t i, Variable value) { values_[i] = std::move(value); }
+
+  // What layer i with weights reads, in the shape in which it reads it.
+  Variable take(size_t i) {
+    const Layer& layer = layers_[i];
+    Variable x = value(layer.reads[0]);
+    // Frames are in the shape of the first layer.
+    const TileShape& shape = x->value.tile_shape();
+    if (layer.in_channels % shape.channels != 0) x = as_written(x);
+    const int factor = layer.in_channels / x->value.tile_shape().channels;
+    if (!fits(x->value.tile_shape(), layer, factor)) {
+      const int padding = layer.input_padding();
+      x = tape_ != nullptr ? pad_positions(*tape_, x, padding, threads_)
+                           : pad_positions(x, padding, threads_);
+    }
+    if (factor != 1)
+      x = tape_ != nullptr ? join_positions(*tape_, x, factor) : join_positions(x, factor);
+    release(i);
+    return x;
+  }
+
+  // What layer i without weights reads.
+  std::vector<Variable> take_all(size_t i) {
+    std::vector<Variable> reads;
+    for (const int read : layers_[i].reads)
+      reads.push_back(read == kReadsFrames ? as_written(frames_) : value(read));
+    release(i);
+    return reads;
+  }
+
+  // All that layers from i on read, of the whole batch.
+  void gather_before(size_t i, const BatchShare& share) {
+    const auto is_read = [&](int value) {
+      return std::any_of(layers_.begin() + static_cast<ptrdiff_t>(i), layers_.end(),
+                         [&](const Layer& layer) {
+                           return std::ranges::find(layer.reads, value) != layer.reads.end();
+                         });
+    };
+    if (is_read(kReadsFrames)) frames_ = gather(*tape_, frames_, share);
+    for (size_t v = 0; v < i; ++v) {
+      if (is_read(static_cast<int>(v))) values_[v] = gather(*tape_, values_[v], share);
+    }
+  }
+
+ private:
+  Variable value(int read) const {
+    return read == kReadsFrames ? frames_ : values_[static_cast<size_t>(read)];
+  }
+  // Samples of frames as positions, whatever the first layer joins.
+  Variable as_written(const Variable& x) const {
+    TileShape shape = x->value.tile_shape();
+    const int factor = layers_[0].form.stride;
+    shape.channels /= factor;
+    shape.length *= factor;
+    shape.pad *= factor;
+    Variable y = std::make_shared<Activation>(*x);
+    y->value = x->value.reshaped(shape);
+    return y;
+  }
+  // Kernels need the padding of their taps at least, and a tile's rows are joined with all of it.
+  static bool fits(const TileShape& shape, const Layer& layer, int factor) {
+    if (!layer.has_positions()) return shape.pad == 0;
+    return shape.pad % factor == 0 && shape.pad / factor >= layer.padding();
+  }
+  // Nobody reads any more what layer i read last.
+  void release(size_t i) {
+    for (const int read : layers_[i].reads) {
+      if (read == kReadsFrames) continue;
+      const auto value = static_cast<size_t>(read);
+      if (readers_[value].back() == static_cast<int>(i)) values_[value].reset();
+    }
+  }
+
+  Tape* tape_;
+  const std::vector<Layer>& layers_;
+  std::vector<std::vector<int>> readers_;
+  Variable frames_;
+  std::vector<Variable> values_;
+  int threads_;
+};
 
 }  // namespace
 
 Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, int64_t threshold_statistic_steps,
                  const cpu::RunContext& of_share) {
-  require_chain(network.config(), "training");
   std::vector<Layer>& layers = network.layers();
   cpu::RunContext context = of_share;
   const bool collect = network.collects_thresholds(threshold_statistic_steps);
-  Variable x = input_frames(batch, network, context);
+  const bool first_collected = network.steps == 0;
+  Values values(&tape, layers, input_frames(batch, network, context), context.threads);
   compile_all(layers, workspaces, context.threads);
-  for (size_t i = 0; i + 1 < layers.size(); ++i) {
+  const size_t hidden = layers.size() - 1;
+  for (size_t i = 0; i < hidden; ++i) {
     if (context.share != nullptr && !layers[i].has_positions())
-      x = gather(tape, x, *std::exchange(context.share, nullptr));
-    if (const int n = positions_joined(layers[i], x); n != 1) x = join_positions(tape, x, n);
-    LayerWorkspace* reader = i + 2 < layers.size() ? &workspaces[i + 1] : nullptr;
-    x = hidden_layer(tape, x, layers[i], workspaces[i], collect, network.steps == 0,
-                     padding_after(network, i), context, reader);
+      values.gather_before(i, *std::exchange(context.share, nullptr));
+    if (!layers[i].has_weights()) {
+      values.put(i, join_layer(tape, values.take_all(i), layers[i], workspaces[i], collect,
+                               first_collected, values.padding(i), context));
+      continue;
+    }
+    const int reader = values.only_reader(i);
+    values.put(i, hidden_layer(tape, values.take(i), layers[i], workspaces[i], collect,
+                               first_collected, values.padding(i), context,
+                               reader < 0 ? nullptr : &workspaces[static_cast<size_t>(reader)],
+                               values.has_one_reader(i)));
   }
-  if (context.share != nullptr) x = gather(tape, x, *std::exchange(context.share, nullptr));
-  if (const int n = positions_joined(layers.back(), x); n != 1) x = join_positions(tape, x, n);
-  return output_layer(tape, x, layers.back(), workspaces[layers.size() - 1], context);
+  if (context.share != nullptr)
+    values.gather_before(hidden, *std::exchange(context.share, nullptr));
+  return output_layer(tape, values.take(hidden), layers[hidden], workspaces[hidden], context);
 }
 
 Variable forward(const Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, const cpu::RunContext& context) {
-  require_chain(network.config(), "evaluation");
   const std::vector<Layer>& layers = network.layers();
-  Variable x = input_frames(batch, network, context);
-  for (size_t i = 0; i + 1 < layers.size(); ++i) {
-    if (const int n = positions_joined(layers[i], x); n != 1) x = join_positions(x, n);
-    x = hidden_layer(x, layers[i], workspaces[i], padding_after(network, i), context);
+  Values values(nullptr, layers, input_frames(batch, network, context), context.threads);
+  const size_t hidden = layers.size() - 1;
+  for (size_t i = 0; i < hidden; ++i) {
+    values.put(
+        i, layers[i].has_weights()
+               ? hidden_layer(values.take(i), layers[i], workspaces[i], values.padding(i), context)
+               : join_layer(values.take_all(i), layers[i], values.padding(i), context));
   }
-  if (const int n = positions_joined(layers.back(), x); n != 1) x = join_positions(x, n);
-  return output_layer(x, layers.back(), workspaces[layers.size() - 1], context);
+  return output_layer(values.take(hidden), layers[hidden], workspaces[hidden], context);
 }
 
 }  // namespace fmp

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: MIT
+// Networks that branch: training and evaluation on the CPU, and removing channels.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "framework/network/compaction.h"
+#include "framework/network/description.h"
+#include "framework/network/network.h"
+#include "framework/random.h"
+#include "framework/training/trainer.h"
+#include "tests/random_batch.h"
+#include "tests/ranks_training.h"
+#include "tests/thread_ranks.h"
+
+namespace fmp {
+namespace {
+
+constexpr uint64_t kSeed = 20'261'127;
+
+// All operations; values with up to three readers, which want different padding and joined
+// positions.
+constexpr const char* kBranches = R"({"layers": [
+    {"type": "conv", "name": "stem", "outputs": 8, "kernel": 3, "pool": 2},
+    {"type": "conv", "name": "left", "outputs": 8, "kernel": 5, "signed": true},
+    {"type": "add", "reads": ["left", "stem"]},
+    {"type": "conv", "name": "half", "outputs": 6, "kernel": 3, "stride": 2, "reads": ["stem"]},
+    {"type": "conv", "name": "deep", "outputs": 8, "kernel": 3, "pool": 2, "reads": ["add1"]},
+    {"type": "average_pool", "name": "mean", "window": 2, "reads": ["add1"]},
+    {"type": "add", "name": "sum", "reads": ["deep", "mean"], "signed": true},
+    {"type": "concat", "reads": ["half", "sum"], "pool": 2},
+    {"type": "conv", "outputs": 5, "kernel": 3},
+    {"type": "dense", "outputs": 7}]})";
+
+NetworkConfig branches(int bits) {
+  NetworkConfig config = read_network(kBranches, bits);
+  config.length = 32;
+  config.classes = kClasses;
+  return config;
+}
+
+void fill_random(Tensor& tensor, Random& random, float low, float high) {
+  for (float& value : tensor.floats()) value = random.uniform(low, high);
+}
+
+// As after some training: thresholds learned.
+Network trained_network(const NetworkConfig& config, uint64_t seed) {
+  Network network(config, seed);
+  Random random(seed, "trained");
+  network.steps = 1000;
+  for (Layer& layer : network.layers()) {
+    if (layer.threshold.value.defined()) layer.threshold.value.floats()[0] = 2.5F;
+    if (!layer.gamma.value.defined()) continue;
+    fill_random(layer.gamma.value, random, 0.5F, 1.5F);
+    fill_random(layer.beta.value, random, -0.2F, 0.8F);
+    fill_random(layer.running_mean, random, -0.1F, 0.1F);
+    fill_random(layer.running_var, random, 0.2F, 0.4F);
+  }
+  return network;
+}
+
+std::vector<float> all_values(const Network& network) {
+  std::vector<float> values;
+  const auto add = [&](const Tensor& tensor) {
+    values.insert(values.end(), tensor.floats().begin(), tensor.floats().end());
+  };
+  for (const Layer& layer : network.layers()) {
+    for (const Parameter* parameter : layer.parameters()) {
+      add(parameter->value);
+      add(parameter->grad);
+    }
+    add(layer.running_mean);
+    add(layer.running_var);
+  }
+  return values;
+}
+
+TEST(Graph, AnyNumberOfThreadsGivesTheSameBits) {
+  for (const bool sparse : {false, true}) {
+    std::vector<float> of_one;
+    for (int threads = 1; threads <= 3; ++threads) {
+      Network network(branches(4), 1);
+      TrainerOptions options;
+      options.threads = threads;
+      options.sparse_threshold = sparse ? 1.0 : 0.0;
+      options.threshold_statistic_steps = 2;
+      Trainer trainer(options);
+      trainer.plan(network);
+      double loss = 0;
+      for (uint64_t step = 0; step < 4; ++step) {
+        FrameBatch batch = random_batch(network.config(), 70, step);
+        for (int8_t& code : batch.codes) code = static_cast<int8_t>(code / 16);
+        loss = trainer.train_step(network, batch, 1e-3).loss;
+      }
+      EXPECT_TRUE(std::isfinite(loss));
+      for (const Layer& layer : network.layers()) {
+        if (!layer.threshold.value.defined()) continue;
+        EXPECT_NE(layer.threshold.value.floats()[0], 1.0F);
+      }
+      if (threads == 1) of_one = all_values(network);
+      EXPECT_TRUE(all_values(network) == of_one) << threads << " threads, sparse " << sparse;
+    }
+  }
+}
+
+TEST(Graph, RanksGiveTheBitsOfOneProcess) {
+  const auto trained = [](int threads, Communicator* ranks) {
+    constexpr int64_t kFrames = 150;
+    Network network(branches(4), 1);
+    const PartOfFrames data(kFrames, network.config().length, 4, false, ranks);
+    std::vector<int64_t> all(kFrames);
+    std::iota(all.begin(), all.end(), int64_t{0});
+    TrainerOptions options;
+    options.threads = threads;
+    options.ranks = ranks;
+    options.batch = 64;
+    options.sparse_threshold = 0.0;
+    options.threshold_statistic_steps = 1;
+    Trainer trainer(options);
+    trainer.plan(network);
+    trainer.train_epoch(network, data, all, 1, 1, 1e-3);
+    return all_values(network);
+  };
+  const std::vector<float> alone = trained(1, nullptr);
+  for (int ranks = 2; ranks <= 3; ++ranks) {
+    ThreadRanks::run(ranks, [&](Communicator& communicator) {
+      EXPECT_TRUE(trained(1, &communicator) == alone) << ranks << " ranks";
+    });
+  }
+}
+
+// Two convolutions of the same value, side by side, are one with the channels of both: a chain.
+TEST(Graph, BranchesSideBySideAreAWiderLayer) {
+  ChainConfig chain;
+  chain.length = 32;
+  chain.classes = 3;
+  chain.filters = {8, 16};
+  chain.dense = {};
+  chain.pool = {2, 1};
+  chain.weight_bits = chain.act_bits = {4};
+  chain.input_bits = 4;
+  chain.smallest_codes = {0, -8};
+  NetworkConfig parallel = read_network(R"({"layers": [
+      {"type": "conv", "outputs": 8, "kernel": 3, "pool": 2},
+      {"type": "conv", "outputs": 8, "kernel": 3, "signed": true},
+      {"type": "conv", "outputs": 8, "kernel": 3, "signed": true, "reads": ["conv1"]},
+      {"type": "concat", "reads": ["conv2", "conv3"], "signed": true}]})",
+                                        4);
+  parallel.length = chain.length;
+  parallel.classes = chain.classes;
+  Network wide = trained_network(chain, kSeed);
+  Network graph = trained_network(parallel, kSeed);
+  std::vector<Layer>&of_wide = wide.layers(), &of_graph = graph.layers();
+  of_wide[1].weight.value.floats()[5] = of_wide[1].weight.value.floats()[8 * 24 + 7] = 0.7F;
+  const auto copy_part = [](const Tensor& from, Tensor& to, int64_t skipped) {
+    std::copy_n(from.data<float>() + skipped, to.size(), to.data<float>());
+  };
+  const auto copy_layer = [&](const Layer& from, Layer& to, int64_t channel) {
+    copy_part(from.weight.value, to.weight.value, channel * 24);
+    if (from.gamma.value.defined()) {
+      copy_part(from.gamma.value, to.gamma.value, channel);
+      copy_part(from.beta.value, to.beta.value, channel);
+      copy_part(from.running_mean, to.running_mean, channel);
+      copy_part(from.running_var, to.running_var, channel);
+    } else {
+      copy_part(from.bias.value, to.bias.value, channel);
+    }
+  };
+  copy_layer(of_wide[0], of_graph[0], 0);
+  copy_layer(of_wide[1], of_graph[1], 0);
+  copy_layer(of_wide[1], of_graph[2], 8);
+  copy_layer(of_wide[2], of_graph[4], 0);
+
+  FrameBatch batch = random_batch(chain, 40, kSeed);
+  for (int8_t& code : batch.codes) code = static_cast<int8_t>(code / 16);
+  Trainer trainer({});
+  EXPECT_EQ(trainer.logits(graph, batch), trainer.logits(wide, batch));
+  const double of_graph_loss = trainer.train_step(graph, batch, 1e-3).loss;
+  EXPECT_NEAR(of_graph_loss, trainer.train_step(wide, batch, 1e-3).loss, 1e-6);
+  const auto expect_near = [](const Tensor& part, const Tensor& whole, int64_t skipped,
+                              const std::string& what) {
+    float largest = 0;
+    for (const float value : whole.floats()) largest = std::max(largest, std::fabs(value));
+    EXPECT_GT(largest, 0) << what;
+    for (int64_t i = 0; i < part.size(); ++i) {
+      ASSERT_NEAR(part.data<float>()[i], whole.data<float>()[skipped + i], 1e-4F * largest)
+          << what << " " << i;
+    }
+  };
+  expect_near(of_graph[0].weight.grad, of_wide[0].weight.grad, 0, "stem");
+  expect_near(of_graph[0].gamma.grad, of_wide[0].gamma.grad, 0, "stem's gamma");
+  expect_near(of_graph[0].threshold.grad, of_wide[0].threshold.grad, 0, "stem's threshold");
+  // The largest weight gets the gradient of the scale, which the wide layer spreads over two.
+  expect_near(of_graph[1].gamma.grad, of_wide[1].gamma.grad, 0, "gamma");
+  expect_near(of_graph[2].gamma.grad, of_wide[1].gamma.grad, 8, "gamma");
+  expect_near(of_graph[2].beta.grad, of_wide[1].beta.grad, 8, "beta");
+  for (size_t i = 0; i < static_cast<size_t>(of_graph[1].weight.size()); ++i) {
+    if (i == 5 || i == 7) continue;
+    ASSERT_NEAR(of_graph[1].weight.grad.floats()[i], of_wide[1].weight.grad.floats()[i], 1e-5F);
+    ASSERT_NEAR(of_graph[2].weight.grad.floats()[i], of_wide[1].weight.grad.floats()[8 * 24 + i],
+                1e-5F);
+  }
+}
+
+// A layer reads a value with more padding around it than it needs, where another reader wants it.
+TEST(Graph, ReadersMayWantDifferentPadding) {
+  const auto network_of = [](int kernel) {
+    NetworkConfig config = read_network(R"({"layers": [
+        {"type": "conv", "outputs": 8, "kernel": 3, "pool": 2},
+        {"type": "conv", "name": "far", "outputs": 8, "kernel": 7},
+        {"type": "conv", "name": "near", "outputs": 8, "kernel": )" +
+                                            std::to_string(kernel) + R"(, "reads": ["conv1"]},
+        {"type": "add", "reads": ["far", "near"]}]})",
+                                        4);
+    config.length = 32;
+    config.classes = 3;
+    return trained_network(config, kSeed);
+  };
+  Network narrow = network_of(1), wide = network_of(7);
+  for (size_t i = 0; i < narrow.layers().size(); ++i) {
+    Layer &from = narrow.layers()[i], &to = wide.layers()[i];
+    if (i != 2) {
+      if (from.has_weights()) to.weight = from.weight.clone();
+      continue;
+    }
+    to.weight.value.fill_zero();
+    std::ranges::fill(to.weight.mask, uint8_t{0});
+    for (int o = 0; o < 8; ++o) {
+      for (int c = 0; c < 8; ++c) {
+        to.weight.value.floats()[to.place(o, c, 3)] =
+            from.weight.value.floats()[from.place(o, c, 0)];
+        to.weight.mask[to.place(o, c, 3)] = 1;
+      }
+    }
+  }
+  FrameBatch batch = random_batch(narrow.config(), 40, kSeed);
+  for (int8_t& code : batch.codes) code = static_cast<int8_t>(code / 16);
+  Trainer trainer({});
+  EXPECT_EQ(trainer.logits(narrow, batch), trainer.logits(wide, batch));
+  EXPECT_NEAR(trainer.train_step(narrow, batch, 1e-3).loss,
+              trainer.train_step(wide, batch, 1e-3).loss, 1e-6);
+  const Layer &a = narrow.layers()[0], &b = wide.layers()[0];
+  for (size_t i = 0; i < static_cast<size_t>(a.weight.size()); ++i)
+    ASSERT_NEAR(a.weight.grad.floats()[i], b.weight.grad.floats()[i], 1e-5F);
+}
+
+// A random network in which some layers read the same value and are added or put side by side.
+NetworkConfig random_graph(Random& random) {
+  NetworkConfig config;
+  config.length = 16;
+  config.classes = 3;
+  config.input_bits = 4;
+  config.output_bits = 4;
+  const auto channels = [&] { return 3 + static_cast<int>(random.below(4)); };
+  const auto conv = [&](int outputs, int reads) {
+    LayerConfig layer;
+    layer.outputs = outputs;
+    layer.reads = {reads};
+    layer.weight_bits = layer.act_bits = 4;
+    const int kernel = 1 + 2 * static_cast<int>(random.below(2));
+    layer.form = {kernel, 1, kernel / 2, 1, 1};
+    layer.smallest_code = random.below(2) == 0 ? -8 : 0;
+    config.layers.push_back(layer);
+    return static_cast<int>(config.layers.size()) - 1;
+  };
+  const auto join = [&](LayerKind kind, std::vector<int> reads) {
+    LayerConfig layer;
+    layer.kind = kind;
+    layer.reads = std::move(reads);
+    layer.act_bits = 4;
+    if (kind == LayerKind::kAveragePool) layer.form.kernel = 2;
+    config.layers.push_back(layer);
+    return static_cast<int>(config.layers.size()) - 1;
+  };
+  int width = channels();
+  int at = conv(width, kReadsFrames);
+  for (int block = 0; block < 3; ++block) {
+    if (random.below(2) == 0) {
+      const int inner = conv(channels(), at);
+      at = join(LayerKind::kAdd, {conv(width, inner), at});
+    } else {
+      const int more = channels();
+      at = join(LayerKind::kConcat, {conv(more, at), at});
+      width += more;
+    }
+  }
+  at = join(LayerKind::kAveragePool, {at});
+  conv(channels(), at);
+  return config;
+}
+
+TEST(Graph, RemovingChannelsKeepsTheFunction) {
+  Random random(kSeed, "graphs");
+  int removed = 0, tied = 0;
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
+    Network network = trained_network(random_graph(random), seed);
+    std::vector<Layer>& layers = network.layers();
+    for (size_t i = 0; i + 1 < layers.size(); ++i) {
+      Layer& layer = layers[i];
+      if (!layer.has_weights()) continue;
+      const size_t row = layer.weight.mask.size() / static_cast<size_t>(layer.out_channels);
+      for (int o = 0; o < layer.out_channels; ++o) {
+        // Whole channels without weights, which emit 0; the last one of every layer always.
+        if (o > 0 && random.below(3) != 0 && o + 1 != layer.out_channels) continue;
+        if (o == 0) continue;
+        std::fill_n(layer.weight.mask.begin() + static_cast<ptrdiff_t>(row) * o, row, uint8_t{0});
+        layer.gamma.value.floats()[static_cast<size_t>(o)] = 0;
+        layer.beta.value.floats()[static_cast<size_t>(o)] = 0;
+      }
+      layer.weight.value.floats()[0] = 0.9F;  // the scale is channel 0's
+    }
+    network.apply_masks();
+    FrameBatch batch = random_batch(network.config(), 20, seed);
+    for (int8_t& code : batch.codes) code = static_cast<int8_t>(code / 16);
+    Trainer trainer({});
+    const std::vector<float> before = trainer.logits(network, batch);
+    Network small = network;
+    const CompactionReport report = compact(small);
+    EXPECT_EQ(trainer.logits(small, batch), before) << "graph " << seed;
+    for (size_t i = 0; i < report.channels_after.size(); ++i) {
+      const int gone = report.channels_before[i] - report.channels_after[i];
+      removed += gone;
+      if (!layers[i].has_weights()) tied += gone;
+    }
+    // Nothing is left to remove.
+    const CompactionReport again = compact(small);
+    EXPECT_EQ(again.channels_after, again.channels_before) << "graph " << seed;
+    // What is left trains as the whole does.
+    EXPECT_NEAR(trainer.train_step(small, batch, 1e-3).loss,
+                trainer.train_step(network, batch, 1e-3).loss, 1e-6);
+  }
+  EXPECT_GT(removed, 50);
+  EXPECT_GT(tied, 10) << "channels of sums and of layers side by side";
+}
+
+}  // namespace
+}  // namespace fmp
