@@ -173,6 +173,51 @@ TEST_F(ResumeTest, ANetworkFromElsewhereStaysWhatItIs) {
   EXPECT_THAT(read(root_ / "whole" / "report.html"), testing::HasSubstr(" signed"));
 }
 
+// The layers of --network FILE are the run's: the file may be gone.
+TEST_F(ResumeTest, ANetworkThatBranchesGoesOn) {
+  const fs::path file = root_ / "branches.json";
+  std::ofstream(file) << R"({"layers": [
+      {"type": "conv", "name": "stem", "outputs": 8, "kernel": 5, "stride": 2, "pool": 4},
+      {"type": "conv", "name": "left", "outputs": 8, "kernel": 3, "signed": true},
+      {"type": "add", "reads": ["left", "stem"], "pool": 2},
+      {"type": "conv", "outputs": 4, "kernel": 1, "stride": 2, "reads": ["stem"]},
+      {"type": "concat", "reads": ["conv3", "add1"]},
+      {"type": "average_pool", "window": 2},
+      {"type": "dense", "outputs": 9}]})";
+  const auto with_network = [&](const std::string& out) {
+    Arguments arguments = flags(out, 2);
+    std::erase_if(arguments, [](const std::string& flag) {
+      return flag.starts_with("--filters") || flag.starts_with("--dense") ||
+             flag.starts_with("--p-methods") || flag.starts_with("--p-threshold") ||
+             flag.starts_with("--epochs");
+    });
+    for (const std::string& flag :
+         {"--network=" + file.string(), std::string("--p-methods=cost-taylor"),
+          std::string("--p-threshold=0.3"), std::string("--epochs=2")})
+      arguments.push_back(flag);
+    return arguments;
+  };
+  ASSERT_EQ(run(with_network("branches"), "branches"), 0) << log("branches");
+  Arguments arguments = with_network("pieces");
+  arguments.emplace_back("--time-limit=0.001");  // after an epoch
+  ASSERT_EQ(run(arguments, "pieces"), 0) << log("pieces");
+  fs::remove(file);
+  arguments = resume("pieces");
+  arguments.emplace_back("--time-limit=0");
+  ASSERT_EQ(run(arguments, "pieces"), 0) << log("pieces");
+  expect_same_results(root_ / "branches", root_ / "pieces");
+  const Network result = onnx::import_network(root_ / "branches" / "model.onnx");
+  EXPECT_FALSE(result.config().is_chain());
+  EXPECT_LT(result.weights_alive(), result.weights_total());
+  arguments = flags("refused", 1);
+  arguments.emplace_back("--network=resnet");
+  std::erase_if(arguments, [](const std::string& flag) {
+    return flag.starts_with("--filters") || flag.starts_with("--dense");
+  });
+  EXPECT_NE(run(arguments, "refused"), 0);
+  EXPECT_THAT(log("refused"), testing::HasSubstr("--p-methods structured-l1"));
+}
+
 TEST_F(ResumeTest, AnyNumberOfThreadsGivesTheSameBits) {
   for (const int threads : {2, 3}) {
     const std::string name = "threads" + std::to_string(threads);
