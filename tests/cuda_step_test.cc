@@ -131,7 +131,9 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   TrainerOptions options;
   options.batch = static_cast<int>(kFrames);
   options.threads = 1;
-  options.threshold_statistic_steps = kStatisticSteps;
+  // At the percentile a signed quantizer clips nothing, so that the next batch-norm takes a shift
+  // away: Adam would make steps of the rounding of gradients that are zero.
+  options.threshold_statistic_steps = GetParam().is_signed ? 0 : kStatisticSteps;
   Trainer cpu(options);
   // Without the cache, tests/simt sees accesses to memory that was released.
   Trainer cuda(options, make_cuda_engine({.cache_memory = false}));

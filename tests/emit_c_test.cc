@@ -158,6 +158,14 @@ TEST(EmitC, EqualsTheIntegerNetworkBitByBit) {
   }
 }
 
+TEST(EmitC, EqualsNetworksThatBranch) {
+  if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
+  for (const int bits : {4, 8}) {
+    const IntegerNetwork network(random_network(graph_config(bits), 0.7, 45));
+    compile_and_compare(network, 1000, "-O1 -fsanitize=undefined -fno-sanitize-recover=all");
+  }
+}
+
 TEST(EmitC, HandlesShapesOfAllKinds) {
   if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
   ChainConfig config = config_of(8);

@@ -36,6 +36,43 @@ inline FrameBatch random_frames(const NetworkConfig& config, int64_t count, uint
   return batch;
 }
 
+// Layers of all kinds that branch: strides, depthwise, signed codes, values with several readers of
+// different paddings, layers without weights that read frames.
+inline NetworkConfig graph_config(int bits) {
+  const auto layer = [&](LayerKind kind, std::vector<int> reads, int outputs, Convolution form,
+                         int act_bits, bool is_signed) {
+    LayerConfig config;
+    config.kind = kind;
+    config.reads = std::move(reads);
+    config.outputs = outputs;
+    config.form = form;
+    config.weight_bits = bits;
+    config.act_bits = act_bits;
+    config.smallest_code = is_signed ? -(1 << (act_bits - 1)) : 0;
+    return config;
+  };
+  using enum LayerKind;
+  NetworkConfig config;
+  config.length = 48;
+  config.classes = 7;
+  config.input_bits = config.output_bits = bits;
+  const Convolution none{1, 1, 0, 1, 1}, pooled{1, 1, 0, 1, 2};
+  config.layers = {
+      layer(kConv, {kReadsFrames}, 6, {3, 2, 1, 1, 1}, bits, true),  // 0: 24 positions
+      layer(kConv, {0}, 6, {5, 1, 2, 6, 1}, bits, false),
+      layer(kAdd, {1, 0}, 0, pooled, bits, false),  // 2: 12 positions
+      layer(kConv, {2}, 3, {3, 1, 1, 1, 1}, bits, true),
+      layer(kAveragePool, {kReadsFrames}, 0, {4, 4, 0, 1, 1}, 6, true),
+      layer(kConcat, {3, 2, 4}, 0, none, 5, true),  // 5: 11 channels
+      layer(kConv, {5}, 5, none, bits, false),
+      layer(kAveragePool, {6}, 0, {3, 3, 0, 1, 1}, 8, false),  // 7: 4 positions
+      layer(kAveragePool, {2}, 0, {3, 3, 0, 1, 1}, 3, false),
+      layer(kConcat, {7, 8}, 0, pooled, bits, false),  // 9: 2 positions
+      layer(kDense, {9}, 9, none, bits, false),
+  };
+  return config;
+}
+
 // A network as training leaves it, with `density` of the weights alive: batch-norm and thresholds
 // follow what the layers compute, some channels decrease, some are constant, and all classes are
 // about as likely.
@@ -44,6 +81,7 @@ inline Network random_network(const NetworkConfig& config, double density, uint6
   constexpr int64_t kBatch = 32;
   Network network(config, seed);
   for (Layer& layer : network.layers()) {
+    if (!layer.has_weights()) continue;
     Random random(seed, layer.name + ".test");
     for (uint8_t& alive : layer.weight.mask) alive = random.uniform_double() < density ? alive : 0;
     layer.weight.mask[layer.place(0, 0, 0)] = 1;  // no layer is dead

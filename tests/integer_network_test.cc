@@ -167,6 +167,16 @@ std::vector<ChainConfig> odd_configs() {
   return configs;
 }
 
+TEST(IntegerNetwork, PredictsAsNetworksThatBranch) {
+  for (const int bits : {2, 4, 8}) {
+    SCOPED_TRACE(testing::Message() << bits << " bits");
+    const Network network = random_network(graph_config(bits), 0.8, 9);
+    const IntegerNetwork integers(network);
+    EXPECT_LT(integers.slots(), 6);  // of 11 values and the frames
+    EXPECT_GE(classes_seen(expect_same(network, integers, 2001, 9)), 2);
+  }
+}
+
 TEST(IntegerNetwork, EveryKernelAndInstructionSetGivesTheSameLogits) {
   const std::string best = cpu::target_name();
   int64_t on_tiles = 0;

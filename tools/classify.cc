@@ -421,9 +421,10 @@ Json benchmark(const ClassifyOptions& o, const IntegerNetwork& network) {
     return std::round(1e7 * singles[at]) / 1e4;
   };
   Json layers = Json::array();
-  for (size_t i = 0; i < network.layers().size(); ++i) {
-    const cpu::IntegerLayer& kernel = network.kernels()[i];
-    const IntegerLayerData& data = network.layers()[i];
+  size_t kernels = 0;
+  for (const IntegerLayerData& data : network.layers()) {
+    if (!data.has_weights()) continue;
+    const cpu::IntegerLayer& kernel = network.kernels()[kernels++];
     layers.push_back(
         {{"layer", data.name},
          {"kernel", kernel.sparse ? "sparse" : "dense"},

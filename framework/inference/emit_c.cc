@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// C code of an integer network. All layers share one interpreter of a few dozen lines; what differs
-// is data. Activations are [channels][positions], so that a weight is met once per frame and its
-// inner loop runs over neighbouring bytes.
+// C code of an integer network. All layers with weights share one interpreter of a few dozen lines;
+// what differs is data. Activations are [channels][positions], so that a weight is met once per
+// frame and its inner loop runs over neighbouring bytes.
 //
 // Weights are a stream of steps "skip so many, then this weight": one byte each where weights have
 // at most 4 bits, two bytes otherwise, and plain bytes for layers that are too dense for that. A
@@ -123,21 +123,45 @@ constexpr int kNoMultiplication = -1;
 class Emitter {
  public:
   Emitter(const IntegerNetwork& network, std::string name, std::string origin)
-      : network_(network), name_(std::move(name)), origin_(std::move(origin)) {}
+      : network_(network),
+        name_(std::move(name)),
+        origin_(std::move(origin)),
+        slot_bytes_(static_cast<size_t>(network.slots()), 1),
+        reads_packed_frames_(std::ranges::any_of(network.layers(), [](const auto& layer) {
+          return !layer.has_weights() && std::ranges::count(layer.reads, kReadsFrames) > 0;
+        })) {}
 
   CCode run() {
-    for (const IntegerLayerData& layer : network_.layers()) add_layer(layer);
+    if (reads_packed_frames_) reserve(kReadsFrames);
+    for (const IntegerLayerData& layer : network_.layers()) {
+      const int index = static_cast<int>(&layer - network_.layers().data());
+      if (index + 1 < std::ssize(network_.layers())) reserve(index);
+      if (layer.has_weights()) {
+        add_layer(layer, index);
+      } else {
+        add_join(layer, index);
+      }
+    }
     add_output();
     CCode code;
     code.constant_bytes = constant_bytes_;
-    code.working_bytes = buffer_bytes_[0] + buffer_bytes_[1] + 4 * sums_;
+    code.working_bytes = 4 * sums_;
+    for (const int64_t bytes : slot_bytes_) code.working_bytes += bytes;
     code.header = header(code);
     code.source = source();
     return code;
   }
 
  private:
-  void add_layer(const IntegerLayerData& layer) {
+  // Memory for what a layer writes.
+  void reserve(int layer) {
+    const IntegerValue& value = network_.value_of(layer);
+    int64_t& bytes = slot_bytes_[static_cast<size_t>(value.slot)];
+    bytes = std::max(bytes, int64_t{value.channels} * value.positions);
+  }
+  std::string slot(int layer) const { return fmt::format("slot{}", network_.value_of(layer).slot); }
+
+  void add_layer(const IntegerLayerData& layer, int number) {
     Stream stream = shortest_stream(layer);
     // A layer without weights still needs an element to be an array.
     stream.bytes.resize(std::max<size_t>(1, stream.bytes.size()));
@@ -151,14 +175,16 @@ class Emitter {
     if (layer.hidden()) {
       activations = fmt::format("activations{}", index);
       add_activations(layer, activations);
-      const int64_t out =
-          static_cast<int64_t>(layer.shape.out_channels) * (layer.length / layer.shape.pool);
-      int64_t& buffer = buffer_bytes_[index % 2];
-      buffer = std::max(buffer, out);
+      const bool frames = layer.reads[0] == kReadsFrames;
+      calls_ += frames ? fmt::format("    hidden(layers + {}, iq, {}, 0, {});\n", index,
+                                     network_.config().input_channels, slot(number))
+                       : fmt::format("    hidden(layers + {}, 0, 0, {}, {});\n", index,
+                                     slot(layer.reads[0]), slot(number));
     }
     sums_ = std::max<int64_t>(sums_, layer.length);
     const int encoding = static_cast<int>(stream.encoding);
-    const int offset = index > 0 && layer.signed_input ? -layer.smallest_input() : 0;
+    const bool packed = layer.reads[0] != kReadsFrames;
+    const int offset = packed && layer.signed_input ? -layer.smallest_input() : 0;
     const Convolution& form = layer.form;
     layers_.push_back(fmt::format(
         "    {{weights{}, steps{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}}}", index, index,
@@ -166,6 +192,35 @@ class Emitter {
         layer.channels() / form.groups, form.kernel, form.stride, form.padding, layer.length,
         layer.shape.pool, offset));
     constant_bytes_ += kLayerBytes;
+  }
+
+  // Values are [channels][positions]: a window lies side by side, and so do the inputs of a concat.
+  void add_join(const IntegerLayerData& layer, int number) {
+    tables_ += fmt::format("\n/* {}: codes of what it reads. */\n", layer.name);
+    int64_t written = 0;
+    for (size_t i = 0; i < layer.tables.size(); ++i) {
+      const std::string table = fmt::format("codes{}_{}", number, i);
+      tables_ += array("uint8_t", table, layer.tables[i]);
+      constant_bytes_ += std::ssize(layer.tables[i]);
+      const int read = layer.reads[i];
+      const IntegerValue& x = network_.value_of(read);
+      const int64_t values = int64_t{x.channels} * x.positions;
+      if (layer.kind == LayerKind::kAdd) {
+        adds_ = true;
+        calls_ +=
+            fmt::format("    join_two({}, {}, {}, {}, {}, {}, {});\n", table, layer.columns,
+                        slot(read), slot(layer.reads[1]), values, layer.shape.pool, slot(number));
+      } else if (layer.kind == LayerKind::kConcat) {
+        concats_ = true;
+        calls_ += fmt::format("    recode({}, {}, {}, {}, {} + {});\n", table, slot(read), values,
+                              layer.shape.pool, slot(number), written);
+        written += values / layer.shape.pool;
+      } else {
+        averages_ = true;
+        calls_ += fmt::format("    average({}, {}, {}, {}, {}, {});\n", table, slot(read), values,
+                              layer.window, layer.shape.pool, slot(number));
+      }
+    }
   }
 
   void add_activations(const IntegerLayerData& layer, const std::string& name) {
@@ -281,13 +336,24 @@ int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}]);
     text += tables_;
     text += fmt::format("\nstatic const struct layer layers[{}] = {{\n{},\n}};\n", layers_.size(),
                         fmt::join(layers_, ",\n"));
-    // Buffers of a byte at least: C has no empty arrays.
-    text += fmt::format(
-        "\n/* What layers 0, 2, ... write, what layers 1, 3, ... write, and the sums of a channel. "
-        "*/\n"
-        "static uint8_t even[{}], odd[{}];\nstatic int32_t sums[{}];\n",
-        buffer_bytes_[0], buffer_bytes_[1], sums_);
+    text += "\n/* What layers write, and the sums of a channel. */\nstatic uint8_t ";
+    for (size_t i = 0; i < slot_bytes_.size(); ++i)
+      text += fmt::format("{}slot{}[{}]", i > 0 ? ", " : "", i, slot_bytes_[i]);
+    text += fmt::format(";\nstatic int32_t sums[{}];\n", sums_);
     text += kInterpreter;
+    if (adds_) text += kJoinTwo;
+    if (concats_) text += kRecode;
+    if (averages_) text += kAverage;
+    std::string calls = calls_;
+    if (reads_packed_frames_) {
+      const IntegerValue& frames = network_.value_of(kReadsFrames);
+      calls = fmt::format(
+                  "    for (i = 0; i < {}; ++i) {}[i % {} * {} + i / {}] = (uint8_t)(iq[i] + "
+                  "{});\n",
+                  c.length * c.input_channels, slot(kReadsFrames), c.input_channels, c.length,
+                  c.input_channels, frames.zero) +
+              calls;
+    }
     const bool plain = network_.has_plain_output();
     const std::vector<int64_t>& multipliers = network_.rounding().multiplier();
     if (!plain) {
@@ -296,8 +362,8 @@ int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}]);
     }
     text += fmt::format(
         kFunctions, fmt::arg("name", name_), fmt::arg("values", c.length * c.input_channels),
-        fmt::arg("channels", c.input_channels), fmt::arg("classes", c.classes),
-        fmt::arg("last", layers_.size() - 1),
+        fmt::arg("classes", c.classes), fmt::arg("last", layers_.size() - 1),
+        fmt::arg("calls", calls), fmt::arg("x", slot(network_.layers().back().reads[0])),
         fmt::arg("multiplier",
                  plain ? fmt::to_string(multipliers.front()) : "rounding_multiplier[i]"),
         fmt::arg("integer_logit", plain ? "sums[0] + bias[i]" : "integer_logit(logit)"));
@@ -424,6 +490,52 @@ static int64_t round24(int64_t value)
 }
 )";
 
+  // Layers without weights: tables of codes, which never decrease, then the largest of each window.
+  static constexpr const char* kJoinTwo = R"(
+static void join_two(const uint8_t *codes, int32_t columns, const uint8_t *a, const uint8_t *b,
+                     int32_t count, int32_t pool, uint8_t *out)
+{
+    int32_t i, k;
+    for (i = 0; i < count; i += pool) {
+        uint8_t largest = 0;
+        for (k = i; k < i + pool; ++k) {
+            const uint8_t code = codes[a[k] * columns + b[k]];
+            if (code > largest) largest = code;
+        }
+        *out++ = largest;
+    }
+}
+)";
+  static constexpr const char* kRecode = R"(
+static void recode(const uint8_t *codes, const uint8_t *x, int32_t count, int32_t pool, uint8_t *out)
+{
+    int32_t i, k;
+    for (i = 0; i < count; i += pool) {
+        uint8_t largest = 0;
+        for (k = i; k < i + pool; ++k) {
+            if (codes[x[k]] > largest) largest = codes[x[k]];
+        }
+        *out++ = largest;
+    }
+}
+)";
+  static constexpr const char* kAverage = R"(
+static void average(const uint8_t *codes, const uint8_t *x, int32_t count, int32_t window,
+                    int32_t pool, uint8_t *out)
+{
+    int32_t i, k, j;
+    for (i = 0; i < count; i += pool * window) {
+        uint8_t largest = 0;
+        for (k = 0; k < pool; ++k) {
+            int32_t sum = 0;
+            for (j = 0; j < window; ++j) sum += *x++;
+            if (codes[sum] > largest) largest = codes[sum];
+        }
+        *out++ = largest;
+    }
+}
+)";
+
   static constexpr const char* kIntegerLogit = R"(
 /* To the nearest multiple of a logit's unit. */
 static int32_t integer_logit(int64_t logit)
@@ -437,19 +549,14 @@ static int32_t integer_logit(int64_t logit)
 int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}])
 {{
     const struct layer *output = layers + {last};
-    const uint8_t *weights = output->weights, *x = odd;
+    const uint8_t *weights = output->weights;
     int64_t largest = 0;
     int32_t i, best = 0;
-    for (i = 0; i < {last}; ++i) {{
-        uint8_t *out = i % 2 == 0 ? even : odd;
-        hidden(layers + i, i == 0 ? iq : 0, {channels}, x, out);
-        x = out;
-    }}
-    for (i = 0; i < {classes}; ++i) {{
+{calls}    for (i = 0; i < {classes}; ++i) {{
         /* The network was trained in floats; where two classes have equal sums, their rounding decides.
          * This is what a float computes, in multiples of its smallest step. */
         int64_t logit;
-        weights = sum_output(output, weights, i, 0, 0, x);
+        weights = sum_output(output, weights, i, 0, 0, {x});
         logit = round24(round24(round24(sums[0]) * {multiplier}) + rounding_offset[i]);
         logits[i] = {integer_logit};
         if (i == 0 || logit > largest) {{
@@ -472,7 +579,11 @@ int {name}_classify(const int8_t iq[{values}])
   std::string tables_;
   std::vector<std::string> layers_, searched_;
   int64_t constant_bytes_ = 0;
-  int64_t buffer_bytes_[2] = {1, 1};
+  // A byte at least of each slot of values: C has no empty arrays.
+  std::vector<int64_t> slot_bytes_;
+  bool reads_packed_frames_;  // a layer without weights reads them
+  bool adds_ = false, concats_ = false, averages_ = false;
+  std::string calls_;
   int64_t sums_ = 1;
 };
 

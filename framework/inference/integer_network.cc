@@ -61,8 +61,10 @@ void require_quantized(const Layer& layer) {
           layer.name, what);
     }
   };
-  check("inputs", layer.input_bits);
-  check("weights", layer.weight_bits);
+  if (layer.has_weights()) {
+    check("inputs", layer.input_bits);
+    check("weights", layer.weight_bits);
+  }
   if (layer.kind != Layer::Kind::kOutput) check("activations", layer.act_bits);
 }
 
@@ -70,6 +72,8 @@ void require_quantized(const Layer& layer) {
 IntegerLayerData describe(const Layer& layer, int positions, bool signed_input) {
   IntegerLayerData data;
   data.name = layer.name;
+  data.kind = layer.kind;
+  data.reads = layer.reads;
   data.form = layer.form;
   if (layer.kind != Layer::Kind::kConv) data.form.kernel = data.form.stride = positions;
   data.shape = {layer.in_channels, layer.out_channels, layer.taps, layer.pool, data.form.stride};
@@ -203,10 +207,53 @@ cpu::IntegerLayer compile(const IntegerLayerData& data) {
       thresholds, data.levels()};
 }
 
-int padding_of(const IntegerLayerData& layer) { return (layer.shape.taps - 1) / 2; }
+// Positions of zeros that a layer reads on each side.
+int padding_of(const IntegerLayerData& layer) {
+  return layer.has_weights() ? (layer.shape.taps - 1) / 2 * layer.form.stride : 0;
+}
 
-size_t row_bytes(const cpu::IntegerLayer& layer) {
-  return static_cast<size_t>(layer.in_quads()) * cpu::kQuadRow;
+// The byte of a real value, each step rounded as kernels/cpu/join.cc does.
+uint8_t byte_of(const Layer& layer, float value, float scale) {
+  const float code =
+      std::clamp(std::nearbyint(value / scale), static_cast<float>(layer.smallest_code),
+                 static_cast<float>(layer.largest_code()));
+  const int zero = layer.smallest_code < 0 ? 1 << (layer.act_bits - 1) : 0;
+  return static_cast<uint8_t>(static_cast<int>(code) + zero);
+}
+
+// What a layer without weights makes of the bytes that it reads; scales: of these values.
+void set_tables(const Layer& layer, std::span<const IntegerValue* const> inputs,
+                std::span<const float> scales, float act_scale, IntegerLayerData& data) {
+  const auto value = [&](size_t input, int byte) {
+    return static_cast<float>(byte - inputs[input]->zero) * scales[input];
+  };
+  if (layer.kind == LayerKind::kAdd) {
+    std::vector<uint8_t>& table = data.tables.emplace_back();
+    data.columns = inputs[1]->levels + 1;
+    for (int a = 0; a <= inputs[0]->levels; ++a) {
+      for (int b = 0; b <= inputs[1]->levels; ++b)
+        table.push_back(byte_of(layer, value(0, a) + value(1, b), act_scale));
+    }
+  } else if (layer.kind == LayerKind::kConcat) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      std::vector<uint8_t>& table = data.tables.emplace_back();
+      for (int byte = 0; byte <= inputs[i]->levels; ++byte)
+        table.push_back(byte_of(layer, value(i, byte), act_scale));
+    }
+  } else {
+    constexpr int kMostSums = 1 << 22;
+    data.window = inputs[0]->positions / layer.length;
+    if (data.window > kMostSums / inputs[0]->levels) {
+      fail("{}: a window of {} positions has more than {} sums", layer.name, data.window,
+           kMostSums);
+    }
+    std::vector<uint8_t>& table = data.tables.emplace_back();
+    const auto window = static_cast<float>(data.window);
+    for (int sum = 0; sum <= data.window * inputs[0]->levels; ++sum) {
+      const auto exact = static_cast<float>(sum - data.window * inputs[0]->zero);
+      table.push_back(byte_of(layer, exact / window * scales[0], act_scale));
+    }
+  }
 }
 
 }  // namespace
@@ -291,24 +338,82 @@ int64_t LogitRounding::operator()(size_t label, int32_t sum) const {
 }
 
 IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config()) {
-  require_chain(config_, "inference on integers");
   for (const Layer& layer : network.layers()) require_quantized(layer);
-  float x_scale = config_.input_quantizer().scale;
-  int positions = config_.length;  // that the layer before writes
-  bool signed_input = true;
+  const auto value_with_bits = [&](int channels, int positions, int bits, bool is_signed) {
+    IntegerValue& value = values_.emplace_back();
+    value.channels = channels;
+    value.positions = positions;
+    value.zero = is_signed ? 1 << (bits - 1) : 0;
+    value.levels = (1 << bits) - 1;
+  };
+  std::vector<float> scales = {config_.input_quantizer().scale};  // of values_
+  value_with_bits(config_.input_channels, config_.length, config_.input_bits, true);
   for (const Layer& layer : network.layers()) {
-    IntegerLayerData& data = data_.emplace_back(describe(layer, positions, signed_input));
-    const float weight_scale = set_codes(layer, data);
-    check_sums(data);
-    if (layer.kind == Layer::Kind::kOutput) {
-      set_output(layer, x_scale * weight_scale);
-    } else {
-      x_scale = set_thresholds(layer, x_scale, weight_scale, data);
-      signed_input = layer.smallest_code < 0;
+    std::vector<const IntegerValue*> inputs;
+    std::vector<float> input_scales;
+    for (const int read : layer.reads) {
+      inputs.push_back(&value(read));
+      input_scales.push_back(scales[static_cast<size_t>(read + 1)]);
     }
-    positions = layer.length / layer.pool;
-    kernels_.push_back(compile(data));
+    IntegerLayerData& data =
+        data_.emplace_back(describe(layer, inputs[0]->positions, inputs[0]->zero != 0));
+    if (layer.has_weights()) {
+      const float weight_scale = set_codes(layer, data);
+      check_sums(data);
+      if (layer.kind == Layer::Kind::kOutput) {
+        set_output(layer, input_scales[0] * weight_scale);
+      } else {
+        scales.push_back(set_thresholds(layer, input_scales[0], weight_scale, data));
+      }
+      kernel_of_.push_back(static_cast<int>(kernels_.size()));
+      kernels_.push_back(compile(data));
+    } else {
+      const float act_scale =
+          cpu::activation_scale(layer.threshold.value.floats()[0], layer.largest_code());
+      if (!std::isfinite(act_scale)) fail("{}: its threshold is not finite", layer.name);
+      set_tables(layer, inputs, input_scales, act_scale, data);
+      scales.push_back(act_scale);
+      kernel_of_.push_back(-1);
+    }
+    if (layer.kind != Layer::Kind::kOutput) {
+      value_with_bits(layer.out_channels, layer.out_length(), layer.act_bits,
+                      layer.smallest_code < 0);
+    }
   }
+  place_values();
+}
+
+// A value gets the first slot that no value needs any more by then.
+void IntegerNetwork::place_values() {
+  std::vector<int> last_reader(values_.size(), -1);
+  for (size_t i = 0; i < data_.size(); ++i) {
+    for (const int read : data_[i].reads) {
+      IntegerValue& read_value = values_[static_cast<size_t>(read + 1)];
+      read_value.padding = std::max(read_value.padding, padding_of(data_[i]));
+      last_reader[static_cast<size_t>(read + 1)] = static_cast<int>(i);
+    }
+  }
+  std::vector<int> needed_until;  // of each slot: by which layer
+  std::vector<size_t> slot_bytes;
+  for (size_t v = 0; v < values_.size(); ++v) {
+    const int writer = static_cast<int>(v) - 1;
+    size_t slot = 0;
+    while (slot < needed_until.size() && needed_until[slot] >= writer) ++slot;
+    if (slot == needed_until.size()) {
+      needed_until.push_back(0);
+      slot_bytes.push_back(0);
+    }
+    needed_until[slot] = last_reader[v];
+    slot_bytes[slot] = std::max(slot_bytes[slot], values_[v].bytes());
+    values_[v].slot = static_cast<int>(slot);
+  }
+  std::vector<size_t> offsets(slot_bytes.size(), 0);
+  for (size_t slot = 0; slot < slot_bytes.size(); ++slot) {
+    offsets[slot] = memory_bytes_;
+    memory_bytes_ += (slot_bytes[slot] + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  for (IntegerValue& value : values_) value.offset = offsets[static_cast<size_t>(value.slot)];
+  slots_ = static_cast<int>(slot_bytes.size());
 }
 
 void IntegerNetwork::set_output(const Layer& layer, float scale) {
@@ -378,31 +483,95 @@ void IntegerNetwork::set_constant_output(const Layer& layer, float scale) {
   logit_scale_ = rounding_.unit();
 }
 
-size_t IntegerNetwork::buffer_bytes() const {
-  size_t largest = 0;
-  for (size_t i = 0; i < data_.size(); ++i) {
-    const size_t rows = static_cast<size_t>(data_[i].length + 2 * padding_of(data_[i]));
-    largest = std::max(largest, rows * row_bytes(kernels_[i]));
-  }
-  return largest;
-}
-
-void IntegerNetwork::run_tile(const int8_t* frames, int count, uint8_t* const (&buffers)[2],
+void IntegerNetwork::run_tile(const int8_t* frames, int count, uint8_t* memory,
                               int32_t* sums) const {
-  // Rows of zeros around what a layer reads; zero is the offset where inputs are signed.
-  const auto pad = [&](size_t layer, uint8_t* rows) {
-    const size_t bytes = static_cast<size_t>(padding_of(data_[layer])) * row_bytes(kernels_[layer]);
-    const size_t inside = static_cast<size_t>(data_[layer].length) * row_bytes(kernels_[layer]);
-    std::memset(rows, input_offset(data_[layer]), bytes);
-    std::memset(rows + bytes + inside, input_offset(data_[layer]), bytes);
+  // Rows of zeros around a value; returns where its own rows begin.
+  const auto pad = [&](const IntegerValue& written) {
+    uint8_t* rows = memory + written.offset;
+    const size_t bytes = static_cast<size_t>(written.padding) * written.row_bytes();
+    const size_t inside = static_cast<size_t>(written.positions) * written.row_bytes();
+    std::memset(rows, written.zero, bytes);
+    std::memset(rows + bytes + inside, written.zero, bytes);
     return rows + bytes;
   };
-  cpu::pack_quads(frames, count, config_.length, config_.input_channels, input_offset(data_[0]),
-                  pad(0, buffers[0]));
-  for (size_t i = 0; i + 1 < data_.size(); ++i) {
-    kernels_[i].hidden(buffers[i % 2], data_[i].length, pad(i + 1, buffers[(i + 1) % 2]));
+  const IntegerValue& input = values_[0];
+  cpu::pack_quads(frames, count, config_.length, config_.input_channels, input.zero, pad(input));
+  for (size_t i = 0; i < data_.size(); ++i) {
+    const IntegerLayerData& layer = data_[i];
+    if (!layer.has_weights()) {
+      run_join(layer, pad(values_[i + 1]), memory);
+      continue;
+    }
+    const IntegerValue& x = value(layer.reads[0]);
+    const uint8_t* first =
+        memory + x.offset + static_cast<size_t>(x.padding - padding_of(layer)) * x.row_bytes();
+    const cpu::IntegerLayer& kernel = kernels_[static_cast<size_t>(kernel_of_[i])];
+    if (i + 1 == data_.size()) return kernel.output(first, sums);
+    kernel.hidden(first, layer.length, pad(values_[i + 1]));
   }
-  kernels_.back().output(buffers[(data_.size() - 1) % 2], sums);
+}
+
+void IntegerNetwork::run_join(const IntegerLayerData& layer, uint8_t* out,
+                              const uint8_t* memory) const {
+  const auto rows_of = [&](int read) {
+    const IntegerValue& x = value(read);
+    return memory + x.offset + static_cast<size_t>(x.padding) * x.row_bytes();
+  };
+  const size_t pool = static_cast<size_t>(layer.shape.pool);
+  const auto positions = static_cast<size_t>(layer.positions_written());
+  // out[i] = the largest of the window's code(position, i).
+  const auto write = [&](size_t bytes, const auto& code) {
+    for (size_t l = 0; l < positions; ++l) {
+      for (size_t i = 0; i < bytes; ++i) {
+        uint8_t largest = code(l * pool, i);
+        for (size_t j = 1; j < pool; ++j) largest = std::max(largest, code(l * pool + j, i));
+        out[l * bytes + i] = largest;
+      }
+    }
+  };
+  const IntegerValue& first = value(layer.reads[0]);
+  const uint8_t* a = rows_of(layer.reads[0]);
+  const std::vector<uint8_t>& table = layer.tables[0];
+  if (layer.kind == LayerKind::kAdd) {
+    const size_t bytes = first.row_bytes(), columns = static_cast<size_t>(layer.columns);
+    const uint8_t* b = rows_of(layer.reads[1]);
+    return write(bytes, [&](size_t l, size_t i) {
+      return table[a[l * bytes + i] * columns + b[l * bytes + i]];
+    });
+  }
+  if (layer.kind == LayerKind::kAveragePool) {
+    const size_t bytes = first.row_bytes(), window = static_cast<size_t>(layer.window);
+    return write(bytes, [&](size_t l, size_t i) {
+      size_t sum = 0;
+      for (size_t j = 0; j < window; ++j) sum += a[(l * window + j) * bytes + i];
+      return table[sum];
+    });
+  }
+  const auto place = [](int channel) {
+    return static_cast<size_t>(channel / cpu::kQuad * cpu::kQuadRow +
+                               cpu::byte_of_channel(channel));
+  };
+  const size_t out_bytes =
+      static_cast<size_t>(cpu::quads(layer.shape.out_channels)) * cpu::kQuadRow;
+  std::memset(out, 0, positions * out_bytes);
+  int channel = 0;
+  for (size_t input = 0; input < layer.reads.size(); ++input) {
+    const IntegerValue& x = value(layer.reads[input]);
+    const uint8_t* rows = rows_of(layer.reads[input]);
+    const uint8_t* codes = layer.tables[input].data();
+    for (int c = 0; c < x.channels; ++c, ++channel) {
+      for (size_t l = 0; l < positions; ++l) {
+        const uint8_t* from = rows + l * pool * x.row_bytes() + place(c);
+        uint8_t* to = out + l * out_bytes + place(channel);
+        for (size_t lane = 0; lane < kLanes; ++lane, from += cpu::kQuad, to += cpu::kQuad) {
+          uint8_t largest = codes[*from];
+          for (size_t j = 1; j < pool; ++j)
+            largest = std::max(largest, codes[from[j * x.row_bytes()]]);
+          *to = largest;
+        }
+      }
+    }
+  }
 }
 
 void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logits,
@@ -416,17 +585,16 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
     throw std::invalid_argument("IntegerNetwork::run: frames, logits and predictions do not match");
   }
   const int64_t tiles = static_cast<int64_t>((count + kLanes - 1) / kLanes);
-  const size_t bytes = buffer_bytes();
   const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * cpu::kQuadRow;
   cpu::share_items(tiles, threads_or_all_cores(threads), [&](cpu::SharedItems& items) {
-    static thread_local AlignedBuffer<uint8_t> first, second;
+    static thread_local AlignedBuffer<uint8_t> memory_buffer;
     static thread_local AlignedBuffer<int32_t> sums_buffer;
-    uint8_t* const buffers[2] = {first.reserve(bytes), second.reserve(bytes)};
+    uint8_t* memory = memory_buffer.reserve(memory_bytes_);
     int32_t* sums = sums_buffer.reserve(sums_size);
     while (const std::optional<int64_t> tile = items.take()) {
       const size_t begin = static_cast<size_t>(*tile) * kLanes;
       const size_t used = std::min<size_t>(kLanes, count - begin);
-      run_tile(frames.data() + begin * frame_size, static_cast<int>(used), buffers, sums);
+      run_tile(frames.data() + begin * frame_size, static_cast<int>(used), memory, sums);
       for (size_t lane = 0; lane < used; ++lane) {
         size_t best = 0;
         int64_t largest = std::numeric_limits<int64_t>::min();

@@ -13,9 +13,11 @@
 namespace fmp {
 
 // A layer of integers. Its sums are those of weight codes times input codes: signed ones for the
-// first layer, unsigned ones for the others.
+// first layer, unsigned ones for the others. A layer without weights has tables.
 struct IntegerLayerData {
   std::string name;
+  LayerKind kind = LayerKind::kConv;
+  std::vector<int> reads;  // layers, or kReadsFrames
   cpu::IntegerShape shape;
   // How the layer reads the positions of the one before: a convolution's form, or for flattened
   // inputs a kernel that is as long as they are.
@@ -34,7 +36,15 @@ struct IntegerLayerData {
   std::vector<int32_t> thresholds;
   std::vector<cpu::Requantizer> requantizers;  // [O]
   std::vector<int32_t> bias;                   // [O]; output layer
+  // Without weights: the code of each byte read, of each input (concat); of each pair, the first
+  // one's byte * columns + the second one's (add); of each sum of a window's bytes (average).
+  // Bytes: codes as they are stored, see signed_input. They never decrease with the values.
+  std::vector<std::vector<uint8_t>> tables;
+  int columns = 0;  // of an add's table
+  int window = 1;   // of an average
 
+  bool has_weights() const { return fmp::has_weights(kind); }
+  int positions_written() const { return length / shape.pool; }
   bool hidden() const { return !thresholds.empty(); }
   int levels() const { return hidden() ? (1 << act_bits) - 1 : 0; }
   int smallest_input() const { return signed_input ? -(1 << (input_bits - 1)) : 0; }
@@ -79,6 +89,22 @@ class LogitRounding {
   float unit_ = 1;
 };
 
+// What a layer writes, or the frames: bytes of codes, `zero` added to signed ones. Values that are
+// never needed at the same time share a slot of memory.
+struct IntegerValue {
+  int channels = 0, positions = 0;
+  int zero = 0;     // the byte of the value 0
+  int levels = 0;   // the largest byte
+  int padding = 0;  // positions of zeros on each side in memory
+  int slot = 0;
+  size_t offset = 0;  // of the slot in memory
+
+  size_t row_bytes() const {
+    return static_cast<size_t>(cpu::quads(channels)) * cpu::kQuadRow;  // of a position
+  }
+  size_t bytes() const { return static_cast<size_t>(positions + 2 * padding) * row_bytes(); }
+};
+
 // A trained network compiled to integers: byte codes, integer weights, 32-bit sums, thresholds. Its
 // predictions are those of the network that it was made from, on every frame.
 class IntegerNetwork {
@@ -92,10 +118,13 @@ class IntegerNetwork {
   bool has_plain_output() const { return rounding_.shift() == 0; }
   const std::vector<IntegerLayerData>& layers() const { return data_; }
   const LogitRounding& rounding() const { return rounding_; }
+  // Of what a hidden layer writes, or of the frames (kReadsFrames).
+  const IntegerValue& value_of(int layer) const { return value(layer); }
+  int slots() const { return slots_; }
   // Value of an integer logit of 1.
   float logit_scale() const { return logit_scale_; }
 
-  // The compiled layers, to look at or to choose other kernels for.
+  // The compiled layers that have weights, to look at or to choose other kernels for.
   std::vector<cpu::IntegerLayer>& kernels() { return kernels_; }
   const std::vector<cpu::IntegerLayer>& kernels() const { return kernels_; }
 
@@ -108,13 +137,20 @@ class IntegerNetwork {
  private:
   void set_output(const Layer& layer, float scale);
   void set_constant_output(const Layer& layer, float scale);
-  size_t buffer_bytes() const;
-  // `count` frames through all layers; sums: [classes padded][kLanes]. buffers: of buffer_bytes().
-  void run_tile(const int8_t* frames, int count, uint8_t* const (&buffers)[2], int32_t* sums) const;
+  void place_values();
+  const IntegerValue& value(int layer) const { return values_[static_cast<size_t>(layer + 1)]; }
+  // `count` frames through all layers; sums: [classes padded][kLanes]. memory: of all slots.
+  void run_tile(const int8_t* frames, int count, uint8_t* memory, int32_t* sums) const;
+  // A layer without weights; out: its first row.
+  void run_join(const IntegerLayerData& layer, uint8_t* out, const uint8_t* memory) const;
 
   NetworkConfig config_;
   std::vector<IntegerLayerData> data_;
   std::vector<cpu::IntegerLayer> kernels_;
+  std::vector<int> kernel_of_;        // of each layer; -1: it has no weights
+  std::vector<IntegerValue> values_;  // the frames, then what each hidden layer writes
+  int slots_ = 0;
+  size_t memory_bytes_ = 0;
   std::vector<int32_t> output_offset_;  // of sums of what makes signed inputs unsigned
   LogitRounding rounding_;
   float logit_scale_ = 1;
