@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "framework/data/dataset.h"
+#include "framework/network/description.h"
 #include "framework/network/network.h"
 #include "framework/network/weight_codes.h"
 #include "framework/training/functions.h"
@@ -67,10 +68,14 @@ void read_into(const FixtureFile& file, const std::string& name, std::span<float
 }
 
 // The network with parameters and states from `group` ("initial" or "after").
-Network read_network(const FixtureFile& file, const std::string& group) {
-  Network network(read_config(file), 1);
+Network read_state(const FixtureFile& file, const std::string& group, const NetworkConfig& config) {
+  Network network(config, 1);
   for (Layer& layer : network.layers()) {
     const std::string from = group + "/" + layer.name + "/";
+    if (!layer.has_weights()) {
+      read_into(file, from + "threshold", layer.threshold.value.floats());
+      continue;
+    }
     read_into(file, from + "weight", layer.weight.value.floats());
     const std::string mask = "initial/" + layer.name + "/mask";
     if (file.has(mask)) layer.weight.mask = file.read<uint8_t>(mask);
@@ -87,6 +92,9 @@ Network read_network(const FixtureFile& file, const std::string& group) {
   }
   network.steps = file.scalar<int>("config/steps_before");
   return network;
+}
+Network read_network(const FixtureFile& file, const std::string& group) {
+  return read_state(file, group, read_config(file));
 }
 
 // |actual - expected| <= tolerance * max(|expected|), element by element.
@@ -189,6 +197,10 @@ void expect_near_values(std::span<const float> actual, const FixtureFile& file,
 void expect_state_after(const FixtureFile& file, const Network& network) {
   for (const Layer& layer : network.layers()) {
     const std::string group = "after/" + layer.name + "/";
+    if (!layer.has_weights()) {
+      expect_near_values(layer.threshold.value.floats(), file, group + "threshold");
+      continue;
+    }
     expect_near_values(layer.weight.value.floats(), file, group + "weight");
     if (layer.kind == Layer::Kind::kOutput) {
       expect_near_values(layer.bias.value.floats(), file, group + "bias");
@@ -251,27 +263,30 @@ TEST_P(Brevitas, ForwardInEvaluationGivesTheSameCodes) {
   expect_logits(file_, "evaluation/", *output_layer(x, layers.back(), workspaces.back(), context));
 }
 
-TEST_P(Brevitas, TrainingGivesTheSameGradientsAndParameters) {
-  Network network = read_network(file_, "initial");
-  const FrameBatch batch = read_batch(file_);
+void expect_same_training(const FixtureFile& file, Network network, bool sparse) {
+  const FrameBatch batch = read_batch(file);
   TrainerOptions options;
   options.batch = static_cast<int>(batch.count);
   options.threads = 2;
-  options.sparse_threshold = sparse_ ? 2.0 : 0.0;  // every density is below 2
+  options.sparse_threshold = sparse ? 2.0 : 0.0;  // every density is below 2
   Trainer trainer(options);
   trainer.plan(network);
 
-  const std::vector<double> losses = file_.read<double>("losses");
-  const double learning_rate = file_.scalar<double>("config/learning_rate");
+  const std::vector<double> losses = file.read<double>("losses");
+  const double learning_rate = file.scalar<double>("config/learning_rate");
   for (size_t step = 0; step < losses.size(); ++step) {
     const Trainer::StepResult result = trainer.train_step(network, batch, learning_rate);
     EXPECT_NEAR(result.loss, losses[step], kLossTolerance) << "step " << step;
-    if (step == 0) expect_gradients(file_, network);
-    if (HasFatalFailure()) return;
+    if (step == 0) expect_gradients(file, network);
+    if (testing::Test::HasFatalFailure()) return;
   }
-  expect_state_after(file_, network);
-  expect_close(trainer.logits(network, batch), file_.read<float>("evaluation/logits"),
+  expect_state_after(file, network);
+  expect_close(trainer.logits(network, batch), file.read<float>("evaluation/logits"),
                kTrainedLogitsTolerance, "logits after training");
+}
+
+TEST_P(Brevitas, TrainingGivesTheSameGradientsAndParameters) {
+  expect_same_training(file_, read_network(file_, "initial"), sparse_);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -289,6 +304,17 @@ INSTANTIATE_TEST_SUITE_P(
       return std::string(std::get<0>(instance.param)) +
              (std::get<1>(instance.param) ? "_sparse" : "_dense");
     });
+
+// Residual and parallel branches, an average, signed quantizers: fixtures/graph.json.
+TEST(BrevitasGraph, TrainingGivesTheSameGradientsAndParameters) {
+  NetworkConfig config = fmp::read_network(std::string(FMP_FIXTURES_DIR "/graph.json"), 4);
+  config.length = 32;
+  config.classes = 5;
+  const FixtureFile file("graph_transition");
+  for (const bool sparse : {false, true}) {
+    expect_same_training(file, read_state(file, "initial", config), sparse);
+  }
+}
 
 TEST(BrevitasQuantizer, InputCodesAreTheSame) {
   const FixtureFile file("input_quantizer");
