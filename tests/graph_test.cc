@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <map>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -12,6 +12,7 @@
 #include "framework/network/compaction.h"
 #include "framework/network/description.h"
 #include "framework/network/network.h"
+#include "framework/network/pruning.h"
 #include "framework/random.h"
 #include "framework/training/trainer.h"
 #include "tests/random_batch.h"
@@ -336,6 +337,45 @@ TEST(Graph, RemovingChannelsKeepsTheFunction) {
   }
   EXPECT_GT(removed, 50);
   EXPECT_GT(tied, 10) << "channels of sums and of layers side by side";
+}
+
+// Structured methods take the channels that a sum ties together, from all layers that write them,
+// so that compact() can remove them.
+TEST(Graph, TiedChannelsArePrunedTogether) {
+  for (const char* method :
+       {"structured-l1", "structured-taylor", "cost-structured-taylor", "batch-norm-scale"}) {
+    Network network = trained_network(branches(4), kSeed);
+    network.optimizer_steps = 1;
+    Random random(kSeed, method);
+    for (Layer& layer : network.layers()) {
+      for (Parameter* parameter : layer.parameters())
+        fill_random(parameter->moment2, random, 0.01F, 0.02F);
+    }
+    const PruneResult result = prune(network, *make_pruning_method(method), 0.3, 1, 1);
+    EXPECT_LT(result.weights_after, result.weights_before);
+    const std::vector<std::vector<size_t>> ties = tied_channels(network.layers());
+    std::map<size_t, int> alive_of_tie;  // 1: alive, 2: pruned, 3: both
+    for (size_t i = 0; i < ties.size(); ++i) {
+      const Layer& layer = network.layers()[i];
+      if (!layer.has_weights()) continue;
+      const auto row = static_cast<ptrdiff_t>(layer.weight.mask.size() / ties[i].size());
+      for (size_t c = 0; c < ties[i].size(); ++c) {
+        const auto begin = layer.weight.mask.begin() + static_cast<ptrdiff_t>(c) * row;
+        alive_of_tie[ties[i][c]] |= std::find(begin, begin + row, 1) != begin + row ? 1 : 2;
+      }
+    }
+    int pruned = 0;
+    for (const auto& [tie, seen] : alive_of_tie) {
+      EXPECT_NE(seen, 3) << method << ": a part of what goes together";
+      pruned += seen == 2 ? 1 : 0;
+    }
+    EXPECT_GT(pruned, 3) << method;
+    // stem, left, deep, the mean and both sums are tied: 8 groups, without the concat's other part.
+    EXPECT_EQ(ties[0], ties[1]);
+    EXPECT_EQ(ties[0], ties[4]);
+    EXPECT_EQ(ties[0], ties[6]);
+    EXPECT_EQ(std::vector<size_t>(ties[7].begin() + 6, ties[7].end()), ties[0]);
+  }
 }
 
 }  // namespace

@@ -192,8 +192,8 @@ TEST_F(ResumeTest, ANetworkThatBranchesGoesOn) {
              flag.starts_with("--epochs");
     });
     for (const std::string& flag :
-         {"--network=" + file.string(), std::string("--p-methods=cost-taylor"),
-          std::string("--p-threshold=0.3"), std::string("--epochs=2")})
+         {"--network=" + file.string(), std::string("--p-methods=cost-taylor,structured-l1"),
+          std::string("--p-threshold=0.2"), std::string("--epochs=2")})
       arguments.push_back(flag);
     return arguments;
   };
@@ -210,12 +210,14 @@ TEST_F(ResumeTest, ANetworkThatBranchesGoesOn) {
   EXPECT_FALSE(result.config().is_chain());
   EXPECT_LT(result.weights_alive(), result.weights_total());
   arguments = flags("refused", 1);
-  arguments.emplace_back("--network=resnet");
   std::erase_if(arguments, [](const std::string& flag) {
-    return flag.starts_with("--filters") || flag.starts_with("--dense");
+    return flag.starts_with("--filters") || flag.starts_with("--dense") ||
+           flag.starts_with("--p-methods");
   });
+  arguments.emplace_back("--network=resnet");
+  arguments.emplace_back("--p-methods=fewer-bits");
   EXPECT_NE(run(arguments, "refused"), 0);
-  EXPECT_THAT(log("refused"), testing::HasSubstr("--p-methods structured-l1"));
+  EXPECT_THAT(log("refused"), testing::HasSubstr("--p-methods fewer-bits"));
 }
 
 TEST_F(ResumeTest, AnyNumberOfThreadsGivesTheSameBits) {

@@ -2,7 +2,8 @@
 // Structured magnitude pruning: in every hidden layer, the fraction of the output channels still
 // alive whose weights have the smallest L1 norms. Counts as torch.nn.utils.prune.ln_structured does
 // with n = 1 and dim = 0. The output layer's channels are the classes and stay, and a layer's last
-// channel stays as well. Of equal norms the channel with the lower index goes first.
+// channel stays as well. Of equal norms the channel with the lower index goes first. Channels that
+// go together have the sum of their norms, in the first of their layers.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -19,18 +20,22 @@ double l1_norm(std::span<const float> weights) {
   return sum;
 }
 
-void prune_channels(const PrunableLayer& layer, double fraction) {
-  std::vector<std::pair<double, int>> alive;  // norm, channel
-  for (int channel = 0; channel < layer.out_channels; ++channel) {
-    if (!layer.channel_alive(channel)) continue;
-    alive.emplace_back(l1_norm(layer.channel_weights(channel)), channel);
+// Of the channels whose group begins in this layer, each with all that go with it.
+void prune_channels(std::span<const PrunableLayer> layers, std::span<const ChannelGroup> groups,
+                    double fraction) {
+  std::vector<std::pair<double, size_t>> alive;  // norm, group
+  for (size_t i = 0; i < groups.size(); ++i) {
+    double norm = 0;
+    for (const auto& [layer, channel] : groups[i])
+      norm += l1_norm(layers[layer].channel_weights(channel));
+    alive.emplace_back(norm, i);
   }
-  if (alive.empty()) return;
   std::ranges::sort(alive);
   const auto remaining = static_cast<int64_t>(alive.size());
   const int64_t removed = std::min(prune_count(fraction, remaining), remaining - 1);
   for (int64_t i = 0; i < removed; ++i) {
-    std::ranges::fill(layer.channel_mask(alive[static_cast<size_t>(i)].second), uint8_t{0});
+    for (const auto& [layer, channel] : groups[alive[static_cast<size_t>(i)].second])
+      std::ranges::fill(layers[layer].channel_mask(channel), uint8_t{0});
   }
 }
 
@@ -39,8 +44,14 @@ class StructuredL1 final : public PruningMethod {
   Granularity granularity() const override { return Granularity::kChannels; }
 
   void prune(PruneRequest& request) const override {
-    for (const PrunableLayer& layer : request.layers) {
-      if (layer.kind != Layer::Kind::kOutput) prune_channels(layer, request.fraction);
+    const std::vector<ChannelGroup> groups = alive_channel_groups(request.layers);
+    const auto first_layer = [](const ChannelGroup& group) { return group.front().first; };
+    for (auto begin = groups.begin(); begin != groups.end();) {
+      const auto end = std::find_if(begin, groups.end(), [&](const ChannelGroup& group) {
+        return first_layer(group) != first_layer(*begin);
+      });
+      prune_channels(request.layers, {begin, end}, request.fraction);
+      begin = end;
     }
   }
 };

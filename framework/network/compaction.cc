@@ -147,17 +147,6 @@ class Channels {
     }
   }
 
- private:
-  // Only the frames' may be unknown, which no other channels follow but in a concat.
-  int channels_of(const Layer& reader, int read) const {
-    if (read != kReadsFrames) return layers_[static_cast<size_t>(read)].out_channels;
-    if (reader.kind != LayerKind::kConcat) return reader.out_channels;
-    int others = 0;
-    for (const int each : reader.reads) {
-      if (each != kReadsFrames) others += layers_[static_cast<size_t>(each)].out_channels;
-    }
-    return reader.out_channels - others;
-  }
   // Of the channels of `read` among those of a layer that puts them side by side.
   int offset(const Layer& reader, int read) const {
     if (reader.kind != LayerKind::kConcat) return 0;
@@ -169,6 +158,17 @@ class Channels {
     return before;
   }
 
+ private:
+  // Only the frames' may be unknown, which no other channels follow but in a concat.
+  int channels_of(const Layer& reader, int read) const {
+    if (read != kReadsFrames) return layers_[static_cast<size_t>(read)].out_channels;
+    if (reader.kind != LayerKind::kConcat) return reader.out_channels;
+    int others = 0;
+    for (const int each : reader.reads) {
+      if (each != kReadsFrames) others += layers_[static_cast<size_t>(each)].out_channels;
+    }
+    return reader.out_channels - others;
+  }
   const std::vector<Layer>& layers_;
   std::vector<std::vector<int>> readers_;
 };
@@ -265,53 +265,33 @@ class Marker {
   std::vector<WeightMasker> maskers_;
 };
 
-// The second phase: which channels of every hidden layer stay. Channels that an operation without
-// weights makes one of go together or not at all.
+// The second phase: which channels of every hidden layer stay.
 std::vector<std::vector<int>> channels_to_keep(const std::vector<Layer>& layers,
-                                               const Channels& channels, const Marker& marker) {
+                                               const Marker& marker) {
   const size_t hidden = layers.size() - 1;
-  std::vector<size_t> first(hidden);  // number of a layer's first channel; 0 are the frames' all
-  std::vector<size_t> group{0};       // of each channel, by the number of one of them
-  for (size_t i = 0; i < hidden; ++i) {
-    first[i] = group.size();
-    for (int c = 0; c < layers[i].out_channels; ++c) group.push_back(group.size());
-  }
-  const auto find = [&](size_t channel) {
-    while (group[channel] != channel) channel = group[channel] = group[group[channel]];
-    return channel;
-  };
-  const auto number = [&](size_t layer, int channel) {
-    return first[layer] + static_cast<size_t>(channel);
-  };
-  for (size_t i = 0; i < hidden; ++i) {
-    if (layers[i].has_weights()) continue;
-    for (int c = 0; c < layers[i].out_channels; ++c) {
-      channels.for_each_source(i, c, [&](int source, int of_source) {
-        const size_t other =
-            source == kReadsFrames ? 0 : number(static_cast<size_t>(source), of_source);
-        group[find(number(i, c))] = find(other);
-      });
-    }
-  }
-  std::vector<uint8_t> stays(group.size(), 0);
-  stays[find(0)] = 1;
+  const std::vector<std::vector<size_t>> ties = tied_channels(layers);
+  size_t most = 0;
+  for (const std::vector<size_t>& of_layer : ties)
+    most = std::max(most, std::ranges::max(of_layer));
+  std::vector<uint8_t> stays(most + 1, 0);
+  stays[0] = 1;
   for (size_t i = 0; i < hidden; ++i) {
     for (int c = 0; c < layers[i].out_channels; ++c) {
       const bool works =
           (layers[i].has_weights() && is_written(layers[i], c)) || marker.is_read(i, c);
-      if (works) stays[find(number(i, c))] = 1;
+      if (works) stays[ties[i][static_cast<size_t>(c)]] = 1;
     }
   }
   std::vector<std::vector<int>> keep(hidden);
   const auto collect = [&](size_t i) {
     keep[i].clear();
     for (int c = 0; c < layers[i].out_channels; ++c) {
-      if (stays[find(number(i, c))] != 0) keep[i].push_back(c);
+      if (stays[ties[i][static_cast<size_t>(c)]] != 0) keep[i].push_back(c);
     }
   };
   for (size_t i = 0; i < hidden; ++i) {
     collect(i);
-    if (keep[i].empty()) stays[find(number(i, 0))] = 1;  // silent, but a layer needs a channel
+    if (keep[i].empty()) stays[ties[i][0]] = 1;  // silent, but a layer needs a channel
   }
   for (size_t i = 0; i < hidden; ++i) collect(i);
   return keep;
@@ -397,6 +377,43 @@ float constant_output(const Layer& layer, int channel) {
          scale;
 }
 
+int first_channel_of(const std::vector<Layer>& layers, size_t concat, int read) {
+  return Channels(layers).offset(layers[concat], read);
+}
+
+std::vector<std::vector<size_t>> tied_channels(const std::vector<Layer>& layers) {
+  const Channels channels(layers);
+  const size_t hidden = layers.size() - 1;
+  std::vector<size_t> first(hidden);  // number of a layer's first channel
+  std::vector<size_t> group{0};       // of each channel, the number of one of its own; 0: frames
+  for (size_t i = 0; i < hidden; ++i) {
+    first[i] = group.size();
+    for (int c = 0; c < layers[i].out_channels; ++c) group.push_back(group.size());
+  }
+  const auto find = [&](size_t channel) {
+    while (group[channel] != channel) channel = group[channel] = group[group[channel]];
+    return channel;
+  };
+  for (size_t i = 0; i < hidden; ++i) {
+    if (layers[i].has_weights()) continue;
+    for (int c = 0; c < layers[i].out_channels; ++c) {
+      channels.for_each_source(i, c, [&](int source, int of_source) {
+        const size_t a = find(first[i] + static_cast<size_t>(c));
+        const size_t b = find(source == kReadsFrames ? 0
+                                                     : first[static_cast<size_t>(source)] +
+                                                           static_cast<size_t>(of_source));
+        group[std::max(a, b)] = std::min(a, b);
+      });
+    }
+  }
+  std::vector<std::vector<size_t>> ties(hidden);
+  for (size_t i = 0; i < hidden; ++i) {
+    for (int c = 0; c < layers[i].out_channels; ++c)
+      ties[i].push_back(find(first[i] + static_cast<size_t>(c)));
+  }
+  return ties;
+}
+
 CompactionReport compact(Network& network) {
   std::vector<Layer> layers = Network(network).layers();  // a copy: all of it happens or nothing
   const size_t hidden = layers.size() - 1;
@@ -409,7 +426,7 @@ CompactionReport compact(Network& network) {
     for (size_t i = 0; i < hidden; ++i) changed |= marker.mark(i);
   }
   report.weights_removed = marker.masked();
-  const std::vector<std::vector<int>> keep = channels_to_keep(layers, channels, marker);
+  const std::vector<std::vector<int>> keep = channels_to_keep(layers, marker);
   NetworkConfig config = network.config();
   for (size_t i = 0; i < hidden; ++i) {
     Layer& layer = layers[i];

@@ -29,4 +29,12 @@ struct CompactionReport {
 // where the next convolution's window reaches into the zero padding.
 CompactionReport compact(Network& network);
 
+// Where the channels of layer `read` (or kReadsFrames) begin among those of layer `concat`, which
+// puts channels side by side.
+int first_channel_of(const std::vector<Layer>& layers, size_t concat, int read);
+
+// Which channels of hidden layers go together or not at all: those with the same number, over all
+// layers. 0: they can never go, as a layer without weights reads the frames beside them.
+std::vector<std::vector<size_t>> tied_channels(const std::vector<Layer>& layers);
+
 }  // namespace fmp

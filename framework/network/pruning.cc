@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -13,6 +14,7 @@
 #include <utility>
 
 #include "framework/error.h"
+#include "framework/network/compaction.h"
 #include "framework/network/cost.h"
 
 namespace fmp {
@@ -185,17 +187,44 @@ double squared_taylor_of_channel(const PrunableLayer& layer, int channel) {
   return layer.gamma.squared_taylor(c) + layer.beta.squared_taylor(c);
 }
 
+std::vector<ChannelGroup> alive_channel_groups(std::span<const PrunableLayer> layers) {
+  std::vector<ChannelGroup> groups;
+  std::map<size_t, size_t> found;  // a tie's number -> its group
+  for (size_t layer = 0; layer < layers.size(); ++layer) {
+    if (layers[layer].kind == Layer::Kind::kOutput) continue;
+    for (int channel = 0; channel < layers[layer].out_channels; ++channel) {
+      const size_t tie = layers[layer].ties[static_cast<size_t>(channel)];
+      if (tie == 0 || !layers[layer].channel_alive(channel)) continue;
+      const auto [at, is_new] = found.emplace(tie, groups.size());
+      if (is_new) groups.emplace_back();
+      groups[at->second].emplace_back(layer, channel);
+    }
+  }
+  return groups;
+}
+
 double cost_of_channel(std::span<const PrunableLayer> layers, size_t layer, int channel) {
   const PrunableLayer& writer = layers[layer];
-  const PrunableLayer& reader = layers[layer + 1];
   const std::span<const uint8_t> own = writer.channel_mask(channel);
-  // Where the next layer reads flattened activations, a channel occurs once per position of them.
-  int64_t readers = 0;
-  for (int64_t i = channel; i < std::ssize(reader.mask); i += writer.out_channels) {
-    readers += reader.mask[static_cast<size_t>(i)];
+  double of_readers = 0;
+  for (const PrunableLayer::Reader& reader : writer.readers) {
+    const PrunableLayer& next = layers[reader.layer];
+    // Where flattened activations are read, a channel occurs once per position of them.
+    int64_t weights = 0;
+    for (int64_t i = reader.first + channel; i < std::ssize(next.mask); i += reader.width) {
+      weights += next.mask[static_cast<size_t>(i)];
+    }
+    of_readers += static_cast<double>(weights) * next.cost_per_weight();
+  }
+  const size_t tie = writer.ties[static_cast<size_t>(channel)];
+  int64_t together = 0;
+  for (const PrunableLayer& each : layers) {
+    for (int c = 0; c < std::ssize(each.ties); ++c) {
+      together += each.ties[static_cast<size_t>(c)] == tie && each.channel_alive(c) ? 1 : 0;
+    }
   }
   return static_cast<double>(std::ranges::count(own, 1)) * writer.cost_per_weight() +
-         static_cast<double>(readers) * reader.cost_per_weight();
+         of_readers / static_cast<double>(std::max<int64_t>(together, 1));
 }
 
 double score_per_cost(double score, double cost) {
@@ -226,25 +255,33 @@ void prune_lowest(std::span<PrunableLayer> layers, double fraction, const Weight
 
 void prune_lowest_channels(std::span<PrunableLayer> layers, double fraction,
                            const ChannelScore& score) {
-  std::vector<Candidate> alive;
+  const std::vector<ChannelGroup> groups = alive_channel_groups(layers);
+  std::vector<std::pair<double, size_t>> order;  // score, group
   std::vector<int64_t> left(layers.size());
-  for (size_t layer = 0; layer < layers.size(); ++layer) {
-    if (layers[layer].kind == Layer::Kind::kOutput) continue;
-    for (int channel = 0; channel < layers[layer].out_channels; ++channel) {
-      if (!layers[layer].channel_alive(channel)) continue;
-      alive.push_back({checked_score(score(layer, channel), layers[layer]), layer, channel});
+  int64_t alive = 0;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    double sum = 0;
+    for (const auto& [layer, channel] : groups[i]) {
+      sum += checked_score(score(layer, channel), layers[layer]);
       ++left[layer];
+      ++alive;
     }
+    order.emplace_back(sum, i);
   }
-  std::ranges::sort(alive, std::less<>());
-  int64_t to_remove = prune_count(fraction, static_cast<int64_t>(alive.size()));
-  for (const Candidate& candidate : alive) {
-    if (to_remove == 0) break;
-    if (left[candidate.layer] == 1) continue;
-    const PrunableLayer& layer = layers[candidate.layer];
-    std::ranges::fill(layer.channel_mask(static_cast<int>(candidate.index)), uint8_t{0});
-    --left[candidate.layer];
-    --to_remove;
+  std::ranges::sort(order);
+  int64_t to_remove = prune_count(fraction, alive);
+  for (const auto& [sum, i] : order) {
+    if (to_remove <= 0) break;
+    std::map<size_t, int64_t> of_layer;
+    for (const auto& [layer, channel] : groups[i]) ++of_layer[layer];
+    const bool leaves_some = std::ranges::all_of(
+        of_layer, [&](const auto& entry) { return left[entry.first] > entry.second; });
+    if (!leaves_some) continue;
+    for (const auto& [layer, channel] : groups[i]) {
+      std::ranges::fill(layers[layer].channel_mask(channel), uint8_t{0});
+      --left[layer];
+      --to_remove;
+    }
   }
 }
 
@@ -258,14 +295,48 @@ void prune_smallest(PruneRequest& request) {
   });
 }
 
+namespace {
+
+// Ties and readers of the views of a network's layers with weights.
+void link_channels(const std::vector<Layer>& layers, std::vector<PrunableLayer>& views) {
+  const std::vector<std::vector<size_t>> ties = tied_channels(layers);
+  const std::vector<std::vector<int>> readers = readers_of(layers);
+  std::vector<size_t> view_of(layers.size());
+  size_t count = 0;
+  for (size_t i = 0; i < layers.size(); ++i) view_of[i] = layers[i].has_weights() ? count++ : 0;
+  // Everybody who reads what layer `at` writes, in which the channels of `view` begin at `first`.
+  const std::function<void(PrunableLayer&, size_t, int)> add = [&](PrunableLayer& view, size_t at,
+                                                                   int first) {
+    for (const int r : readers[at]) {
+      const auto reader = static_cast<size_t>(r);
+      if (layers[reader].has_weights()) {
+        view.readers.push_back({view_of[reader], first, layers[at].out_channels});
+        continue;
+      }
+      int before = 0;
+      if (layers[reader].kind == LayerKind::kConcat) {
+        before = first_channel_of(layers, reader, static_cast<int>(at));
+      }
+      add(view, reader, first + before);
+    }
+  };
+  for (size_t i = 0; i + 1 < layers.size(); ++i) {
+    if (!layers[i].has_weights()) continue;
+    PrunableLayer& view = views[view_of[i]];
+    view.ties = ties[i];
+    add(view, i, 0);
+  }
+}
+
+}  // namespace
+
 PruneResult prune(Network& network, const PruningMethod& method, double fraction, uint64_t seed,
                   uint64_t round, const PruneSmallest& on_device) {
   if (!(fraction > 0 && fraction < 1)) {
     fail("pruning fraction: {} is not between 0 and 1", fraction);
   }
-  // Channels and bits of a layer that several read, or that is tied to others, have no scores yet.
-  if (method.granularity() != Granularity::kWeights)
-    require_chain(network.config(), "pruning channels or bits");
+  // Bits of what several layers read have no score yet.
+  if (method.granularity() == Granularity::kBits) require_chain(network.config(), "fewer bits");
   check_finite(network);
   const Network before = network;
   PruneRequest request{
@@ -275,6 +346,7 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
     if (!layer.has_weights()) continue;
     request.layers.push_back(prunable(layer, request.layers.size(), correction));
   }
+  link_channels(network.layers(), request.layers);
   method.prune(request);
   check_masks(network, before);
   network.apply_masks();

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "framework/network/network.h"
@@ -58,6 +59,17 @@ struct PrunableLayer {
   float output_range = 0;
   bool signed_output = false;  // whether codes below 0 are among those that it writes
 
+  // Which channels of hidden layers go together (tied_channels() in compaction.h), by output
+  // channel; empty for the output layer.
+  std::vector<size_t> ties;
+  // Who reads its channels: weights of layers[layer] whose index modulo `width` is `first` plus the
+  // channel.
+  struct Reader {
+    size_t layer;
+    int first, width;
+  };
+  std::vector<Reader> readers;
+
   int64_t weights_per_channel() const { return static_cast<int64_t>(kernel) * in_channels; }
   // The part of weights or mask that belongs to one output channel.
   std::span<const float> channel_weights(int channel) const;
@@ -80,8 +92,9 @@ std::vector<double> lamp_scores(const PrunableLayer& layer);
 double squared_taylor_of_channel(const PrunableLayer& layer, int channel);
 
 // What the removal of an output channel of layers[layer] takes off the inference cost: the cost of
-// its own weights and of those of the next layer that read it, as far as they are alive. `layers`:
-// all of a network from the input to the output; `layer` is not the last.
+// its own weights and of those that read it, as far as they are alive. Of several channels that go
+// together, each has its share of the latter. `layers`: all of a network with weights, from the
+// input to the output; `layer` is not the last.
 double cost_of_channel(std::span<const PrunableLayer> layers, size_t layer, int channel);
 
 // `score` for each unit of `cost`. What costs nothing goes last: its removal gains nothing, so its
@@ -141,9 +154,15 @@ void prune_smallest(PruneRequest& request);
 // those with the lowest score, but never a layer's last one. Of equal scores the one in the earlier
 // layer, and in a layer the one with the lower index, goes first. `score` is called once for every
 // channel that is alive, in that order. Throws Error when a score is not a number.
+// Channels that go together have the sum of their scores, and go as one.
 using ChannelScore = std::function<double(size_t layer, int channel)>;
 void prune_lowest_channels(std::span<PrunableLayer> layers, double fraction,
                            const ChannelScore& score);
+
+// The output channels of hidden layers that are alive, those together that go together: {layer,
+// channel}, the first of each group in order. Without those that can never go.
+using ChannelGroup = std::vector<std::pair<size_t, int>>;
+std::vector<ChannelGroup> alive_channel_groups(std::span<const PrunableLayer> layers);
 
 struct PruneResult {
   int64_t weights_before = 0, weights_after = 0;  // alive
