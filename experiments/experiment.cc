@@ -33,6 +33,7 @@ TrainerOptions trainer_options(const Options& options, Communicator* ranks) {
   trainer.sparse_threshold = options.sparse_threshold;
   trainer.loss = {options.label_smoothing, options.distill.empty() ? 0.0 : options.distill_weight,
                   options.distill_temperature};
+  trainer.gradients = options.gradients;
   return trainer;
 }
 

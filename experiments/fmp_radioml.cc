@@ -313,7 +313,9 @@ std::string_view needs_cpu(const NetworkConfig& config) {
 }
 
 std::unique_ptr<Engine> engine_for(Options& options, Communicator* ranks) {
-  if (const std::string_view why = needs_cpu(layers_of(options)); !why.empty()) {
+  std::string_view why = needs_cpu(layers_of(options));
+  if (why.empty() && options.gradients != ElementType::kF32) why = "gradients are float32 there";
+  if (!why.empty()) {
     if (options.device == DeviceChoice::kCuda)
       throw UsageError(fmt::format("--device cuda: {}; use --device cpu", why));
     options.device = DeviceChoice::kCpu;

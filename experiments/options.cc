@@ -266,6 +266,12 @@ void add_training_flags(CLI::App& app, Options& o) {
   group.value("--distill-weight", o.distill_weight, "F", "Share of the teacher in the loss");
   group.value("--distill-temperature", o.distill_temperature, "T",
               "What the logits are divided by for it");
+  group.text("--gradients", "TYPE", "Between layers: float32, or bf16, of half as many bytes [float32]",
+             [&o](const std::string& text) {
+               o.gradients = parse_choice<ElementType>(
+                   text, "gradients",
+                   {{"float32", ElementType::kF32}, {"bf16", ElementType::kBF16}});
+             });
   group.text("--seed", "S",
              fmt::format("Seed of weights, shuffling and random methods [{}]", o.seed),
              [&o](const std::string& text) { o.seed = parse_seed(text); });
@@ -513,6 +519,10 @@ const char* to_string(SynthFrames frames) {
   return frames == SynthFrames::kFixed ? "fixed" : "fresh";
 }
 
+const char* to_string(ElementType gradients) {
+  return gradients == ElementType::kBF16 ? "bf16" : "float32";
+}
+
 const char* to_string(DeviceChoice device) {
   switch (device) {
     case DeviceChoice::kCpu:
@@ -624,6 +634,7 @@ std::vector<std::string> to_arguments(const Options& o) {
     add("distill-weight", o.distill_weight);
     add("distill-temperature", o.distill_temperature);
   }
+  add("gradients", to_string(o.gradients));
   add("seed", o.seed);
   add("threads", o.threads);
   add("device", to_string(o.device));
@@ -690,6 +701,7 @@ nlohmann::json to_json(const Options& o) {
           {"distill", o.distill.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.distill)},
           {"distill-weight", of_teacher(o.distill_weight)},
           {"distill-temperature", of_teacher(o.distill_temperature)},
+          {"gradients", to_string(o.gradients)},
           {"seed", o.seed},
           {"threads", o.threads},
           {"device", to_string(o.device)},

@@ -9,9 +9,13 @@ namespace fmp {
 // Bit width that stands for "not quantized".
 inline constexpr int kFloatBits = 32;
 
-enum class ElementType : uint8_t { kF32, kU8, kS8 };
+// kBF16: the upper half of a float, for gradients alone.
+enum class ElementType : uint8_t { kF32, kU8, kS8, kBF16 };
 
-inline size_t element_bytes(ElementType type) { return type == ElementType::kF32 ? 4 : 1; }
+inline size_t element_bytes(ElementType type) {
+  if (type == ElementType::kBF16) return 2;
+  return type == ElementType::kF32 ? 4 : 1;
+}
 
 // Frames that sit side by side in a CPU tile: one AVX-512 or two AVX2 vectors of floats.
 inline constexpr int kLanes = 16;

@@ -399,13 +399,14 @@ struct HiddenResult {
   Tensor out{}, dx{};
 };
 
-HiddenResult run_hidden(const Operands& o, const PassPlan& plan, int threads) {
+HiddenResult run_hidden(const Operands& o, const PassPlan& plan, int threads,
+                        ElementType dx_type = ElementType::kF32) {
   const LayerShape& s = o.shape;
   const int64_t frames = o.x.tile_shape().frames;
   HiddenResult r{Floats(o.weight.size()), Floats(o.gamma.size()), Floats(o.gamma.size()),
                  Floats(o.gamma.size(), 0.5F), Floats(o.gamma.size(), 2.0F)};
   r.out = Tensor::tile(o.dp.tile_shape(), s.output_type());
-  r.dx = Tensor::tile({frames, s.length, s.in_channels, 0}, ElementType::kF32);
+  r.dx = Tensor::tile({frames, s.length, s.in_channels, 0}, dx_type);
   cpu::Weights weights;
   weights.compile(s, o.weight, o.mask, plan, true);
   cpu::HiddenState state;
@@ -521,6 +522,90 @@ TEST_P(HiddenLayerTest, PlanThreadsAndInstructionSetChangeNoBit) {
     }
   }
   cpu::use_target(best);
+}
+
+// A float tile as bf16, values being rounded by the arithmetic of floats: what is added leaves them
+// 8 bits.
+Tensor in_bf16(const Tensor& floats) {
+  Tensor halves = Tensor::tile(floats.tile_shape(), ElementType::kBF16);
+  for (int64_t i = 0; i < floats.size(); ++i) {
+    const float value = floats.data<float>()[i];
+    volatile float large = value * 65537.0F;  // Veltkamp's splitting
+    const float rounded = large - (large - value);
+    halves.data<uint16_t>()[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(rounded) >> 16);
+  }
+  return halves;
+}
+Tensor as_floats(const Tensor& halves) {
+  Tensor floats = Tensor::tile(halves.tile_shape(), ElementType::kF32);
+  for (int64_t i = 0; i < halves.size(); ++i) {
+    floats.data<float>()[i] =
+        std::bit_cast<float>(static_cast<uint32_t>(halves.data<uint16_t>()[i]) << 16);
+  }
+  return floats;
+}
+
+// From gradients that are bf16 numbers come the same bits, however they are kept; those that leave
+// are rounded, and no others.
+TEST_P(HiddenLayerTest, GradientsInBf16AreRoundedOnce) {
+  Operands o(GetParam(), kSeed);
+  const Tensor halves = in_bf16(o.dp);
+  o.dp = as_floats(halves);
+  const HiddenResult expected = run_hidden(o, {}, 1);
+  o.dp = halves;
+  const HiddenResult r = run_hidden(o, {}, 2, ElementType::kBF16);
+  expect_same_bits<float>(r.weight, expected.weight, "weight gradient");
+  expect_same_bits<float>(r.gamma, expected.gamma, "gamma's gradient");
+  expect_same_bits<float>(r.beta, expected.beta, "beta's gradient");
+  EXPECT_EQ(r.threshold, expected.threshold);
+  if (o.first_layer) return;
+  expect_same_bits<float>(values_of(as_floats(r.dx)), values_of(as_floats(in_bf16(expected.dx))),
+                          "x's gradient");
+}
+
+// The sums that a layer takes for the one before are of what that one will read.
+TEST(Bf16GradientTest, SumsOnTheWayAreOfRoundedGradients) {
+  Operands first({"Bf16Producer", {8, 8, 3, 64, 2, 8, 8, 8}, 20}, kSeed);
+  Operands second({"Bf16Reader", {8, 8, 3, 32, 2, 8, 8, 8}, 20}, kSeed);
+  for (const Kernel kernel : {Kernel::kDense, Kernel::kSparse}) {
+    const auto backward = [&](bool on_the_way) {
+      const auto state_of = [&](const Operands& o, cpu::Weights& weights, cpu::HiddenState& state,
+                                const cpu::Input& x, Tensor& out) {
+        weights.compile(o.shape, o.weight, {}, PassPlan::all(kernel), true);
+        Floats mean(o.gamma.size()), var(o.gamma.size());
+        cpu::hidden_forward_train(x, weights, {o.gamma, o.beta, o.threshold}, false, {mean, var},
+                                  state, out.view(), nullptr, {});
+      };
+      cpu::Weights weights, reader_weights;
+      cpu::HiddenState state, reader_state;
+      Tensor between = Tensor::tile(second.x.tile_shape(), ElementType::kU8);
+      Tensor out = Tensor::tile(second.dp.tile_shape(), ElementType::kU8);
+      const cpu::Input x{first.x.view(), first.x_scale};
+      state_of(first, weights, state, x, between);
+      const cpu::Input reader_x{std::as_const(between).view(), state.act_scale};
+      state_of(second, reader_weights, reader_state, reader_x, out);
+      Tensor dx = Tensor::tile(first.dp.tile_shape(), ElementType::kBF16);
+      Floats weight(first.weight.size()), gamma(first.gamma.size()), beta(gamma.size());
+      cpu::HiddenGradients gradients{weight, gamma, beta};
+      const cpu::HiddenOperands producer{x, &weights, &state, std::as_const(between).view()};
+      cpu::hidden_backward({reader_x, &reader_weights, &reader_state, std::as_const(out).view()},
+                           {second.gamma, second.beta, second.threshold}, second.dp.view(), 0.0,
+                           gradients, dx.view(), on_the_way ? &producer : nullptr, {});
+      EXPECT_EQ(state.gradient_summed, on_the_way);
+      cpu::hidden_backward(producer, {first.gamma, first.beta, first.threshold},
+                           std::as_const(dx).view(), 0.0, gradients, {}, nullptr, {});
+      return beta;
+    };
+    const Floats on_the_way = backward(true), afterwards = backward(false);
+    double largest = 0, difference = 0;
+    for (size_t c = 0; c < afterwards.size(); ++c) {
+      largest = std::max(largest, std::fabs(static_cast<double>(afterwards[c])));
+      difference = std::max(difference, std::fabs(static_cast<double>(on_the_way[c]) -
+                                                  static_cast<double>(afterwards[c])));
+    }
+    EXPECT_GT(largest, 0);
+    EXPECT_LE(difference, 1e-6 * largest) << kernel_name(kernel);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, HiddenLayerTest, testing::ValuesIn(kCases),

@@ -275,6 +275,7 @@ TEST_F(ResumeTest, MethodsInTurnEndAtTheCost) {
              flag.starts_with("--p-methods");
     });
     for (const char* flag : {"--until-cost=0.0012", "--epochs=2", "--p-methods-order=alternate",
+                             "--gradients=bf16",
                              "--p-methods=cost-taylor,fewer-bits,cost-structured-taylor"})
       arguments.emplace_back(flag);
     return arguments;
@@ -423,6 +424,9 @@ TEST_F(ResumeTest, CudaWithoutADeviceExitsWith2AndOneLine) {
   EXPECT_NE(log("cuda").find("--device cpu"), std::string::npos) << log("cuda");
   EXPECT_EQ(std::ranges::count(log("cuda"), '\n'), 1) << log("cuda");
   EXPECT_FALSE(fs::exists(root_ / "cuda")) << "nothing was begun";
+  arguments.push_back("--gradients=bf16");
+  EXPECT_EQ(run(arguments, "cuda"), 2);
+  EXPECT_EQ(log("cuda"), "error: --device cuda: gradients are float32 there; use --device cpu\n");
   ::unsetenv("CUDA_VISIBLE_DEVICES");  // NOLINT(concurrency-mt-unsafe): likewise
 }
 

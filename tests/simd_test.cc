@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -545,6 +546,54 @@ TEST(SimdTest, WeightGradientsAsMatrixProducts) {
       });
     }
   }
+}
+
+// The numbers with 8 bits of which a float is nearest: by their distance, not by its bits.
+TEST(SimdTest, RoundsToBf16) {
+  std::vector<uint32_t> bits = {0,          0x80000000, 1,          0x8000,     0x18000,
+                                0x7fffff,   0x3f800000, 0x3f808000, 0x3f818000, 0x3f808001,
+                                0xbf817fff, 0x7f7fffff, 0x7f7f7fff, 0x7f7f8000, 0xff7fffff,
+                                0x7f800000, 0xff800000};
+  Random random(kSeed, "bf16");
+  while (bits.size() % kLanes != 0 || bits.size() < 256) {
+    const uint32_t some = random.next_u32();
+    if (std::isfinite(std::bit_cast<float>(some))) bits.push_back(some);
+  }
+  const auto value = [](uint32_t half) {
+    // What follows the largest number, and rounds to infinity, is 2^128.
+    if ((half & 0x7fffU) == 0x7f80U) return std::copysign(0x1p128, (half >> 15) != 0 ? -1.0 : 1.0);
+    return static_cast<double>(std::bit_cast<float>(half << 16));
+  };
+  for_each_target([&] {
+    Aligned<float> floats(bits.size() + kLanes), widened(floats.size);
+    Aligned<uint16_t> halves(2 * floats.size);
+    for (size_t i = 0; i < floats.size; ++i) {
+      floats[i] = i < bits.size() ? std::bit_cast<float>(bits[i])
+                                  : std::bit_cast<float>(0x7f800001U + (i % 2 == 0 ? 0U : 0x7ffffeU));
+    }
+    cpu::simd().round_to_bf16(floats.data(), static_cast<int64_t>(floats.size), halves.data());
+    cpu::simd().widen_bf16(halves.data(), static_cast<int64_t>(floats.size), widened.data());
+    for (size_t i = 0; i < floats.size; ++i) {
+      ASSERT_EQ(std::bit_cast<uint32_t>(floats[i]), uint32_t{halves[i]} << 16) << i;
+      ASSERT_EQ(std::bit_cast<uint32_t>(widened[i]), uint32_t{halves[i]} << 16) << i;
+      if (i >= bits.size()) {
+        ASSERT_TRUE(std::isnan(floats[i])) << i;
+        continue;
+      }
+      const float exact = std::bit_cast<float>(bits[i]);
+      if (std::isinf(exact)) {
+        ASSERT_EQ(floats[i], exact);
+        continue;
+      }
+      const auto distance = [&](uint32_t half) {
+        return std::fabs(value(half) - static_cast<double>(exact));
+      };
+      const uint32_t below = bits[i] >> 16, above = below + 1;
+      const bool up = distance(above) < distance(below) ||
+                      (distance(above) == distance(below) && below % 2 == 1);
+      ASSERT_EQ(halves[i], up ? above : below) << exact;
+    }
+  });
 }
 
 TEST(SimdTest, TransposedCodes) {

@@ -49,6 +49,7 @@ struct BenchOptions {
   std::string sparse_threshold = "auto";
   std::string target = cpu::target_name();
   bool compact = false;
+  ElementType gradients = ElementType::kF32;
   bool json = false;
 };
 
@@ -56,7 +57,9 @@ std::optional<BenchOptions> parse(int argc, char** argv) {
   BenchOptions o;
   const std::map<std::string, DeviceChoice> devices = {
       {"auto", DeviceChoice::kAuto}, {"cpu", DeviceChoice::kCpu}, {"cuda", DeviceChoice::kCuda}};
-  std::string device = "auto";
+  const std::map<std::string, ElementType> gradient_types = {{"float32", ElementType::kF32},
+                                                             {"bf16", ElementType::kBF16}};
+  std::string device = "auto", gradients = "float32";
   CLI::App app{"Times training and evaluation steps on random frames.", "fmp_bench"};
   app.add_option("--model", o.model, "network: vgg10, another preset of fmp_radioml, or its file")
       ->capture_default_str();
@@ -95,10 +98,19 @@ std::optional<BenchOptions> parse(int argc, char** argv) {
                                   ->capture_default_str();
   app.add_flag("--compact", o.compact,
                "drop channels that compute nothing, as fmp_radioml does after each prune");
+  app.add_option("--gradients", gradients, "between layers, on the CPU: float32 or bf16")
+      ->check(CLI::IsMember({"float32", "bf16"}))
+      ->capture_default_str();
   app.add_flag("--json", o.json, "print one JSON line");
   if (!parse_command_line(app, argc, argv)) return std::nullopt;
   o.device = devices.at(device);
   if (target->count() > 0 && o.device == DeviceChoice::kAuto) o.device = DeviceChoice::kCpu;
+  o.gradients = gradient_types.at(gradients);
+  if (o.gradients != ElementType::kF32) {
+    if (o.device == DeviceChoice::kCuda)
+      throw UsageError("--gradients bf16: gradients are float32 on a device; use --device cpu");
+    o.device = DeviceChoice::kCpu;
+  }
   return o;
 }
 
@@ -220,7 +232,7 @@ Json shares(const cpu::Profile& p) {
 // Bytes of a frame that a training step on the CPU moves between its sweeps, layer by layer of the
 // part of a network that works: what no cache holds from one sweep to the next when the batch is
 // large. See kernels/README.md.
-Json traffic_json(const Network& network) {
+Json traffic_json(const Network& network, ElementType gradients) {
   Json result = Json::array();
   const std::vector<Layer>& layers = network.layers();
   for (size_t i = 0; i + 1 < layers.size(); ++i) {
@@ -237,9 +249,11 @@ Json traffic_json(const Network& network) {
     const bool one_sweep = has_one_sweep(i);
     // Statistics are taken where x is written, between layers of the same kind.
     const bool in_cache = i > 0 && layers[i - 1].kind == l.kind && l.form.stride == 1;
-    const double dp = one_sweep ? 0 : 4 * sums / l.pool;
-    const double dx =
-        i == 0 || has_one_sweep(i - 1) ? 0 : 4 * static_cast<double>(l.length) * l.in_channels;
+    const double gradient = static_cast<double>(element_bytes(gradients));
+    const double dp = one_sweep ? 0 : gradient * sums / l.pool;
+    const double dx = i == 0 || has_one_sweep(i - 1)
+                          ? 0
+                          : gradient * static_cast<double>(l.length) * l.in_channels;
     const double sweeps = one_sweep ? 1 : 2;
     result.push_back({{"layer", l.name},
                       {"forward_read", (in_cache ? 1 : 2) * x + y},
@@ -374,7 +388,7 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
   result["train_share"] = shares(training);
   result["eval_share"] = shares(evaluation);
   WorkingPart part(network);
-  result["traffic"] = traffic_json(part.before_step(network, false));
+  result["traffic"] = traffic_json(part.before_step(network, false), o.gradients);
 }
 
 // Mean seconds of a step in a pass of warm_up + steps batches, from the end of the last warm-up
@@ -431,6 +445,7 @@ Subject make_subject(const BenchOptions& o) {
   if (o.compact) compact(subject.network);
   subject.options.batch = o.batch;
   subject.options.threads = o.threads;
+  subject.options.gradients = o.gradients;
   subject.options.sparse_threshold = sparse_threshold(o);
   // Time the steady state, where thresholds are learned.
   subject.options.threshold_statistic_steps = 1;
@@ -449,6 +464,7 @@ Json run(const BenchOptions& o) {
                  {"batch", o.batch},
                  {"density", o.density},
                  {"compact", o.compact},
+                 {"gradients", o.gradients == ElementType::kBF16 ? "bf16" : "float32"},
                  {"nonzeros", nonzeros(subject.plan, subject.network)},
                  {"device", trainer.engine().description()}};
   (device == DeviceChoice::kCuda ? time_on_device : time_on_cpu)(o, subject, trainer, result);

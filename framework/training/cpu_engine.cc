@@ -28,6 +28,7 @@ class CpuEngine final : public Engine {
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
              const BatchSource& batches, const ResultSink& results) override {
     const std::span<LayerWorkspace> workspaces = prepare(network, plan);
+    for (LayerWorkspace& workspace : workspaces) workspace.gradients = options.gradients;
     WorkingPart part(network);
     while (const FrameBatch* batch = batches()) {
       const int64_t statistic_steps = options.threshold_statistic_steps;

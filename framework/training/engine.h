@@ -49,6 +49,8 @@ struct StepOptions {
   // Training steps in which QuantReLU thresholds follow the batches' percentiles.
   int64_t threshold_statistic_steps = kThresholdStatisticSteps;
   LossOptions loss;
+  // Of the gradients that are kept between layers: kF32, or on the CPU kBF16.
+  ElementType gradients = ElementType::kF32;
 };
 
 // Where networks are trained and evaluated: the processor or a CUDA device. A pass takes a network

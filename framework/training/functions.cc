@@ -67,9 +67,9 @@ void add_gradient(const Variable& x, const Tensor& gradient, int threads) {
 }
 
 // Memory for the gradient that one reader has for x, if anybody wants it.
-Tensor make_gradient(const Variable& x) {
+Tensor make_gradient(const Variable& x, ElementType type = ElementType::kF32) {
   if (!x->needs_grad) return {};
-  return Tensor::tile(without_padding(x->value.tile_shape()), ElementType::kF32);
+  return Tensor::tile(without_padding(x->value.tile_shape()), type);
 }
 
 TileView view_if_defined(Tensor& tensor) { return tensor.defined() ? tensor.view() : TileView{}; }
@@ -116,7 +116,10 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
                             reader != nullptr ? &reading : nullptr, context);
   const cpu::HiddenOperands operands{input_of(x), &workspace.weights, &workspace.state,
                                      input_of(y).tile};
-  if (has_one_reader) y->producer = operands;
+  if (has_one_reader) {
+    y->producer = operands;
+    y->grad_type = workspace.gradients;
+  }
   y->scale = workspace.state.act_scale;
   if (workspace.state.collected) take_threshold(layer, workspace.state.threshold, first_collected);
 
@@ -127,7 +130,7 @@ Variable hidden_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
     const cpu::HiddenOperands* producer = x->producer ? &*x->producer : nullptr;
     const bool kept =
         producer == nullptr || !cpu::gradient_stays_in_cache(workspace.weights.shape(), *producer);
-    Tensor dx = kept ? make_gradient(x) : Tensor();
+    Tensor dx = kept ? make_gradient(x, x->grad_type) : Tensor();
     cpu::hidden_backward(operands, hidden_parameters(layer), y->grad.view(), y->scale_grad,
                          gradients, view_if_defined(dx), producer, context);
     if (dx.defined()) add_gradient(x, dx, context.threads);
@@ -287,9 +290,10 @@ Variable gather(Tape& tape, const Variable& x, const BatchShare& share) {
                       {y->value.data<std::byte>(), y->value.bytes()});
   if (!x->needs_grad) return y;
   tape.record([x, y, first_tile = share.first_tile] {
-    Tensor mine = make_gradient(x);
-    const int64_t skipped = first_tile * mine.tile_shape().tile_elements();
-    std::copy_n(y->grad.data<float>() + skipped, mine.size(), mine.data<float>());
+    Tensor mine = make_gradient(x, y->grad.type());
+    const int64_t skipped = first_tile * mine.tile_shape().tile_elements() *
+                            static_cast<int64_t>(element_bytes(mine.type()));
+    std::copy_n(y->grad.data<std::byte>() + skipped, mine.bytes(), mine.data<std::byte>());
     add_gradient(x, mine, 1);
     x->scale_grad += y->scale_grad;
     y->grad = {};
@@ -310,7 +314,7 @@ Variable output_layer(Tape& tape, const Variable& x, Layer& layer, LayerWorkspac
   // Keeps alive: the codes of x and the logits' gradient.
   tape.record([x, logits, &layer, &workspace, context] {
     cpu::OutputGradients gradients{layer.weight.grad.floats(), layer.bias.grad.floats()};
-    Tensor dx = make_gradient(x);
+    Tensor dx = make_gradient(x, x->grad_type);
     cpu::output_backward(input_of(x), workspace.weights, output_parameters(layer),
                          logits->grad.view(), gradients, view_if_defined(dx), context);
     if (dx.defined()) add_gradient(x, dx, context.threads);

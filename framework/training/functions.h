@@ -19,6 +19,7 @@ struct LayerWorkspace {
   bool compiled = false;  // for the step that is about to come
   cpu::Weights weights;
   cpu::HiddenState state;
+  ElementType gradients = ElementType::kF32;  // of the layer's output: that, or kBF16
   cpu::JoinState join;  // of a layer without weights, instead of all this
 };
 

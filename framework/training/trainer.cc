@@ -135,7 +135,8 @@ void Trainer::train(Network& network, double learning_rate, const BatchSource& b
     engine_->train(network, plan_,
                    {{learning_rate, options_.beta1, options_.beta2, options_.epsilon},
                     options_.threshold_statistic_steps,
-                    options_.loss},
+                    options_.loss,
+                    options_.gradients},
                    batches, [&](const BatchResult& result) {
                      const double loss = result.loss_sum / static_cast<double>(result.frames());
                      if (!std::isfinite(loss)) {

@@ -131,6 +131,8 @@ void ChunkConv::backward_weight_by_channel(int64_t item, int r0, int rows, const
                       x + r * kLanes);
         }
         break;
+      case ElementType::kBF16:  // no input is
+        break;
     }
     simd().conv1d_backward_weight_sparse(x, dy, gradient_layout().row, rows, shape_.taps, begin,
                                          w_.gradient_offset.data(), dw);
@@ -207,6 +209,8 @@ const float* ChunkConv::unpack_floats(int64_t item, int r0, int rows, Scratch& s
         break;
       case ElementType::kF32:
         std::memcpy(out + r * stride, row, static_cast<size_t>(count) * sizeof(float));
+        break;
+      case ElementType::kBF16:  // no input is
         break;
     }
   }

@@ -114,6 +114,7 @@ struct Scratch {
   AlignedBuffer<float> data_points, gradient_points, output_points;
   AlignedBuffer<int16_t> pair_points;
   AlignedBuffer<int32_t> sum_points;
+  AlignedBuffer<float> dp;  // widened rows of a gradient in bf16
   // See gradient_tiles.h.
   AlignedBuffer<uint16_t> tile_x, tile_gradient, tile_data;
 };

@@ -123,7 +123,8 @@ class GradientTaker {
 
 // fill(item, r0, rows, dy, layout, scratch, timer, profile) writes dy of a chunk (gradient of the
 // real-valued convolution output, zero in unused lanes). dweight: gradient of the real-valued
-// weights, [O][T][C]. dx: [L][C] without padding, data null = not kept. taker: of dx, or null.
+// weights, [O][T][C]. dx: [L][C] without padding, kF32 or kBF16, data null = not kept. taker: of
+// dx, or null.
 template <typename Fill>
 void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTaker* taker,
                    std::span<float> dweight, const RunContext& context, const Fill& fill) {
@@ -138,11 +139,15 @@ void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTa
                                  Profile& mine) {
     const int begin = window.first_complete(r0), end = window.end_of_complete(r0, rows, last);
     if (begin >= end) return;
-    float* to =
-        dx.data != nullptr
-            ? static_cast<float*>(dx.data) + items.row(item, begin, shape.length, 0) * dx_stride
-            : scratch.dx.reserve(static_cast<size_t>((end - begin) * dx_stride));
+    const ptrdiff_t count = (end - begin) * dx_stride;
+    const ptrdiff_t first = items.row(item, begin, shape.length, 0) * dx_stride;
+    const bool kept_as_it_is = dx.data != nullptr && dx.type == ElementType::kF32;
+    float* to = kept_as_it_is ? static_cast<float*>(dx.data) + first
+                              : scratch.dx.reserve(static_cast<size_t>(count));
     window.backward_data(r0, rows, last, to, scratch);
+    // Who takes sums of it sees what the layer before will read.
+    if (dx.data != nullptr && !kept_as_it_is)
+      simd().round_to_bf16(to, count, static_cast<uint16_t*>(dx.data) + first);
     timer.lap(mine.conv_backward_data);
     if (taker != nullptr) taker->add(group, item, begin, end, to, scratch, timer, mine);
   };

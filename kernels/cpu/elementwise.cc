@@ -224,6 +224,34 @@ int collect_at_least(const Sums& sums, const ChannelAffine& channel_affine, bool
   return count;
 }
 
+constexpr hn::Rebind<uint16_t, FloatTag> kHalves;
+constexpr int kUpperHalf = 16;
+
+void round_to_bf16(float* values, int64_t count, uint16_t* out) {
+  const auto bias = hn::Set(kUnsigned, 0x7fffU), one = hn::Set(kUnsigned, 1U);
+  const auto quiet = hn::Set(kUnsigned, 0x400000U);
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const V value = hn::Load(kFloats, values + i);
+    const auto bits = hn::BitCast(kUnsigned, value);
+    const auto odd = hn::And(hn::ShiftRight<kUpperHalf>(bits), one);
+    const auto rounded = hn::Add(bits, hn::Add(bias, odd));
+    const auto no_number = hn::RebindMask(kUnsigned, hn::IsNaN(value));
+    const auto half =
+        hn::ShiftRight<kUpperHalf>(hn::IfThenElse(no_number, hn::Or(bits, quiet), rounded));
+    hn::Store(hn::BitCast(kFloats, hn::ShiftLeft<kUpperHalf>(half)), kFloats, values + i);
+    hn::StoreU(hn::TruncateTo(kHalves, half), kHalves, out + i);
+  }
+}
+
+void widen_bf16(const uint16_t* from, int64_t count, float* out) {
+  constexpr int kSecondLevel = 2, kPerLine = 32;
+  for (int64_t i = 0; i < count; i += kWidth) {
+    if (i % kPerLine == 0) __builtin_prefetch(from + count + i, 0, kSecondLevel);
+    const auto half = hn::PromoteTo(kUnsigned, hn::LoadU(kHalves, from + i));
+    hn::Store(hn::BitCast(kFloats, hn::ShiftLeft<kUpperHalf>(half)), kFloats, out + i);
+  }
+}
+
 }  // namespace
 
 void fill_elementwise(Simd& table) {
@@ -238,6 +266,8 @@ void fill_elementwise(Simd& table) {
   table.channel_sums = channel_sums;
   table.evaluate_codes = evaluate_codes;
   table.evaluate_values = evaluate_values;
+  table.round_to_bf16 = round_to_bf16;
+  table.widen_bf16 = widen_bf16;
   table.add_lane_sums = add_lane_sums;
   table.collect_at_least = collect_at_least;
 }

@@ -262,9 +262,9 @@ void take_sums(const HiddenOperands& layer, ConstTileView dp, const RunContext& 
       sums.groups(), context, [&](int64_t group, Scratch& scratch, LapTimer& timer, Profile& mine) {
         sums.begin(scratch);
         for (int64_t item = sums.first_item(group); item < sums.first_item(group + 1); ++item) {
-          const float* first = static_cast<const float*>(dp.data) +
-                               items.row(item, 0, length, 0) * dp.shape.row_elements();
-          sums.add(group, item, 0, items.rows(item) / shape.pool, first, scratch, timer, mine);
+          const int rows = items.rows(item) / shape.pool;
+          const float* first = gradient_rows(dp, items.row(item, 0, length, 0), rows, scratch);
+          sums.add(group, item, 0, rows, first, scratch, timer, mine);
         }
         sums.end(group, scratch);
       });
@@ -360,7 +360,7 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
                         Scratch& scratch, LapTimer& timer, Profile& mine) {
     const int64_t row = items.row(item, r0 / shape.pool, shape.length / shape.pool, 0);
     const PooledGradient gradient = pooled_gradient(
-        pass, layer, item, r0, static_cast<const float*>(dp.data) + row * dp.shape.row_elements());
+        pass, layer, item, r0, gradient_rows(dp, row, rows / shape.pool, scratch));
     if (pass.conv().uses_sums_in_registers()) {
       pass.conv().with_code_chunk(
           item, r0, rows, scratch, timer, mine, [&](const CodeChunk& chunk) {

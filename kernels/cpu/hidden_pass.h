@@ -107,6 +107,17 @@ inline bool same_items(const LayerShape& producer, const LayerShape& reader) {
          producer.out_channels == reader.in_channels;
 }
 
+// Rows of a gradient from `row` of its tensor on, as floats: where they are, or widened.
+inline const float* gradient_rows(const ConstTileView& gradient, int64_t row, int rows,
+                                  Scratch& scratch) {
+  const int64_t first = row * gradient.shape.row_elements();
+  if (gradient.type == ElementType::kF32) return static_cast<const float*>(gradient.data) + first;
+  const int64_t count = rows * gradient.shape.row_elements();
+  float* out = scratch.dp.reserve(static_cast<size_t>(count));
+  simd().widen_bf16(static_cast<const uint16_t*>(gradient.data) + first, count, out);
+  return out;
+}
+
 // What the backward pass reads of a layer's rows from first_row on; dp: the gradient of their
 // pooled rows.
 inline PooledGradient pooled_gradient(const HiddenPass& pass, const HiddenOperands& layer,

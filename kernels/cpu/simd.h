@@ -274,6 +274,11 @@ struct Simd {
   // g of each position, likewise, and the sums that need no y.
   void (*spread_gradient)(int rows, int channels, int pool, const PooledGradient& gradient,
                           float* g, ptrdiff_t row_stride, ptrdiff_t channel_stride, float* totals);
+  // values[i] rounded to bf16, to nearest, ties to even, in place and to `out`; what is no number
+  // stays so. count: a multiple of kLanes.
+  void (*round_to_bf16)(float* values, int64_t count, uint16_t* out);
+  // And back. What lies as much further on will be wanted next; it need not exist.
+  void (*widen_bf16)(const uint16_t* from, int64_t count, float* out);
   // totals[i] += sum of the kLanes sums[i].
   void (*add_lane_sums)(const float* sums, int count, double* totals);
 

@@ -163,6 +163,8 @@ class CudaEngine final : public Engine {
 
   void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
              const BatchSource& batches, const ResultSink& results) override {
+    if (options.gradients != ElementType::kF32)
+      throw std::invalid_argument("gradients are float32 on a device");
     const cuda::MemoryStream memory(compute());
     if (ranks_) check_shared(network, plan);
     DeviceNetwork device(network, plan, DeviceNetwork::Use::kTraining, libraries_, ranks());
