@@ -266,12 +266,12 @@ void add_training_flags(CLI::App& app, Options& o) {
   group.value("--distill-weight", o.distill_weight, "F", "Share of the teacher in the loss");
   group.value("--distill-temperature", o.distill_temperature, "T",
               "What the logits are divided by for it");
-  group.text("--gradients", "TYPE", "Between layers: float32, or bf16, of half as many bytes [float32]",
-             [&o](const std::string& text) {
-               o.gradients = parse_choice<ElementType>(
-                   text, "gradients",
-                   {{"float32", ElementType::kF32}, {"bf16", ElementType::kBF16}});
-             });
+  group.text(
+      "--gradients", "TYPE", "Between layers: float32, or bf16, of half as many bytes [float32]",
+      [&o](const std::string& text) {
+        o.gradients = parse_choice<ElementType>(
+            text, "gradients", {{"float32", ElementType::kF32}, {"bf16", ElementType::kBF16}});
+      });
   group.text("--seed", "S",
              fmt::format("Seed of weights, shuffling and random methods [{}]", o.seed),
              [&o](const std::string& text) { o.seed = parse_seed(text); });

@@ -100,8 +100,8 @@ struct Options {
   double label_smoothing = 0;  // in [0, 1)
   // Teacher: a file with a quantized network, or kDistillBaseline; empty = none.
   std::string distill;
-  double distill_weight = 0.9;     // of the teacher in the loss, in (0, 1]
-  double distill_temperature = 2;  // above 0
+  double distill_weight = 0.9;                // of the teacher in the loss, in (0, 1]
+  double distill_temperature = 2;             // above 0
   ElementType gradients = ElementType::kF32;  // between layers: that, or kBF16
   uint64_t seed = 1;
 

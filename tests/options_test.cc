@@ -132,7 +132,7 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
   const std::vector<Arguments> cases = {
       {},
       {"--data=synth:1", "--synth-frames=fixed"},
-      {"--lr-schedule=cosine"},
+      {"--lr-schedule=cosine", "--gradients=bf16"},
       {"--network=depthwise", "--bits=4"},
       {"--until-cost=0.0123", "--p-methods=taylor,lamp", "--p-methods-order=alternate"},
       {"--until-cost=0.0123", "--accuracy=0.56"},
@@ -197,6 +197,7 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--epoch-frames=100", "--batch=200"}, {"--epoch-frames", "100", "at least --batch"}},
       {{"--data=synth:1", "--epoch-frames=100000"}, {"--epoch-frames", "--synth-frames fixed"}},
       {{"--label-smoothing=1"}, {"--label-smoothing", "[0, 1)"}},
+      {{"--gradients=half"}, {"--gradients", "float32 or bf16", "half"}},
       {{"--distill=baseline", "--distill-weight=0"}, {"--distill-weight", "(0, 1]"}},
       {{"--distill=baseline", "--distill-temperature=0"}, {"--distill-temperature", "above 0"}},
       {{"--distill-weight=0.5"}, {"--distill-weight", "without --distill"}},

@@ -274,9 +274,9 @@ TEST_F(ResumeTest, MethodsInTurnEndAtTheCost) {
       return flag.starts_with("--accuracy") || flag.starts_with("--epochs") ||
              flag.starts_with("--p-methods");
     });
-    for (const char* flag : {"--until-cost=0.0012", "--epochs=2", "--p-methods-order=alternate",
-                             "--gradients=bf16",
-                             "--p-methods=cost-taylor,fewer-bits,cost-structured-taylor"})
+    for (const char* flag :
+         {"--until-cost=0.0012", "--epochs=2", "--p-methods-order=alternate", "--gradients=bf16",
+          "--p-methods=cost-taylor,fewer-bits,cost-structured-taylor"})
       arguments.emplace_back(flag);
     return arguments;
   };

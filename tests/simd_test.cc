@@ -568,8 +568,9 @@ TEST(SimdTest, RoundsToBf16) {
     Aligned<float> floats(bits.size() + kLanes), widened(floats.size);
     Aligned<uint16_t> halves(2 * floats.size);
     for (size_t i = 0; i < floats.size; ++i) {
-      floats[i] = i < bits.size() ? std::bit_cast<float>(bits[i])
-                                  : std::bit_cast<float>(0x7f800001U + (i % 2 == 0 ? 0U : 0x7ffffeU));
+      floats[i] = i < bits.size()
+                      ? std::bit_cast<float>(bits[i])
+                      : std::bit_cast<float>(0x7f800001U + (i % 2 == 0 ? 0U : 0x7ffffeU));
     }
     cpu::simd().round_to_bf16(floats.data(), static_cast<int64_t>(floats.size), halves.data());
     cpu::simd().widen_bf16(halves.data(), static_cast<int64_t>(floats.size), widened.data());

@@ -22,7 +22,7 @@ struct Activation {
   Tensor grad;             // gradient of the real values: tile of grad_type without padding
   // What a layer with weights writes it in: kBF16 where asked for, if that alone reads it.
   ElementType grad_type = ElementType::kF32;
-  double scale_grad = 0;   // gradient of `scale` from operations that read it directly
+  double scale_grad = 0;  // gradient of `scale` from operations that read it directly
   // The hidden layer that computed it in training: who reads it can take sums of its gradient.
   std::optional<cpu::HiddenOperands> producer;
 };

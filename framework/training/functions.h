@@ -20,7 +20,7 @@ struct LayerWorkspace {
   cpu::Weights weights;
   cpu::HiddenState state;
   ElementType gradients = ElementType::kF32;  // of the layer's output: that, or kBF16
-  cpu::JoinState join;  // of a layer without weights, instead of all this
+  cpu::JoinState join;                        // of a layer without weights, instead of all this
 };
 
 // The frames of a batch as the first layer reads them.

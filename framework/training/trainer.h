@@ -26,7 +26,7 @@ struct TrainerOptions {
   std::optional<double> sparse_threshold;
   // Training steps in which QuantReLU thresholds follow the batches' percentiles.
   int64_t threshold_statistic_steps = kThresholdStatisticSteps;
-  LossOptions loss;  // of training
+  LossOptions loss;                           // of training
   ElementType gradients = ElementType::kF32;  // see StepOptions
   // The processes that train together, each of which makes the same calls; null = this one alone.
   // Must outlive the trainer.

@@ -359,8 +359,8 @@ void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parame
   const auto fill = [&](int64_t item, int r0, int rows, float* dy, const ChunkLayout& layout,
                         Scratch& scratch, LapTimer& timer, Profile& mine) {
     const int64_t row = items.row(item, r0 / shape.pool, shape.length / shape.pool, 0);
-    const PooledGradient gradient = pooled_gradient(
-        pass, layer, item, r0, gradient_rows(dp, row, rows / shape.pool, scratch));
+    const PooledGradient gradient =
+        pooled_gradient(pass, layer, item, r0, gradient_rows(dp, row, rows / shape.pool, scratch));
     if (pass.conv().uses_sums_in_registers()) {
       pass.conv().with_code_chunk(
           item, r0, rows, scratch, timer, mine, [&](const CodeChunk& chunk) {

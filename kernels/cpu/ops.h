@@ -192,11 +192,12 @@ struct HiddenGradients {
 };
 
 // Backward of a layer whose forward pass has run. dp: gradient of the output's values, [L /
-// pool][O] kF32 or kBF16 without padding, 0 in unused lanes; not read if its sums were taken and suffice
-// (see gradient_stays_in_cache()). act_scale_gradient: further gradient of the output's scale (from
-// the output layer's bias). dx: gradient of the input's values, [L][C] without padding, kF32 or
-// kBF16 (rounded to nearest, ties to even, before sums are taken of it); data null = not kept. producer: null, or the hidden layer that wrote x; the sums of its gradient are
-// taken on the way, if it is of the same kind.
+// pool][O] kF32 or kBF16 without padding, 0 in unused lanes; not read if its sums were taken and
+// suffice (see gradient_stays_in_cache()). act_scale_gradient: further gradient of the output's
+// scale (from the output layer's bias). dx: gradient of the input's values, [L][C] without padding,
+// kF32 or kBF16 (rounded to nearest, ties to even, before sums are taken of it); data null = not
+// kept. producer: null, or the hidden layer that wrote x; the sums of its gradient are taken on the
+// way, if it is of the same kind.
 void hidden_backward(const HiddenOperands& layer, const HiddenParameters& parameters,
                      ConstTileView dp, double act_scale_gradient, HiddenGradients& gradients,
                      TileView dx, const HiddenOperands* producer, const RunContext& context);
