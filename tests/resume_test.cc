@@ -425,8 +425,9 @@ TEST_F(ResumeTest, CudaWithoutADeviceExitsWith2AndOneLine) {
   EXPECT_EQ(std::ranges::count(log("cuda"), '\n'), 1) << log("cuda");
   EXPECT_FALSE(fs::exists(root_ / "cuda")) << "nothing was begun";
   arguments.push_back("--gradients=bf16");
-  EXPECT_EQ(run(arguments, "cuda"), 2);
-  EXPECT_EQ(log("cuda"), "error: --device cuda: gradients are float32 there; use --device cpu\n");
+  EXPECT_EQ(run(arguments, "cuda_bf16"), 2);
+  EXPECT_EQ(log("cuda_bf16"),
+            "error: --device cuda: gradients are float32 there; use --device cpu\n");
   ::unsetenv("CUDA_VISIBLE_DEVICES");  // NOLINT(concurrency-mt-unsafe): likewise
 }
 
