@@ -343,8 +343,8 @@ IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config(
     IntegerValue& value = values_.emplace_back();
     value.channels = channels;
     value.positions = positions;
-    value.zero = is_signed ? 1 << (bits - 1) : 0;
-    value.levels = (1 << bits) - 1;
+    value.zero = is_signed ? 1 << bits % kFloatBits >> 1 : 0;
+    value.levels = (1 << bits % kFloatBits) - 1;
   };
   std::vector<float> scales = {config_.input_quantizer().scale};  // of values_
   value_with_bits(config_.input_channels, config_.length, config_.input_bits, true);
