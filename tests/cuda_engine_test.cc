@@ -220,7 +220,7 @@ TEST_F(CudaEngineTest, AStepIsOneGraphOfFewNodes) {
     TrainerOptions options = trainer_options();
     options.sparse_threshold = threshold;
     Trainer trainer(options, make_cuda_engine());
-    NetworkConfig config = tiny_config();
+    ChainConfig config = tiny_config();
     config.filters = {4, 4, 4, 4, 4, 4, 4};
     config.pool = {2, 2, 2, 1, 1, 1, 1};
     config.dense = {5, 5};
