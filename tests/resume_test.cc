@@ -198,14 +198,14 @@ TEST_F(ResumeTest, ANetworkThatBranchesGoesOn) {
     return arguments;
   };
   ASSERT_EQ(run(with_network("branches"), "branches"), 0) << log("branches");
-  Arguments arguments = with_network("pieces");
+  Arguments arguments = with_network("branches-in-pieces");
   arguments.emplace_back("--time-limit=0.001");  // after an epoch
-  ASSERT_EQ(run(arguments, "pieces"), 0) << log("pieces");
+  ASSERT_EQ(run(arguments, "branches-in-pieces"), 0) << log("branches-in-pieces");
   fs::remove(file);
-  arguments = resume("pieces");
+  arguments = resume("branches-in-pieces");
   arguments.emplace_back("--time-limit=0");
-  ASSERT_EQ(run(arguments, "pieces"), 0) << log("pieces");
-  expect_same_results(root_ / "branches", root_ / "pieces");
+  ASSERT_EQ(run(arguments, "branches-in-pieces"), 0) << log("branches-in-pieces");
+  expect_same_results(root_ / "branches", root_ / "branches-in-pieces");
   const Network result = onnx::import_network(root_ / "branches" / "model.onnx");
   EXPECT_FALSE(result.config().is_chain());
   EXPECT_LT(result.weights_alive(), result.weights_total());
