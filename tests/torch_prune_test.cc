@@ -40,6 +40,7 @@ void expect_same_masks(const std::string& scenario, const std::vector<Round>& ro
     std::array<std::vector<float>, kLayers.size()> weights;
     PruneRequest request;
     request.fraction = rounds[r].fraction;
+    size_t channels = 0;
     for (size_t i = 0; i < kLayers.size(); ++i) {
       const auto& layer = kLayers[i];
       weights[i] = file.read<float>(group + layer.name + "/weight");
@@ -53,6 +54,7 @@ void expect_same_masks(const std::string& scenario, const std::vector<Round>& ro
       view.weight_bits = view.input_bits = view.output_bits = 8;
       view.weights = weights[i];
       view.mask = masks[i];
+      for (int c = 0; c < layer.out_channels; ++c) view.ties.push_back(++channels);  // none is tied
     }
     make_pruning_method(rounds[r].method)->prune(request);
     for (size_t i = 0; i < kLayers.size(); ++i) {
