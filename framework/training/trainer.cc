@@ -90,8 +90,13 @@ class Trainer::GivenFrames final : public Dataset {
   uint8_t label(int64_t frame) const override { return data_.label(frame); }
   int16_t snr_db(int64_t frame) const override { return data_.snr_db(frame); }
   void read(std::span<const int64_t> frames, FrameBatch& batch) const override {
-    batch = {};
     batch.count = std::ssize(frames);
+    batch.codes.clear();
+    batch.values.clear();
+    batch.places.clear();
+    batch.labels.clear();
+    batch.snr_db.clear();
+    batch.soft_targets.clear();
     for (const int64_t frame : frames) {
       batch.places.push_back(places_[static_cast<size_t>(frame)]);
       batch.labels.push_back(label(frame));
