@@ -96,11 +96,7 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
       console_(console),
       trainer_(trainer_options(options, ranks), std::move(engine)),
       current_(initial_network(options, *data_.dataset)) {
-  for (const std::string& name : options.p_methods) {
-    methods_.push_back(make_pruning_method(name));
-    if (methods_.back()->granularity() == Granularity::kBits)
-      require_chain(current_.config(), "--p-methods " + name);
-  }
+  for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weights_total());
   if (!data_.begin_epoch) give_frames();
   // A run that goes on has the teacher in its checkpoint.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "framework/network/compaction.h"
+#include "framework/network/cost.h"
 #include "framework/network/description.h"
 #include "framework/network/network.h"
 #include "framework/network/pruning.h"
@@ -376,6 +377,110 @@ TEST(Graph, TiedChannelsArePrunedTogether) {
     EXPECT_EQ(ties[0], ties[6]);
     EXPECT_EQ(std::vector<size_t>(ties[7].begin() + 6, ties[7].end()), ties[0]);
   }
+}
+
+// `network` with a bit less of a layer's weights or activations.
+Network with_fewer_bits(const Network& network, size_t layer, bool of_weights) {
+  NetworkConfig config = network.config();
+  std::vector<Layer> layers = Network(network).layers();
+  const bool is_output = layer == config.layers.size();
+  if (of_weights) {
+    --layers[layer].weight_bits;
+    --(is_output ? config.output_bits : config.layers[layer].weight_bits);
+  } else {
+    LayerConfig& changed = config.layers[layer];
+    --changed.act_bits;
+    if (changed.smallest_code < 0) changed.smallest_code /= 2;
+    layers[layer].act_bits = changed.act_bits;
+    layers[layer].smallest_code = changed.smallest_code;
+    for (Layer& reader : layers) {
+      if (reader.reads[0] == static_cast<int>(layer)) reader.input_bits = changed.act_bits;
+    }
+  }
+  Network fewer = network;
+  fewer.replace(config, std::move(layers));
+  return fewer;
+}
+
+// Each step takes the bit with the least loss for what the whole network's cost then falls by,
+// computed here from the network with that bit less.
+TEST(Graph, FewerBitsTakesWhatAllReadersSave) {
+  Network network = trained_network(branches(4), kSeed);
+  network.optimizer_steps = 1;  // squared gradients are moment2 / (1 - beta2)
+  Random random(kSeed, "moments");
+  for (Layer& layer : network.layers()) {
+    if (layer.has_weights()) fill_random(layer.weight.moment2, random, 1e-9F, 2e-9F);
+  }
+  const std::map<std::string, double> shift = {{"stem", 3}, {"left", 1},  {"half", 2},
+                                               {"deep", 1}, {"conv5", 4}, {"dense1", 0.5}};
+  for (Layer& layer : network.layers()) {
+    if (layer.gamma.value.defined())
+      std::ranges::fill(layer.beta.moment2.floats(), static_cast<float>(shift.at(layer.name)));
+  }
+  // By layer, the sum over the channels: stem, left, add1 = the larger of both, half, deep, mean =
+  // add1, sum = the larger of deep and mean, concat1 = half and sum.
+  const std::vector<double> gradients = {8 * 3, 8 * 1, 8 * 3,         6 * 2, 8 * 1,
+                                         8 * 3, 8 * 3, 6 * 2 + 8 * 3, 5 * 4, 7 * 0.5};
+  const auto loss = [&](size_t i, bool of_weights) {
+    const Layer& layer = network.layers()[i];
+    double sum = 0;
+    if (of_weights) {
+      float largest = 0;
+      for (const float w : layer.weight.value.floats()) largest = std::max(largest, std::abs(w));
+      const auto rounded = [&](float w, int bits) {
+        const double scale = largest / static_cast<float>((1 << (bits - 1)) - 1);
+        return std::nearbyint(w / scale) * scale;
+      };
+      for (size_t k = 0; k < layer.weight.mask.size(); ++k) {
+        const float w = layer.weight.value.floats()[k];
+        const double change = rounded(w, layer.weight_bits) - rounded(w, layer.weight_bits - 1);
+        sum += change * change * layer.weight.moment2.floats()[k];
+      }
+      return sum;
+    }
+    const double range = layer.threshold.value.floats()[0];
+    const auto distance = [&](int bits) {
+      return range / ((1 << (layer.smallest_code < 0 ? bits - 1 : bits)) - 1);
+    };
+    return gradients[i] / 12 *
+           (std::pow(distance(layer.act_bits - 1), 2) - std::pow(distance(layer.act_bits), 2));
+  };
+  int of_joins = 0;
+  for (;;) {
+    struct Bit {
+      double score;
+      size_t layer;
+      bool of_weights;
+    };
+    std::vector<Bit> bits;
+    const double before = inference_cost(network).normalized();
+    for (size_t i = 0; i < network.layers().size(); ++i) {
+      const Layer& layer = network.layers()[i];
+      for (const bool of_weights : {true, false}) {
+        const int now = of_weights ? layer.weight_bits : layer.act_bits;
+        if (now == 2 || now == kFloatBits) continue;
+        const Network fewer = with_fewer_bits(network, i, of_weights);
+        const double saved = before - inference_cost(fewer).normalized();
+        if (saved > 0) bits.push_back({loss(i, of_weights) / saved, i, of_weights});
+      }
+    }
+    const Network old = network;
+    const PruneResult result = prune(network, *make_pruning_method("fewer-bits"), 0.001, 1, 1);
+    if (bits.empty()) {
+      EXPECT_EQ(result.bits_removed, 0);
+      break;
+    }
+    EXPECT_EQ(result.bits_removed, 1);
+    const Bit best = *std::ranges::min_element(bits, {}, &Bit::score);
+    EXPECT_EQ(network.config(), with_fewer_bits(old, best.layer, best.of_weights).config());
+    of_joins += network.layers()[best.layer].has_weights() ? 0 : 1;
+  }
+  EXPECT_GT(of_joins, 2);
+  // What no weight is multiplied with keeps its bits: left, half, deep, mean and sum.
+  std::vector<int> left;
+  for (const LayerConfig& layer : network.config().layers) left.push_back(layer.act_bits);
+  EXPECT_EQ(left, (std::vector<int>{2, 4, 2, 4, 4, 4, 4, 2, 2, 2}));
+  EXPECT_EQ(network.layers()[9].input_bits, 2);
 }
 
 }  // namespace

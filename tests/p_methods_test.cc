@@ -153,7 +153,8 @@ TEST(Prune, ShowsAMethodEveryLayerWithItsCost) {
       EXPECT_EQ(conv2.mask.size(), conv2.weights.size());
       EXPECT_EQ(conv2.weight_bits, 4);
       EXPECT_EQ(conv2.input_bits, 6);
-      EXPECT_EQ(conv2.output_bits, 6);
+      EXPECT_EQ(request.values[1].bits, 6);
+      EXPECT_EQ(request.values[1].readers, std::vector<size_t>{2});
       EXPECT_EQ(conv2.bit_ops_per_weight(), 512 * 4 * 6);
       EXPECT_EQ(request.layers[0].input_bits, 8);
       EXPECT_EQ(request.layers[9].positions, 1);
@@ -329,9 +330,8 @@ TEST(Prune, RefusesAMethodThatChangesBitsAsItMustNot) {
   refuses(Granularity::kWeights, [](PruneRequest& r) { r.layers[1].weight_bits = 4; });
   refuses(kBits, [](PruneRequest& r) { r.layers[1].weight_bits = 9; });
   refuses(kBits, [](PruneRequest& r) { r.layers[1].weight_bits = 1; });
-  refuses(kBits, [](PruneRequest& r) { r.layers[0].output_bits = 1; });
-  refuses(kBits, [](PruneRequest& r) { r.layers[1].output_bits = 8; });  // it is float
-  refuses(kBits, [](PruneRequest& r) { r.layers[3].output_bits = 8; });  // these are the logits
+  refuses(kBits, [](PruneRequest& r) { r.values[0].bits = 1; });
+  refuses(kBits, [](PruneRequest& r) { r.values[1].bits = 8; });  // it is float
   refuses(kBits, [](PruneRequest& r) { r.layers[0].mask[0] = 0; });
 }
 

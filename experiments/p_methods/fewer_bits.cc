@@ -2,19 +2,26 @@
 // Feedback over bits: takes bits from the weights or the activations of single layers, one after
 // the other, where the cost falls most for the least loss. A step takes the fraction p of the bits
 // that can still go (those above 2 of the weights and of the activations of every quantized layer;
-// the network's input keeps its bits), but at least one.
+// the network's input keeps its bits, and so do activations that no weight is multiplied with, as
+// those that only sums read: they cost nothing), but at least one.
 //
 // The loss is estimated as HAWQ-V2 does (Dong et al., NeurIPS 2020): the squared change of each
 // value by the coarser quantizer, weighted by the curvature of the loss; the curvature as FIT does
 // (Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023): by the Fisher information,
 // whose diagonal the averaged squared gradients are, up to a factor that is the same everywhere.
 //   weights       sum of E[g_w^2] x (Q_b-1(w) - Q_b(w))^2 over the weights
-//   activations   sum of E[g_shift^2] over the channels x (D_b-1^2 - D_b^2) / 12
+//   activations   sum of E[g_shift^2] over the channels x (D_b-1^2 - D_b^2) / 12; what they take
+//   off
+//                 the cost: of all layers that read them
 // where D_b is the distance of two codes, D^2 / 12 the variance of rounding to them, and g_shift
 // the gradient of batch-norm's shift: the sum of the gradients of all activations of a channel,
-// whose average square is the sum of theirs where they do not depend on each other. No data are
-// needed.
+// whose average square is the sum of theirs where they do not depend on each other. A layer without
+// weights has no shift. It hands on those of what it reads, so their gradients are those of its own
+// activations, as far as no others read them: of a sum, the larger of both is taken, as a ReLU
+// lets pass less. No data are needed.
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <vector>
@@ -32,7 +39,7 @@ bool can_fall(int bits) { return bits > kFewestBits && bits != kFloatBits; }
 // One bit that can go.
 struct Step {
   double score = 0;  // estimated loss for each unit of cost that it takes off
-  size_t layer = 0;
+  size_t at = 0;     // in layers or values
   bool of_weights = true;
 };
 
@@ -64,38 +71,64 @@ double loss_of_weights(const PrunableLayer& layer) {
   return loss;
 }
 
-double loss_of_activations(const PrunableLayer& layer) {
-  double gradients = 0;
-  for (size_t c = 0; c < layer.beta.size(); ++c) gradients += layer.beta.squared_gradient(c);
+// E[g_shift^2] of the channels of every value. What joins the frames has none of theirs.
+std::vector<std::vector<double>> squared_shift_gradients(const PruneRequest& request) {
+  std::vector<std::vector<double>> all;
+  for (const PrunableValue& value : request.values) {
+    std::vector<double> squares;
+    if (has_weights(value.kind)) {
+      const TrainedValues& shift = request.layers[value.layer].beta;
+      for (size_t c = 0; c < shift.size(); ++c) squares.push_back(shift.squared_gradient(c));
+    }
+    for (const int read : value.reads) {
+      if (read == kReadsFrames) continue;
+      const std::vector<double>& of_read = all[static_cast<size_t>(read)];
+      const size_t first = value.kind == LayerKind::kConcat ? squares.size() : 0;
+      squares.resize(std::max(squares.size(), first + of_read.size()));
+      for (size_t c = 0; c < of_read.size(); ++c)
+        squares[first + c] = std::max(squares[first + c], of_read[c]);
+    }
+    all.push_back(std::move(squares));
+  }
+  return all;
+}
+
+// gradients: the sum of E[g_shift^2] over the channels.
+double loss_of_activations(const PrunableValue& value, double gradients) {
   const auto scale = [&](int bits) {
-    return double{
-        cpu::activation_scale(layer.output_range, largest_code(bits, layer.signed_output))};
+    return double{cpu::activation_scale(value.range, largest_code(bits, value.is_signed))};
   };
-  const double fine = scale(layer.output_bits), coarse = scale(layer.output_bits - 1);
+  const double fine = scale(value.bits), coarse = scale(value.bits - 1);
   return gradients * (coarse * coarse - fine * fine) / 12;
 }
 
 // The bit with the lowest score; of equal ones that of the earlier layer, weights first. Bits that
-// take nothing off the cost stay. Empty: there is none.
-std::optional<Step> best_step(std::span<const PrunableLayer> layers) {
+// take nothing off the cost stay. Empty: there is none. gradients: of the values.
+std::optional<Step> best_step(const PruneRequest& request, std::span<const double> gradients) {
+  const std::vector<PrunableLayer>& layers = request.layers;
   std::optional<Step> best;
   const auto consider = [&](const Step& step, double saved) {
     if (saved > 0 && (!best || step.score < best->score)) best = step;
   };
-  for (size_t i = 0; i < layers.size(); ++i) {
+  const auto consider_weights = [&](size_t i) {
     const PrunableLayer& layer = layers[i];
-    if (can_fall(layer.weight_bits)) {
-      const double saved = cost_of(layer, layer.weight_bits, layer.input_bits) -
-                           cost_of(layer, layer.weight_bits - 1, layer.input_bits);
-      consider({score_per_cost(loss_of_weights(layer), saved), i, true}, saved);
+    if (!can_fall(layer.weight_bits)) return;
+    const double saved = cost_of(layer, layer.weight_bits, layer.input_bits) -
+                         cost_of(layer, layer.weight_bits - 1, layer.input_bits);
+    consider({score_per_cost(loss_of_weights(layer), saved), i, true}, saved);
+  };
+  for (size_t i = 0; i < request.values.size(); ++i) {
+    const PrunableValue& value = request.values[i];
+    if (has_weights(value.kind)) consider_weights(value.layer);
+    if (!can_fall(value.bits)) continue;
+    double saved = 0;
+    for (const size_t r : value.readers) {
+      saved += cost_of(layers[r], layers[r].weight_bits, value.bits) -
+               cost_of(layers[r], layers[r].weight_bits, value.bits - 1);
     }
-    if (can_fall(layer.output_bits)) {
-      const PrunableLayer& reader = layers[i + 1];
-      const double saved = cost_of(reader, reader.weight_bits, layer.output_bits) -
-                           cost_of(reader, reader.weight_bits, layer.output_bits - 1);
-      consider({score_per_cost(loss_of_activations(layer), saved), i, false}, saved);
-    }
+    consider({score_per_cost(loss_of_activations(value, gradients[i]), saved), i, false}, saved);
   }
+  consider_weights(layers.size() - 1);  // of the output layer
   return best;
 }
 
@@ -106,21 +139,25 @@ class FewerBits final : public PruningMethod {
   void prune(PruneRequest& request) const override {
     int64_t remaining = 0;
     for (const PrunableLayer& layer : request.layers) {
-      for (const int bits : {layer.weight_bits, layer.output_bits}) {
-        if (can_fall(bits)) remaining += bits - kFewestBits;
-      }
+      if (can_fall(layer.weight_bits)) remaining += layer.weight_bits - kFewestBits;
     }
+    for (const PrunableValue& value : request.values) {
+      if (can_fall(value.bits) && !value.readers.empty()) remaining += value.bits - kFewestBits;
+    }
+    std::vector<double> gradients;
+    for (const std::vector<double>& squares : squared_shift_gradients(request))
+      gradients.push_back(std::accumulate(squares.begin(), squares.end(), 0.0));
     const int64_t count = std::max<int64_t>(prune_count(request.fraction, remaining), 1);
     for (int64_t i = 0; i < count; ++i) {
-      const std::optional<Step> step = best_step(request.layers);
+      const std::optional<Step> step = best_step(request, gradients);
       if (!step) return;
-      PrunableLayer& layer = request.layers[step->layer];
       if (step->of_weights) {
-        --layer.weight_bits;
-      } else {
-        --layer.output_bits;
-        --request.layers[step->layer + 1].input_bits;
+        --request.layers[step->at].weight_bits;
+        continue;
       }
+      PrunableValue& value = request.values[step->at];
+      --value.bits;
+      for (const size_t reader : value.readers) --request.layers[reader].input_bits;
     }
   }
 };

@@ -50,15 +50,22 @@ PrunableLayer prunable(Layer& layer, size_t index, double correction) {
   view.positions = layer.positions();
   view.weight_bits = layer.weight_bits;
   view.input_bits = layer.input_bits;
-  view.output_bits = layer.act_bits;
-  view.signed_output = layer.smallest_code < 0;
   view.weights = layer.weight.value.floats();
   view.mask = layer.weight.mask;
   view.trained_weights = trained(layer.weight, correction);
   view.gamma = trained(layer.gamma, correction);
   view.beta = trained(layer.beta, correction);
-  if (layer.threshold.value.defined()) view.output_range = layer.threshold.value.floats()[0];
   return view;
+}
+
+PrunableValue value_of(const Layer& layer) {
+  PrunableValue value;
+  value.name = layer.name;
+  value.kind = layer.kind;
+  value.bits = layer.act_bits;
+  value.is_signed = layer.smallest_code < 0;
+  if (layer.threshold.value.defined()) value.range = layer.threshold.value.floats()[0];
+  return value;
 }
 
 // Scores are compared, and one that is not a number compares with nothing.
@@ -84,9 +91,8 @@ void check_masks(const Network& network, const Network& before) {
   }
 }
 
-// Gives the layers of `network` the bits of `views`. Returns by how many they fell.
-int apply_bits(Network& network, const std::vector<PrunableLayer>& views,
-               const PruningMethod& method) {
+// Gives the layers of `network` the bits of `request`. Returns by how many they fell.
+int apply_bits(Network& network, const PruneRequest& request, const PruningMethod& method) {
   std::vector<Layer> layers = network.layers();
   NetworkConfig config = network.config();
   int removed = 0;
@@ -97,23 +103,26 @@ int apply_bits(Network& network, const std::vector<PrunableLayer>& views,
     if (!allowed) fail("{}: the pruning method changed {} bits to {}", name, before, after);
     removed += before - after;
   };
+  size_t view = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerShape before = layers[i];
-    lower(layers[i].name, layers[i].weight_bits, views[i].weight_bits);
-    lower(layers[i].name, layers[i].act_bits, views[i].output_bits);
-    layers[i].weight_bits = views[i].weight_bits;
-    layers[i].act_bits = views[i].output_bits;
-    if (int& code = layers[i].smallest_code; code < 0) {
-      const bool is_narrow = code + before.largest_code() == 0;
-      code = -layers[i].largest_code() - (is_narrow ? 0 : 1);
-      config.layers[i].smallest_code = code;
+    Layer& layer = layers[i];
+    const bool is_output = i + 1 == layers.size();
+    if (layer.has_weights()) {
+      const int bits = request.layers[view++].weight_bits;
+      lower(layer.name, layer.weight_bits, bits);
+      layer.weight_bits = bits;
+      (is_output ? config.output_bits : config.layers[i].weight_bits) = bits;
     }
-    if (i > 0) layers[i].input_bits = views[i - 1].output_bits;
-    if (i + 1 == layers.size()) {
-      config.output_bits = views[i].weight_bits;
-    } else {
-      config.layers[i].weight_bits = views[i].weight_bits;
-      config.layers[i].act_bits = views[i].output_bits;
+    if (const int read = layer.reads[0]; read != kReadsFrames)
+      layer.input_bits = layers[static_cast<size_t>(read)].act_bits;
+    if (is_output) break;
+    const LayerShape before = layer;
+    lower(layer.name, layer.act_bits, request.values[i].bits);
+    layer.act_bits = config.layers[i].act_bits = request.values[i].bits;
+    if (int& code = layer.smallest_code; code < 0) {
+      const bool is_narrow = code + before.largest_code() == 0;
+      code = -layer.largest_code() - (is_narrow ? 0 : 1);
+      config.layers[i].smallest_code = code;
     }
   }
   if (removed > 0) network.replace(std::move(config), std::move(layers));
@@ -297,6 +306,24 @@ void prune_smallest(PruneRequest& request) {
 
 namespace {
 
+// Where the values of a network's layers come from and go.
+void link_values(const std::vector<Layer>& layers, std::vector<PrunableValue>& values) {
+  size_t view = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = layers[i];
+    if (layer.has_weights() && layer.reads[0] != kReadsFrames)
+      values[static_cast<size_t>(layer.reads[0])].readers.push_back(view);
+    if (i < values.size()) {
+      if (layer.has_weights()) {
+        values[i].layer = view;
+      } else {
+        values[i].reads = layer.reads;
+      }
+    }
+    view += layer.has_weights() ? 1 : 0;
+  }
+}
+
 // Ties and readers of the views of a network's layers with weights.
 void link_channels(const std::vector<Layer>& layers, std::vector<PrunableLayer>& views) {
   const std::vector<std::vector<size_t>> ties = tied_channels(layers);
@@ -335,17 +362,20 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
   if (!(fraction > 0 && fraction < 1)) {
     fail("pruning fraction: {} is not between 0 and 1", fraction);
   }
-  // Bits of what several layers read have no score yet.
-  if (method.granularity() == Granularity::kBits) require_chain(network.config(), "fewer bits");
   check_finite(network);
   const Network before = network;
-  PruneRequest request{
-      .layers = {}, .fraction = fraction, .seed = seed, .round = round, .on_device = on_device};
+  PruneRequest request;
+  request.fraction = fraction;
+  request.seed = seed;
+  request.round = round;
+  request.on_device = on_device;
   const double correction = moment2_correction(network);
   for (Layer& layer : network.layers()) {
+    if (layer.kind != Layer::Kind::kOutput) request.values.push_back(value_of(layer));
     if (!layer.has_weights()) continue;
     request.layers.push_back(prunable(layer, request.layers.size(), correction));
   }
+  link_values(network.layers(), request.values);
   link_channels(network.layers(), request.layers);
   method.prune(request);
   check_masks(network, before);
@@ -355,8 +385,7 @@ PruneResult prune(Network& network, const PruningMethod& method, double fraction
   if (method.granularity() == Granularity::kBits && result.weights_after < result.weights_before) {
     fail("the pruning method lowers bits, but removed weights");
   }
-  if (network.config().is_chain())
-    result.bits_removed = apply_bits(network, request.layers, method);
+  result.bits_removed = apply_bits(network, request, method);
   return result;
 }
 

@@ -43,7 +43,6 @@ struct PrunableLayer {
   int64_t positions = 0;  // multiply-accumulates that one weight causes per frame
   int weight_bits = 0;    // 2..8 or 32
   int input_bits = 0;     // of the activations that the weights multiply, 2..8 or 32
-  int output_bits = 0;  // of the activations that the layer writes, 2..8; 32: float, or the output
 
   // Both [out_channels][kernel][in_channels]. A pruned weight is 0 and so is its mask.
   std::span<const float> weights;
@@ -54,10 +53,6 @@ struct PrunableLayer {
   TrainedValues trained_weights;
   // Batch-norm's scale and shift, [out_channels]; empty for the output layer, which has none.
   TrainedValues gamma, beta;
-  // The largest value that the activations can have, which is their largest code; 0 where they are
-  // float.
-  float output_range = 0;
-  bool signed_output = false;  // whether codes below 0 are among those that it writes
 
   // Which channels of hidden layers go together (tied_channels() in compaction.h), by output
   // channel; empty for the output layer.
@@ -80,6 +75,22 @@ struct PrunableLayer {
   int64_t bit_ops_per_weight() const { return positions * weight_bits * input_bits; }
   // What one weight adds to the inference cost: normalized_cost() of its operations and its bits.
   double cost_per_weight() const;
+};
+
+// What a pruning method sees of the activations that a hidden layer writes, one without weights
+// too.
+struct PrunableValue {
+  std::string_view name;  // of the layer
+  Layer::Kind kind = Layer::Kind::kConv;
+  int bits = 0;            // 2..8, or 32: float
+  float range = 0;         // the largest value, which is the largest code's; 0 where they are float
+  bool is_signed = false;  // whether there are codes below 0
+  // Of a layer with weights: where it is in PruneRequest::layers. Of others: the values that it
+  // reads, in PruneRequest::values, or kReadsFrames.
+  size_t layer = 0;
+  std::vector<int> reads;
+  // The layers in PruneRequest::layers whose weights are multiplied with it: what its bits cost.
+  std::vector<size_t> readers;
 };
 
 // The scores of layer-adaptive magnitude pruning (LAMP; Lee et al., 2021), as `layer.weights`: w^2
@@ -107,7 +118,8 @@ using PruneSmallest = std::function<void(std::span<PrunableLayer> layers, double
 
 // One call of a pruning method.
 struct PruneRequest {
-  std::vector<PrunableLayer> layers;  // from the input to the output
+  std::vector<PrunableLayer> layers;  // with weights, from the input to the output
+  std::vector<PrunableValue> values;  // of all hidden layers, in their order
   double fraction = 0;                // of what is left, 0 < fraction < 1
   uint64_t seed = 0;                  // of the run
   uint64_t round = 0;                 // distinct for every call in a run: with seed, the key for
@@ -130,8 +142,8 @@ class PruningMethod {
   virtual ~PruningMethod() = default;
   virtual Granularity granularity() const { return Granularity::kWeights; }
   // Changes `request.layers`, and nothing else. kWeights and kChannels: sets mask entries from 1 to
-  // 0. kBits: lowers weight_bits, or output_bits and with them the next layer's input_bits, of what
-  // is quantized, to no less than kFewestBits.
+  // 0. kBits: lowers weight_bits of layers, or bits of values and with them input_bits of their
+  // readers, of what is quantized, to no less than kFewestBits.
   virtual void prune(PruneRequest& request) const = 0;
 };
 
