@@ -109,12 +109,13 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
     config.weight_bits = config.act_bits = {kFloatBits};
   }
   if (GetParam().forms) {
-    config.filters = {6, 6, 5};
-    config.kernel = {6, 3, 1};
-    config.stride = {2, 1, 1};
-    config.groups = {1, 6, 1};
-    config.padding = {3, 1, 0};
-    config.pool = {1, 2, 2};
+    // Strides behind channels that fill no quads and that do, the last over all positions.
+    config.filters = {6, 6, 8, 5};
+    config.kernel = {6, 5, 4, 2};
+    config.stride = {2, 2, 2, 2};
+    config.groups = {1, 6, 2, 1};
+    config.padding = {3, 2, 1, 0};
+    config.pool = {1};
   }
   if (GetParam().is_signed) {
     config.smallest_codes = {-8, -7, 0};

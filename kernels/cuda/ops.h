@@ -280,6 +280,15 @@ void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stre
 void pack_frames(const float* frames, const Tile& out, float* values, Stream stream,
                  const uint32_t* which = nullptr);
 
+// The same codes or values with fewer rows of zeros around them, in the same memory.
+Input with_padding(const Input& x, int pad);
+
+// Several positions seen as one with the channels of all, as a stride reads them. `factor` divides
+// the length and the padding. Floats, and codes whose channels fill up quads, are in that order
+// already; others are copied into `memory`.
+Tile joined_positions(const Tile& tile, int factor);
+Input join_positions(const Input& x, int factor, DeviceBuffer<uint8_t>& memory, Stream stream);
+
 // Constants of a hidden layer on the device, [O] each, and what they come from.
 struct HiddenParameters {
   const float *gamma, *beta;

@@ -49,6 +49,17 @@ void scatter(const DeviceBuffer<float>& block, Network& network, Tensor Paramete
   }
 }
 
+// A value in the shape in which a layer with weights reads it: rows of zeros as its taps want them,
+// and positions that its stride joins. A layer of one position reads rows as taps (conv_shape()).
+cuda::Tile tile_read_by(const Layer& layer, cuda::Tile written) {
+  if (!layer.has_positions()) {
+    written.pad = 0;
+    return written;
+  }
+  written.pad = layer.input_padding();
+  return cuda::joined_positions(written, layer.form.stride);
+}
+
 }  // namespace
 
 ParameterBlock::ParameterBlock(const Network& network, bool training, Stream stream) {
@@ -109,6 +120,8 @@ struct DeviceNetwork::DeviceLayer {
       : hidden(layer.kind != Layer::Kind::kOutput),
         quantized(layer.act_bits != kFloatBits),
         has_positions(layer.has_positions()),
+        input_pad(has_positions ? layer.input_padding() : 0),
+        stride(has_positions ? layer.form.stride : 1),
         shape(layer),
         conv(cuda::conv_shape(shape, input)),
         plan(layer_plan),
@@ -158,7 +171,13 @@ struct DeviceNetwork::DeviceLayer {
     return {out, shape.output_type(), codes_out.reserve(out.code_bytes()), nullptr};
   }
 
+  // A value as this layer reads it.
+  cuda::Input read(const cuda::Input& value, Stream stream) {
+    return cuda::join_positions(cuda::with_padding(value, input_pad), stride, joined, stream);
+  }
+
   bool hidden, quantized, has_positions;
+  int input_pad, stride;
   LayerShape shape;
   cuda::ConvShape conv;
   PassPlan plan;
@@ -173,7 +192,7 @@ struct DeviceNetwork::DeviceLayer {
   cuda::Weights weights;
   cuda::HiddenState state;
   DeviceBuffer<float> mean, var, gain, values_out;
-  DeviceBuffer<uint8_t> codes_out;
+  DeviceBuffer<uint8_t> codes_out, joined;
   DeviceBuffer<double> bias_sums, scales;
   cuda::Input x;  // of the last forward pass
 };
@@ -194,7 +213,8 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
   cuda::Tile tile = input_tile_;
   bool integers = config_.input_bits != kFloatBits;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const int output_pad = i + 1 < layers.size() ? layers[i + 1].padding() : 0;
+    const int output_pad = i + 1 < layers.size() ? layers[i + 1].input_padding() : 0;
+    if (i > 0) tile = tile_read_by(layers[i], tile);
     layers_.push_back(std::make_unique<DeviceLayer>(layers[i], tile, output_pad,
                                                     plan_of(plan, layers[i]), parameters_,
                                                     use == Use::kTraining, libraries, ranks));
@@ -321,7 +341,7 @@ void DeviceNetwork::train_step(bool collect, bool first) {
   cuda::Input x = input();
   for (const auto& layer : layers_) {
     if (x.tile.batch_frames != 0 && !layer->has_positions) x = whole(x);
-    layer->x = x;
+    layer->x = layer == layers_.front() ? x : layer->read(x, stream_);
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
     x = layer->output(layer->x.tile);
@@ -366,6 +386,7 @@ void DeviceNetwork::evaluate() {
   for (const auto& layer : layers_) {
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
+    if (layer != layers_.front()) x = layer->read(x, stream_);
     const cuda::Input y = layer->output(x.tile);
     cuda::hidden_forward_eval(x, layer->weights, layer->values,
                               {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
