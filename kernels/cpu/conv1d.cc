@@ -222,7 +222,8 @@ HWY_INLINE void sparse_block(const float* HWY_RESTRICT x, ptrdiff_t any_stride, 
 template <int kStride>
 void sparse_rows(const float* x, ptrdiff_t x_stride, int rows, const SparseWeights& w, float* y,
                  ptrdiff_t y_stride) {
-  // Positions outside, channels inside: the few rows of a step stay in the first-level cache.
+  // Positions outside, channels inside: the few rows of a step stay in the first-level cache, which
+  // 16 and those around them do not.
   const auto step = [&](auto positions, int l) {
     for (int o = 0; o < w.out; ++o) {
       const int32_t begin = w.row_begin[o];
@@ -232,9 +233,6 @@ void sparse_rows(const float* x, ptrdiff_t x_stride, int rows, const SparseWeigh
     }
   };
   int l = 0;
-  if constexpr (kStride > 0 && kVectors == 1) {
-    for (; l + 16 <= rows; l += 16) step(std::integral_constant<int, 16>(), l);
-  }
   for (; l + kSparsePositions <= rows; l += kSparsePositions) {
     step(std::integral_constant<int, kSparsePositions>(), l);
   }
