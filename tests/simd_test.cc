@@ -464,11 +464,8 @@ TEST(SimdTest, SumsOfCodesAreExact) {
           const cpu::CodeWeights view = weights.view(cpu::best_dot_product(narrow_fits, false));
           Aligned<uint8_t> quads(
               static_cast<size_t>(weights.operand_quads() * weights.quad_stride()), uint8_t{77});
-          for (int r = 0; r < window; ++r) {
-            cpu::simd().pack_quads(codes.data() + r * size.channels * kLanes, size.channels,
-                                   static_cast<uint8_t>(offset), 0,
-                                   quads.data() + r * cpu::kQuadRow, weights.quad_stride());
-          }
+          cpu::simd().pack_quads(codes.data(), window, size.channels, static_cast<uint8_t>(offset),
+                                 0, quads.data(), weights.quad_stride());
           Aligned<float> y(test.dy.size);
           {
             const cpu::TilesInUse in_use(tiles);
@@ -806,10 +803,8 @@ TEST(SimdTest, SparseSumsInRegisters) {
       });
       const cpu::CodeWeights view = weights.view(cpu::best_dot_product(false, false));
       Aligned<uint8_t> quads(static_cast<size_t>(weights.in_quads() * weights.quad_stride()));
-      for (int r = 0; r < window; ++r) {
-        cpu::simd().pack_quads(x.data() + r * kInputs * kLanes, kInputs, kOffset, 0,
-                               quads.data() + r * cpu::kQuadRow, weights.quad_stride());
-      }
+      cpu::simd().pack_quads(x.data(), window, kInputs, kOffset, 0, quads.data(),
+                             weights.quad_stride());
       const cpu::CodeChunk chunk{view, quads.data(), size.rows, offsets.data()};
       cpu::simd().code_sums(view, 0, kOutputs, quads.data(), size.rows, offsets.data(),
                             data.y.data(), data.stride());

@@ -226,10 +226,8 @@ const uint8_t* ChunkConv::pack_quads(int64_t item, int r0, int rows, Scratch& sc
       static_cast<uint8_t>(x_.type == ElementType::kS8 ? signed_offset(shape_) : 0);
   // The next chunk's codes are on their way while this one's are multiplied.
   const ptrdiff_t next = chunk_rows() * x_.shape.row_elements();
-  for (int r = 0; r < window; ++r) {
-    simd().pack_quads(static_cast<const uint8_t*>(input_row(item, r0 + r)), shape_.in_channels,
-                      offset, next, out + r * kQuadRow, stride);
-  }
+  simd().pack_quads(static_cast<const uint8_t*>(input_row(item, r0)), window, shape_.in_channels,
+                    offset, next, out, stride);
   return out;
 }
 

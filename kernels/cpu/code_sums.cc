@@ -90,8 +90,8 @@ void code_totals(const CodeWeights& w, int outputs, const uint8_t* x, int rows,
 // [channels][kLanes] codes to [ceil(channels/4)] quads of [kLanes][4], `quad_stride` bytes apart:
 // 64 bytes at a time, as four blocks of four lanes of four channels. The bytes of a lane are
 // channels 0, 2, 1, 3 (byte_of_channel).
-void pack_quads(const uint8_t* codes, int channels, uint8_t offset, ptrdiff_t prefetch,
-                uint8_t* out, ptrdiff_t quad_stride) {
+HWY_INLINE void pack_row(const uint8_t* codes, int channels, uint8_t offset, ptrdiff_t prefetch,
+                         uint8_t* out, ptrdiff_t quad_stride) {
   constexpr int kSecondLevel = 2;
   int c = 0;
   if constexpr (kVectors == 1) {
@@ -130,6 +130,12 @@ void pack_quads(const uint8_t* codes, int channels, uint8_t offset, ptrdiff_t pr
     store(2, hn::InterleaveLower(shorts, high_even, high_odd));
     store(3, hn::InterleaveUpper(shorts, high_even, high_odd));
   }
+}
+
+void pack_quads(const uint8_t* codes, int rows, int channels, uint8_t offset, ptrdiff_t prefetch,
+                uint8_t* out, ptrdiff_t quad_stride) {
+  for (int r = 0; r < rows; ++r, codes += channels * kLanes, out += kQuadRow)
+    pack_row(codes, channels, offset, prefetch, out, quad_stride);
 }
 
 }  // namespace

@@ -211,11 +211,12 @@ struct Simd {
   void (*unpack_pairs_u8)(const uint8_t* codes, int channels, int16_t* out);
   void (*unpack_pairs_s8)(const int8_t* codes, int channels, int16_t* out);
 
-  // [channels][kLanes] codes to [ceil(channels/4)] quads of [kLanes][4] bytes, quad_stride apart,
-  // in the order of byte_of_channel(), `offset` added to each; bytes without a channel are
-  // anything. `prefetch` bytes further on are the codes of a later call, which need not exist.
-  void (*pack_quads)(const uint8_t* codes, int channels, uint8_t offset, ptrdiff_t prefetch,
-                     uint8_t* out, ptrdiff_t quad_stride);
+  // [row][channel][kLanes] codes to [ceil(channels/4)] quads, quad_stride apart, of
+  // [row][kLanes][4] bytes in the order of byte_of_channel(), `offset` added to each; bytes without
+  // a channel are anything. `prefetch` bytes further on are the codes of a later call, which need
+  // not exist.
+  void (*pack_quads)(const uint8_t* codes, int rows, int channels, uint8_t offset,
+                     ptrdiff_t prefetch, uint8_t* out, ptrdiff_t quad_stride);
   // Sums of outputs first .. first + outputs - 1 (`first` a multiple of 4) at `rows` positions from
   // the first row of x on, offsets[output] added, exact in 32 bits, then rounded to float:
   // y[row * y_stride + (output - first) * kLanes + lane].
