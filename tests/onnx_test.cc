@@ -286,6 +286,9 @@ std::vector<NetworkConfig> graph_configs() {
   add(residual, Kind::kConcat, {5, 4}, 0, {1, 1, 0, 1, 1}, 8, true);
   add(residual, Kind::kAveragePool, {6}, 0, {4, 1, 0, 1, 1}, 8, true);
   add(residual, Kind::kDense, {}, 7, {1, 1, 0, 1, 1}, 4);
+  residual.layers[1].name = "depth-wise";
+  residual.layers[3].name = "concat1";  // an add
+  residual.layers[5].name = "mixed_1";
   NetworkConfig branches = residual;  // of the frames; a window that is no power of two
   branches.length = 24;
   branches.input_scale = 0.013F;
@@ -321,6 +324,7 @@ TEST(OnnxExport, GraphsComeBackBitForBit) {
     for (size_t i = 0; i < network.layers().size(); ++i) {
       EXPECT_EQ(network.layers()[i].reads, back.layers()[i].reads);
       EXPECT_EQ(network.layers()[i].kind, back.layers()[i].kind);
+      EXPECT_EQ(network.layers()[i].name, back.layers()[i].name);
       if (network.layers()[i].kind == LayerKind::kOutput) continue;
       EXPECT_EQ(network.layers()[i].threshold.value.floats()[0],
                 back.layers()[i].threshold.value.floats()[0]);
@@ -384,6 +388,35 @@ class ExportedModel {
 
   ::onnx::ModelProto model;
 };
+
+// Where one layer has no name, or one that it cannot have, all are called by kind and number.
+TEST(OnnxImport, LayersHaveTheirNamesOrNone) {
+  const NetworkConfig config = graph_configs()[0];
+  const Network network = trained_network(config, 43);
+  const auto names_with = [&](const std::string& old_name, const std::string& new_name) {
+    ExportedModel exported(network);
+    for (::onnx::NodeProto& node : *exported.model.mutable_graph()->mutable_node()) {
+      if (node.name() == old_name) node.set_name(new_name);
+    }
+    const TemporaryFile file("renamed.onnx");
+    std::ofstream(file.path(), std::ios::binary) << exported.model.SerializeAsString();
+    std::vector<std::string> names;
+    const Network renamed = onnx::import_network(file.path());
+    for (const Layer& layer : renamed.layers()) names.push_back(layer.name);
+    return names;
+  };
+  const std::vector<std::string> given = {"conv1",   "depth-wise", "conv3", "concat1", "conv4",
+                                          "mixed_1", "concat2",    "pool1", "dense1",  "output"};
+  std::vector<std::string> none = given;
+  none[1] = "conv2";
+  none[3] = "add1";
+  none[5] = "concat1";
+  EXPECT_EQ(names_with("", ""), given);
+  EXPECT_EQ(names_with("mixed_1.Concat", "Concat_17"), none);
+  EXPECT_EQ(names_with("mixed_1.Concat", "a b.Concat"), none);
+  EXPECT_EQ(names_with("mixed_1.Concat", "conv1.Concat"), none);
+  EXPECT_EQ(names_with("mixed_1.Concat", "output.Concat"), none);
+}
 
 // qonnx's cleanup computes the codes of the weights beforehand. Their scale is then known from the
 // factor of the sums alone.
@@ -882,7 +915,9 @@ TEST(OnnxEvaluate, FramesSampleBySampleAndChannelByChannel) {
 
 // What of a graph is no Network: the node and the reason.
 TEST(OnnxImport, RefusesWhatDoesNotJoin) {
-  const Network network = trained_network(graph_configs()[0], 51);
+  NetworkConfig config = graph_configs()[0];
+  for (LayerConfig& layer : config.layers) layer.name.clear();
+  const Network network = trained_network(config, 51);
   const auto node = [](::onnx::ModelProto& model, const std::string& name) -> ::onnx::NodeProto& {
     for (::onnx::NodeProto& each : *model.mutable_graph()->mutable_node()) {
       if (each.name() == name) return each;

@@ -979,6 +979,29 @@ class Importer {
     return false;
   }
 
+  // As export_network() calls the node that begins a layer: "conv1.Conv". Empty: not so.
+  static std::string name_of(const GraphNode& node) {
+    const std::string end = "." + node.op;
+    if (!node.name.ends_with(end)) return {};
+    return node.name.substr(0, node.name.size() - end.size());
+  }
+
+  // The layers' names, where the file has one for each that they can have.
+  void take_names(NetworkConfig& config) const {
+    NetworkConfig named = config;
+    for (size_t i = 0; i < named.layers.size(); ++i) {
+      std::string name = name_of(*layers_[i].node);
+      if (name.empty()) return;
+      if (name != config.name_of(i)) named.layers[i].name = std::move(name);
+    }
+    try {
+      named.validate();
+    } catch (const UsageError&) {
+      return;
+    }
+    config = std::move(named);
+  }
+
   NetworkConfig config() const {
     NetworkConfig config;
     const Shape& in = graph_.value(graph_.input).shape;
@@ -1013,6 +1036,7 @@ class Importer {
     } catch (const UsageError& error) {
       fail("{}: {}", graph_.file, error.what());
     }
+    take_names(config);
     return config;
   }
 
