@@ -461,7 +461,9 @@ TEST(SimdTest, SumsOfCodesAreExact) {
           weights.pack(size.out, size.taps, size.channels, window, sparse, tiles, weight);
           const bool narrow_fits = weights.largest() * ((1 << input_bits) - 1) < 32768;
           EXPECT_TRUE(offset == 0 || narrow_fits);
-          const cpu::CodeWeights view = weights.view(cpu::best_dot_product(narrow_fits, false));
+          cpu::CodeWeights view = weights.view(cpu::best_dot_product(narrow_fits, false));
+          view.small_sums = weights.largest() << input_bits <= cpu::kLargestSmallSum;
+          EXPECT_TRUE(offset == 0 || view.small_sums);
           Aligned<uint8_t> quads(
               static_cast<size_t>(weights.operand_quads() * weights.quad_stride()), uint8_t{77});
           cpu::simd().pack_quads(codes.data(), window, size.channels, static_cast<uint8_t>(offset),

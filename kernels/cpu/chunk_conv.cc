@@ -52,7 +52,8 @@ void ChunkConv::add_totals(int64_t item, int r0, int rows, int64_t* totals, Scra
                            LapTimer& timer, Profile& profile) const {
   const uint8_t* operand = pack_quads(item, r0, rows, scratch);
   timer.lap(profile.unpack);
-  const CodeWeights weights = w_.forward_quads.view(w_.dot);
+  CodeWeights weights = w_.forward_quads.view(w_.dot);
+  weights.small_sums = (w_.forward_quads.largest() << shape_.input_bits) <= kLargestSmallSum;
   const auto add = weights.tiles != nullptr ? tile_totals : simd().code_totals;
   add(weights, shape_.out_channels, operand, rows, sum_offsets(), totals);
   timer.lap(profile.conv_forward);

@@ -42,6 +42,7 @@ struct ToFloats {
 // ... or no more than their totals.
 struct ToTotals {
   int64_t* totals;
+  bool small_sums;
 
   template <int PB>
   HWY_INLINE void operator()(int output, int /*row*/, int v, const VI (&sums)[PB]) const {
@@ -49,11 +50,25 @@ struct ToTotals {
                          HWY_ATTR { return hn::ShiftRight<32>(hn::BitCast(kLongs, value)); };
     VI sum = hn::Zero(kInts);
     auto squares = hn::Zero(kLongs);
-    HWY_UNROLL(16)
-    for (int p = 0; p < PB; ++p) {
-      const VI other = hn::BitCast(kInts, odd(sums[p]));
-      sum = hn::Add(sum, sums[p]);
-      squares = hn::Add(squares, hn::Add(hn::MulEven(sums[p], sums[p]), hn::MulEven(other, other)));
+    if (small_sums) {  // of 16 bits: one multiplication for each
+      VI small = hn::Zero(kInts);
+      HWY_UNROLL(16)
+      for (int p = 0; p < PB; ++p) {
+        const auto value = hn::BitCast(kShorts, sums[p]);
+        const auto low = hn::BitCast(kShorts, hn::And(sums[p], hn::Set(kInts, 0xffff)));
+        sum = hn::Add(sum, sums[p]);
+        small = multiply_add_pairs(low, value, small);
+      }
+      const auto even = hn::ShiftRight<32>(hn::ShiftLeft<32>(hn::BitCast(kLongs, small)));
+      squares = hn::Add(even, odd(small));
+    } else {
+      HWY_UNROLL(16)
+      for (int p = 0; p < PB; ++p) {
+        const VI other = hn::BitCast(kInts, odd(sums[p]));
+        sum = hn::Add(sum, sums[p]);
+        squares =
+            hn::Add(squares, hn::Add(hn::MulEven(sums[p], sums[p]), hn::MulEven(other, other)));
+      }
     }
     const auto even = hn::ShiftRight<32>(hn::ShiftLeft<32>(hn::BitCast(kLongs, sum)));
     const auto add = [&](int i, auto value) HWY_ATTR {
@@ -84,7 +99,7 @@ void code_sums(const CodeWeights& w, int first, int outputs, const uint8_t* x, i
 
 void code_totals(const CodeWeights& w, int outputs, const uint8_t* x, int rows,
                  const int32_t* offsets, int64_t* totals) {
-  with_variant(w, 0, outputs, x, rows, offsets, ToTotals{totals});
+  with_variant(w, 0, outputs, x, rows, offsets, ToTotals{totals, w.small_sums});
 }
 
 // [channels][kLanes] codes to [ceil(channels/4)] quads of [kLanes][4], `quad_stride` bytes apart:

@@ -17,6 +17,9 @@ namespace fmp::cpu {
 inline constexpr int kTileOutputs = 16, kTileQuads = 16;
 inline constexpr int kTileBytes = kTileOutputs * kTileQuads * kQuad;
 
+// The squares of as many of these sums as registers hold, 16, fit into 31 bits.
+inline constexpr int kLargestSmallSum = 1 << 13;
+
 // Weights, a quad at a time: [0] four bytes in an element, in the order of byte_of_channel(); [1]
 // two elements of 16-bit pairs, of channels 0 and 1, then 2 and 3.
 struct CodeWeights {
@@ -25,6 +28,7 @@ struct CodeWeights {
   DotProduct dot = DotProduct::kWide;
   bool sparse = false;
   bool two_channels = false;           // no more than that at the input
+  bool small_sums = false;             // all are within +-kLargestSmallSum, offsets included
   const int32_t* row_begin = nullptr;  // compressed rows: outputs, ...
   const int32_t* offset = nullptr;     // ... bytes from the first row of the first quad
   const int32_t* dense[2] = {};        // [out_quads][in_quads][taps][4 outputs]
