@@ -4,9 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <numeric>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "framework/network/compaction.h"
@@ -481,6 +485,81 @@ TEST(Graph, FewerBitsTakesWhatAllReadersSave) {
   for (const LayerConfig& layer : network.config().layers) left.push_back(layer.act_bits);
   EXPECT_EQ(left, (std::vector<int>{2, 4, 2, 4, 4, 4, 4, 2, 2, 2}));
   EXPECT_EQ(network.layers()[9].input_bits, 2);
+}
+
+// Torch-Pruning's dependency graph of the same network. It ties a depthwise convolution's channel
+// to the one that it reads. Here it has a score of its own, and compact() removes what then nobody
+// reads: the channel that it reads stays where others read it.
+TEST(Graph, TiesAndReadersAreThoseOfTorchPruning) {
+  using Channel = std::pair<std::string, int>;
+  constexpr int kChannel = 3;
+  struct Spy final : PruningMethod {
+    std::vector<PrunableLayer>& layers;
+    explicit Spy(std::vector<PrunableLayer>& to) : layers(to) {}
+    void prune(PruneRequest& request) const override { layers = request.layers; }
+  };
+  NetworkConfig config = read_network(R"({"layers": [
+      {"type": "conv", "name": "stem", "outputs": 8, "kernel": 3},
+      {"type": "conv", "name": "left", "outputs": 8, "kernel": 5, "signed": true},
+      {"type": "add", "reads": ["left", "stem"]},
+      {"type": "conv", "name": "side", "outputs": 6, "kernel": 3, "reads": ["stem"]},
+      {"type": "conv", "name": "dw", "outputs": 8, "kernel": 3, "groups": 8, "reads": ["add1"]},
+      {"type": "conv", "name": "pw", "outputs": 8, "kernel": 1},
+      {"type": "concat", "reads": ["side", "pw"]},
+      {"type": "conv", "name": "after", "outputs": 5, "kernel": 3}]})",
+                                      4);
+  config.length = 16;
+  config.classes = 7;
+  Network network(config, kSeed);
+  std::vector<PrunableLayer> layers;
+  prune(network, Spy(layers), 0.3, 1, 1);
+  const std::vector<ChannelGroup> groups = alive_channel_groups(layers);
+  std::ifstream file(std::string(FMP_FIXTURES_DIR) + "/torch_pruning.json");
+  const nlohmann::json expected = nlohmann::json::parse(file);
+  ASSERT_EQ(expected.size(), 6U);
+  int depthwise = 0;
+  for (const auto& [root, theirs] : expected.items()) {
+    SCOPED_TRACE(root);
+    std::set<Channel> outputs, inputs, of_depthwise;
+    std::set<std::pair<size_t, int>> todo, done;
+    for (const PrunableLayer& layer : layers) {
+      if (layer.name == root) todo.emplace(layer.index, kChannel);
+    }
+    ASSERT_EQ(todo.size(), 1U);
+    const size_t root_layer = todo.begin()->first;
+    while (!todo.empty()) {
+      const std::pair<size_t, int> next = *todo.begin();
+      todo.erase(next);
+      for (const ChannelGroup& group : groups) {
+        if (std::ranges::find(group, next) == group.end()) continue;
+        for (const auto& [at, channel] : group) {
+          if (!done.emplace(at, channel).second) continue;
+          outputs.emplace(layers[at].name, channel);
+          for (const PrunableLayer::Reader& reader : layers[at].readers) {
+            const Channel read(layers[reader.layer].name, reader.first + channel);
+            if (read.first != "dw") {
+              inputs.insert(read);
+            } else if (of_depthwise.insert(read).second) {
+              todo.emplace(reader.layer, read.second);
+            }
+          }
+        }
+      }
+      // From a depthwise channel back to the one that it reads.
+      if (layers[next.first].name == "dw") todo.emplace(0, next.second);
+      if (done.contains({0, next.second})) todo.erase({0, next.second});
+    }
+    depthwise += of_depthwise.empty() ? 0 : 1;
+    EXPECT_EQ(outputs, theirs.at("outputs").get<std::set<Channel>>());
+    EXPECT_EQ(inputs, theirs.at("inputs").get<std::set<Channel>>());
+    // The group that goes as one here: all of theirs but for the depthwise convolution.
+    for (const ChannelGroup& group : groups) {
+      if (std::ranges::find(group, std::pair(root_layer, kChannel)) == group.end()) continue;
+      const bool is_sum = root == "stem" || root == "left";
+      EXPECT_EQ(group.size(), is_sum ? 2U : 1U);
+    }
+  }
+  EXPECT_EQ(depthwise, 3);  // stem, left and dw
 }
 
 }  // namespace
