@@ -301,17 +301,10 @@ RunDirectory open_directory(const Options& options) {
                                 : RunDirectory::open(options.resume);
 }
 
-// Why a network does not run on a device; empty: it does.
-std::string_view needs_cpu(const NetworkConfig& config) {
-  return config.is_chain() ? std::string_view() : "the network branches";
-}
-
 std::unique_ptr<Engine> engine_for(Options& options, Communicator* ranks) {
-  std::string_view why = needs_cpu(layers_of(options));
-  if (why.empty() && options.gradients != ElementType::kF32) why = "gradients are float32 there";
-  if (!why.empty()) {
+  if (options.gradients != ElementType::kF32) {
     if (options.device == DeviceChoice::kCuda)
-      throw UsageError(fmt::format("--device cuda: {}; use --device cpu", why));
+      throw UsageError("--device cuda: gradients are float32 there; use --device cpu");
     options.device = DeviceChoice::kCpu;
   }
   try {

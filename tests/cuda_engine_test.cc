@@ -23,8 +23,10 @@
 #include "experiments/fmp_controller.h"
 #include "framework/error.h"
 #include "framework/network/checkpoint.h"
+#include "framework/network/compaction.h"
 #include "framework/random.h"
 #include "framework/training/trainer.h"
+#include "tests/all_operations.h"
 #ifdef FMP_SIMT
 #include "tests/simt/nvtx3/nvToolsExt.h"
 #include "tests/simt/simt.h"
@@ -125,7 +127,7 @@ std::vector<float> values_of(const Network& network) {
       add(p->moment1);
       add(p->moment2);
     }
-    if (layer.kind == Layer::Kind::kOutput) continue;
+    if (layer.kind == Layer::Kind::kOutput || !layer.has_weights()) continue;
     add(layer.running_mean);
     add(layer.running_var);
   }
@@ -211,6 +213,46 @@ TEST_F(CudaEngineTest, GraphsAndCachedMemoryChangeNothing) {
   EXPECT_EQ(values_of(train({.cache_memory = false, .graphs = true})), reference);
   EXPECT_EQ(values_of(train({.cache_memory = true, .graphs = true})), reference);
   EXPECT_EQ(values_of(train({.cache_memory = true, .graphs = true})), reference) << "run to run";
+}
+
+// A network that branches: steps that collect and that do not, of two sizes of batch; then without
+// channels that were pruned; and from a checkpoint.
+TEST_F(CudaEngineTest, BranchesAreTrainedPrunedAndResumed) {
+  const TinyDataset data(100);
+  const auto epoch = [&](Network& network, uint64_t number, bool graphs) {
+    Trainer trainer(trainer_options(), make_cuda_engine({.graphs = graphs}));
+    trainer.plan(network);
+    trainer.train_epoch(network, data, range_of(0, 90), kSeed, number, 1e-2);
+    return trainer.evaluate(network, data, range_of(3, 50)).loss;
+  };
+  Network network(all_operations(kBits, kLength, kClasses), kSeed);
+  Network without_graphs = network;
+  epoch(network, 1, true);
+  epoch(without_graphs, 1, false);
+  EXPECT_EQ(values_of(network), values_of(without_graphs));
+
+  // Whole channels of the stem and of "left", which the sum ties, and of "half".
+  for (const size_t i : {0U, 1U, 3U}) {
+    Layer& layer = network.layers()[i];
+    const size_t row = layer.weight.mask.size() / static_cast<size_t>(layer.out_channels);
+    for (const size_t channel : {1U, 2U}) {
+      std::fill_n(layer.weight.mask.begin() + static_cast<ptrdiff_t>(channel * row), row,
+                  uint8_t{0});
+      layer.gamma.value.floats()[channel] = layer.beta.value.floats()[channel] = 0;
+    }
+  }
+  network.apply_masks();
+  Trainer cpu(trainer_options()), cuda(trainer_options(), make_cuda_engine());
+  const double whole = cuda.evaluate(network, data, range_of(3, 50)).loss;
+  compact(network);
+  EXPECT_LT(network.layers()[3].out_channels, 5);
+  EXPECT_NEAR(cuda.evaluate(network, data, range_of(3, 50)).loss, whole, 1e-6);
+  EXPECT_NEAR(cpu.evaluate(network, data, range_of(3, 50)).loss, whole, 1e-6);
+
+  Network resumed = network;  // as a checkpoint has it
+  const double expected = epoch(network, 2, true);
+  EXPECT_EQ(epoch(resumed, 2, true), expected);
+  EXPECT_EQ(values_of(resumed), values_of(network));
 }
 
 // Launches bound a step of small batches: a VGG10 has 10 layers.

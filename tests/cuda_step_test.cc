@@ -13,6 +13,7 @@
 #include "framework/random.h"
 #include "framework/training/cuda/cuda_engine.h"
 #include "framework/training/trainer.h"
+#include "tests/all_operations.h"
 
 namespace fmp {
 namespace {
@@ -78,7 +79,7 @@ void expect_close(const Network& actual, const Network& expected) {
       expect_close(a.moment2, b.moment2, b.name + " second moment");
       EXPECT_EQ(a.mask, b.mask);
     }
-    if (cpu.kind == Layer::Kind::kOutput) continue;
+    if (cpu.kind == Layer::Kind::kOutput || !cpu.has_weights()) continue;
     expect_close(mine.running_mean, cpu.running_mean, cpu.name + " running mean");
     expect_close(mine.running_var, cpu.running_var, cpu.name + " running variance");
   }
@@ -90,6 +91,7 @@ struct Case {
   bool pruned, is_float;
   bool forms = false;      // of convolutions
   bool is_signed = false;  // and another scale of the input
+  bool branches = false;
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
@@ -121,7 +123,12 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
     config.smallest_codes = {-8, -7, 0};
     config.input_scale = 0.013F;
   }
-  Network network(config, kSeed);
+  NetworkConfig network_config = config;
+  if (GetParam().branches) {
+    network_config = all_operations(4, config.length, config.classes);
+    network_config.input_bits = config.input_bits;
+  }
+  Network network(network_config, kSeed);
   if (GetParam().pruned) {
     Random random(kSeed, "mask");
     for (Layer& layer : network.layers()) {
@@ -146,7 +153,7 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   Network device_network = network;
   for (int step = 0; step < kSteps; ++step) {
     SCOPED_TRACE("step " + std::to_string(step));
-    const FrameBatch batch = random_batch(config, static_cast<uint64_t>(step));
+    const FrameBatch batch = random_batch(network_config, static_cast<uint64_t>(step));
     const Trainer::StepResult expected = cpu.train_step(network, batch, kLearningRate);
     const Trainer::StepResult actual = cuda.train_step(device_network, batch, kLearningRate);
     EXPECT_NEAR(actual.loss, expected.loss, 1e-5 * expected.loss);
@@ -154,7 +161,7 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
     if (HasFatalFailure()) return;
   }
   // The same network gives the same logits: its forward pass is exact.
-  const FrameBatch batch = random_batch(config, kSteps);
+  const FrameBatch batch = random_batch(network_config, kSteps);
   const std::vector<float> expected = cpu.logits(network, batch);
   const std::vector<float> actual = cuda.logits(network, batch);
   ASSERT_EQ(actual.size(), expected.size());
@@ -163,19 +170,21 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Plans, CudaStepTest,
-                         testing::Values(Case{"Dense", Kernel::kDense, false, false},
-                                         Case{"PrunedSparse", Kernel::kSparse, true, false},
-                                         Case{"Float", Kernel::kDense, false, true},
-                                         Case{"Cublas", Kernel::kCublas, false, false},
-                                         Case{"FloatCublas", Kernel::kCublas, false, true},
-                                         Case{"Cusparse", Kernel::kCusparse, true, false},
-                                         Case{"Forms", Kernel::kDense, false, false, true},
-                                         Case{"FormsSparse", Kernel::kSparse, false, false, true},
-                                         Case{"Signed", Kernel::kDense, false, false, false, true},
-                                         Case{"SignedCusparse", Kernel::kCusparse, true, false,
-                                              false, true}),
-                         [](const auto& parameter) { return std::string(parameter.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Plans, CudaStepTest,
+    testing::Values(Case{"Dense", Kernel::kDense, false, false},
+                    Case{"PrunedSparse", Kernel::kSparse, true, false},
+                    Case{"Float", Kernel::kDense, false, true},
+                    Case{"Cublas", Kernel::kCublas, false, false},
+                    Case{"FloatCublas", Kernel::kCublas, false, true},
+                    Case{"Cusparse", Kernel::kCusparse, true, false},
+                    Case{"Forms", Kernel::kDense, false, false, true},
+                    Case{"FormsSparse", Kernel::kSparse, false, false, true},
+                    Case{"Signed", Kernel::kDense, false, false, false, true},
+                    Case{"SignedCusparse", Kernel::kCusparse, true, false, false, true},
+                    Case{"Branches", Kernel::kDense, false, false, false, false, true},
+                    Case{"BranchesPrunedSparse", Kernel::kSparse, true, false, false, false, true}),
+    [](const auto& parameter) { return std::string(parameter.param.name); });
 
 class CudaRealStepTest : public CudaStepTest {};
 

@@ -20,6 +20,7 @@
 #include "framework/random.h"
 #include "framework/training/trainer.h"
 #include "kernels/communicator.h"
+#include "tests/all_operations.h"
 
 namespace fmp {
 
@@ -82,6 +83,7 @@ struct RanksCase {
   bool pruned = false;
   int length = 16;
   uint64_t epochs = 2;
+  bool branches = false;  // tests/all_operations.h instead of filters
 };
 
 // Where a rank trains.
@@ -97,7 +99,8 @@ inline std::vector<uint32_t> trained(const RanksCase& test, int threads, Communi
   config.dense = test.dense;
   config.input_bits = test.input_bits;
   config.weight_bits = config.act_bits = {test.bits};
-  Network network(config, 3);
+  Network network(
+      test.branches ? all_operations(test.bits, test.length, kClasses) : NetworkConfig(config), 3);
   if (test.pruned) {
     for (Layer& layer : network.layers()) {
       layer.weight.mask.assign(static_cast<size_t>(layer.weight.size()), 1);
@@ -143,7 +146,7 @@ inline std::vector<uint32_t> trained(const RanksCase& test, int threads, Communi
       for (const Tensor* tensor : {&p->value, &p->grad, &p->moment1, &p->moment2})
         for (const float value : tensor->floats()) bits.push_back(std::bit_cast<uint32_t>(value));
     }
-    if (layer.kind == Layer::Kind::kOutput) continue;
+    if (layer.kind == Layer::Kind::kOutput || !layer.has_weights()) continue;
     for (const Tensor* tensor : {&layer.running_mean, &layer.running_var})
       for (const float value : tensor->floats()) bits.push_back(std::bit_cast<uint32_t>(value));
   }

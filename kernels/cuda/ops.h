@@ -381,6 +381,28 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
                      HiddenState& state, const float* dp, const double* act_scale_gradient,
                      const HiddenGradients& gradients, float* dx, Stream stream);
 
+// Operations without weights. Of `state` they use what a quantizer has: its scale, and where the
+// percentile is. threshold: v, not read while collecting. ranks: of inputs that are shares of a
+// batch.
+void join_forward_train(Join join, const LayerShape& shape, std::span<const Input> inputs,
+                        const float* threshold, bool collect, HiddenState& state,
+                        DeviceRanks* ranks, const Tile& out, void* out_data, Stream stream);
+void join_forward_eval(Join join, const LayerShape& shape, std::span<const Input> inputs,
+                       const float* threshold, HiddenState& state, const Tile& out, void* out_data,
+                       Stream stream);
+struct JoinGradient {
+  float* dx = nullptr;  // [L][C_i][lane]; null: it is not wanted
+  bool add = false;     // to what is there, the gradient from another reader
+};
+// dp: [L / pool][C][lane]. act_scale_gradient: a device double, null = 0. gradients: one for each
+// input. threshold_gradient: of v.
+void join_backward(Join join, const LayerShape& shape, std::span<const Input> inputs,
+                   const float* threshold, HiddenState& state, const float* dp,
+                   const double* act_scale_gradient, std::span<const JoinGradient> gradients,
+                   float* threshold_gradient, DeviceRanks* ranks, Stream stream);
+// to += from: gradients of a value that has several readers.
+void add_gradient(const float* from, size_t count, float* to, Stream stream);
+
 struct OutputParameters {
   const float* bias;            // [O]
   const float* gain = nullptr;  // [O]: see cpu::OutputParameters; null = none

@@ -49,15 +49,29 @@ void scatter(const DeviceBuffer<float>& block, Network& network, Tensor Paramete
   }
 }
 
-// A value in the shape in which a layer with weights reads it: rows of zeros as its taps want them,
-// and positions that its stride joins. A layer of one position reads rows as taps (conv_shape()).
-cuda::Tile tile_read_by(const Layer& layer, cuda::Tile written) {
-  if (!layer.has_positions()) {
-    written.pad = 0;
-    return written;
+// What a layer with weights reads: rows of zeros as its taps want them, and positions that its
+// stride joins. A layer of one position reads rows as taps (conv_shape()).
+int stride_of(const Layer& layer) {
+  return layer.has_weights() && layer.has_positions() ? layer.form.stride : 1;
+}
+int padding_of(const Layer& layer) {  // of positions that are joined already
+  return layer.has_weights() && layer.has_positions() ? layer.padding() : 0;
+}
+
+Join join_of(LayerKind kind) {
+  switch (kind) {
+    case LayerKind::kAdd:
+      return Join::kAdd;
+    case LayerKind::kConcat:
+      return Join::kConcat;
+    default:
+      return Join::kAveragePool;
   }
-  written.pad = layer.input_padding();
-  return cuda::joined_positions(written, layer.form.stride);
+}
+
+size_t gradient_elements(const cuda::Tile& tile) {
+  return static_cast<size_t>(tile.length) * static_cast<size_t>(tile.channels) *
+         static_cast<size_t>(tile.lanes());
 }
 
 }  // namespace
@@ -114,26 +128,36 @@ void ParameterBlock::store(Network& network, Stream stream) const {
 
 // A layer with the memory of its passes, and what its work is called on a timeline.
 struct DeviceNetwork::DeviceLayer {
+  // input: of a layer with weights, as it reads it.
   DeviceLayer(const Layer& layer, const cuda::Tile& input, int output_pad,
               const LayerPlan& layer_plan, const ParameterBlock& parameters, bool training,
               cuda::Libraries& libraries, cuda::DeviceRanks* ranks)
       : hidden(layer.kind != Layer::Kind::kOutput),
         quantized(layer.act_bits != kFloatBits),
-        has_positions(layer.has_positions()),
-        input_pad(has_positions ? layer.input_padding() : 0),
-        stride(has_positions ? layer.form.stride : 1),
+        has_weights(layer.has_weights()),
+        kind(layer.kind),
+        reads(layer.reads),
+        stride(stride_of(layer)),
+        pad(padding_of(layer)),
         shape(layer),
-        conv(cuda::conv_shape(shape, input)),
+        conv(has_weights ? cuda::conv_shape(shape, input) : cuda::ConvShape{}),
         plan(layer_plan),
         out{0, layer.length / layer.pool, layer.out_channels, output_pad},
         forward_name(fmt::format("{} forward {}", layer.name, kernel_name(plan.forward))),
         backward_name(fmt::format("{} backward data {} weight {}", layer.name,
                                   kernel_name(plan.backward_data),
-                                  kernel_name(plan.backward_weight))),
-        weight(parameters.value(layer.weight)) {
+                                  kernel_name(plan.backward_weight))) {
+    if (!has_weights) {
+      forward_name = layer.name + " forward";
+      backward_name = layer.name + " backward";
+      threshold = parameters.value(layer.threshold);
+      if (training) gradients.threshold = parameters.grad(layer.threshold);
+      return;
+    }
     const Stream stream = libraries.stream();
+    weight = parameters.value(layer.weight);
     weights.use_libraries(&libraries);
-    if (has_positions) weights.use_ranks(ranks);
+    if (layer.has_positions()) weights.use_ranks(ranks);
     weights.set_mask(conv, layer.weight.mask, stream);
     if (hidden) {
       values = {parameters.value(layer.gamma), parameters.value(layer.beta),
@@ -161,29 +185,28 @@ struct DeviceNetwork::DeviceLayer {
     }
   }
 
-  // Where this layer's output goes, as the next one reads it.
-  cuda::Input output(const cuda::Tile& in) {
+  // Where this layer's output goes.
+  void* make_output(const cuda::Tile& in) {
     out.frames = in.frames;
     out.batch_frames = in.batch_frames;
     out.first_frame = in.first_frame;
-    if (!quantized) return {out, ElementType::kF32, values_out.reserve(out.floats()), nullptr};
     // The scale has no address before the first pass.
-    return {out, shape.output_type(), codes_out.reserve(out.code_bytes()), nullptr};
+    void* const data = quantized ? static_cast<void*>(codes_out.reserve(out.code_bytes()))
+                                 : static_cast<void*>(values_out.reserve(out.floats()));
+    value = {out, quantized ? shape.output_type() : ElementType::kF32, data, nullptr};
+    return data;
   }
 
-  // A value as this layer reads it.
-  cuda::Input read(const cuda::Input& value, Stream stream) {
-    return cuda::join_positions(cuda::with_padding(value, input_pad), stride, joined, stream);
-  }
-
-  bool hidden, quantized, has_positions;
-  int input_pad, stride;
+  bool hidden, quantized, has_weights;
+  LayerKind kind;
+  std::vector<int> reads;
+  int stride, pad;
   LayerShape shape;
   cuda::ConvShape conv;
   PassPlan plan;
   cuda::Tile out;
   std::string forward_name, backward_name;
-  float* weight;
+  float* weight = nullptr;
   float* threshold = nullptr;
   cuda::OutputParameters output_values{};
   cuda::HiddenParameters values{};
@@ -194,7 +217,13 @@ struct DeviceNetwork::DeviceLayer {
   DeviceBuffer<float> mean, var, gain, values_out;
   DeviceBuffer<uint8_t> codes_out, joined;
   DeviceBuffer<double> bias_sums, scales;
-  cuda::Input x;  // of the last forward pass
+  DeviceBuffer<uint32_t> of_batch;     // its output, of all ranks
+  DeviceBuffer<float> share_gradient;  // the way back
+  size_t gradient_memory = 0;          // which of DeviceNetwork's
+  // Of the step that runs.
+  std::vector<cuda::Input> xs;
+  cuda::Input value;          // what it wrote, or all ranks did
+  float* gradient = nullptr;  // of that; null: no reader has given any
 };
 
 DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
@@ -203,28 +232,60 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
       stream_(libraries.stream()),
       ranks_(ranks),
       parameters_(network, use == Use::kTraining, stream_),
-      input_tile_{0, network.layers()[0].length, network.layers()[0].in_channels,
-                  network.layers()[0].padding()},
       factors_(1) {
-  require_chain(config_, "CUDA");
   const float scale = config_.input_quantizer().scale;
   input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
   const std::vector<Layer>& layers = network.layers();
-  cuda::Tile tile = input_tile_;
-  bool integers = config_.input_bits != kFloatBits;
+  for (const Layer& layer : layers) {
+    if (std::ranges::find(layer.reads, kReadsFrames) == layer.reads.end()) continue;
+    const int stride = stride_of(layer);
+    cuda::Tile& tile = frames_[stride].tile;
+    tile.length = config_.length / stride;
+    tile.channels = config_.input_channels * stride;
+    tile.pad = std::max(tile.pad, padding_of(layer));
+  }
+  const std::vector<std::vector<int>> readers = readers_of(layers);
   for (size_t i = 0; i < layers.size(); ++i) {
-    const int output_pad = i + 1 < layers.size() ? layers[i + 1].input_padding() : 0;
-    if (i > 0) tile = tile_read_by(layers[i], tile);
+    int output_pad = 0;
+    for (const int reader : readers[i]) {
+      const Layer& reading = layers[static_cast<size_t>(reader)];
+      output_pad = std::max(output_pad, padding_of(reading) * stride_of(reading));
+    }
+    const int read = layers[i].reads[0];
+    cuda::Tile tile;
+    bool integers = true;
+    if (read == kReadsFrames) {
+      tile = frames_.at(stride_of(layers[i])).tile;
+      integers = config_.input_bits != kFloatBits;
+    } else {
+      const DeviceLayer& from = *layers_[static_cast<size_t>(read)];
+      tile = from.out;
+      if (layers[i].has_weights()) {
+        tile.pad = padding_of(layers[i]) * stride_of(layers[i]);
+        tile = cuda::joined_positions(tile, stride_of(layers[i]));
+      }
+      integers = from.quantized;
+    }
+    tile.pad = padding_of(layers[i]);
     layers_.push_back(std::make_unique<DeviceLayer>(layers[i], tile, output_pad,
                                                     plan_of(plan, layers[i]), parameters_,
                                                     use == Use::kTraining, libraries, ranks));
     DeviceLayer& layer = *layers_.back();
+    if (!layer.has_weights) continue;
     layer.weights.prepare(layer.shape, layer.conv, layer.weight, integers, layer.plan,
                           use == Use::kTraining, stream_);
     weights_.push_back(&layer.weights);
-    tile = layer.out;
-    integers = layer.quantized;
   }
+  while (layers[behind_shares_].has_positions()) ++behind_shares_;  // the output layer has none
+  for (size_t i = behind_shares_; i < layers.size(); ++i) {
+    for (const int read : layers[i].reads) {
+      std::vector<int>& list = read == kReadsFrames ? gathered_frames_ : gathered_;
+      const int item = read == kReadsFrames ? stride_of(layers[i]) : read;
+      if (read >= static_cast<int>(behind_shares_)) continue;
+      if (std::ranges::find(list, item) == list.end()) list.push_back(item);
+    }
+  }
+  if (use == Use::kTraining) plan_gradients();
   compile();
   for (const cuda::Weights* weights : weights_) weights->summary(stream_);  // throws if not finite
   cuda::synchronize(stream_);
@@ -232,14 +293,46 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
 
 DeviceNetwork::~DeviceNetwork() = default;
 
-cuda::Input DeviceNetwork::input() const {
-  if (config_.input_bits == kFloatBits) {
-    return {input_tile_, ElementType::kF32, input_.data(), nullptr};
+// Memory of a gradient is used again as soon as the layer that wrote the value has had it.
+void DeviceNetwork::plan_gradients() {
+  std::vector<size_t> idle;
+  std::vector<bool> has_memory(layers_.size(), false);
+  size_t count = 0;
+  for (size_t i = layers_.size(); i-- > 0;) {
+    for (const int read : layers_[i]->reads) {
+      if (read == kReadsFrames || has_memory[static_cast<size_t>(read)]) continue;
+      has_memory[static_cast<size_t>(read)] = true;
+      if (idle.empty()) idle.push_back(count++);
+      layers_[static_cast<size_t>(read)]->gradient_memory = idle.back();
+      idle.pop_back();
+    }
+    if (has_memory[i]) idle.push_back(layers_[i]->gradient_memory);
   }
-  return {input_tile_, ElementType::kS8, input_.data(), input_scale_.data()};
+  gradients_.resize(count);
 }
 
-cuda::Input DeviceNetwork::whole(const cuda::Input& share) {
+void DeviceNetwork::put_frames() {
+  const bool are_codes = config_.input_bits != kFloatBits;
+  for (auto& [stride, frames] : frames_) {
+    frames.value = {frames.tile, are_codes ? ElementType::kS8 : ElementType::kF32,
+                    frames.data.data(), are_codes ? input_scale_.data() : nullptr};
+  }
+  for (const auto& layer : layers_) layer->gradient = nullptr;
+}
+
+const cuda::Input& DeviceNetwork::value(const DeviceLayer& reader, int read) const {
+  return read == kReadsFrames ? frames_.at(reader.stride).value
+                              : layers_[static_cast<size_t>(read)]->value;
+}
+
+cuda::Input DeviceNetwork::read(DeviceLayer& layer) {
+  const cuda::Input& x = value(layer, layer.reads[0]);
+  if (layer.reads[0] == kReadsFrames) return cuda::with_padding(x, layer.pad);
+  return cuda::join_positions(cuda::with_padding(x, layer.pad * layer.stride), layer.stride,
+                              layer.joined, stream_);
+}
+
+cuda::Input DeviceNetwork::whole(const cuda::Input& share, DeviceBuffer<uint32_t>& memory) {
   cuda::Input all = share;
   all.tile.frames = share.tile.batch_frames;
   all.tile.batch_frames = all.tile.first_frame = 0;
@@ -250,35 +343,53 @@ cuda::Input DeviceNetwork::whole(const cuda::Input& share) {
   cuda::copy_on_device(parts + rows * static_cast<size_t>(share.tile.first_frame), share.data,
                        rows * static_cast<size_t>(share.tile.lanes()) * sizeof(uint32_t), stream_);
   ranks_->gather_lanes(parts, rows, all.tile.frames, stream_);
-  cuda::join_lanes(parts, {all.tile.frames, ranks_->ranks()}, rows, joined_.reserve(words),
-                   stream_);
-  all.data = joined_.data();
+  cuda::join_lanes(parts, {all.tile.frames, ranks_->ranks()}, rows, memory.reserve(words), stream_);
+  all.data = memory.data();
   return all;
 }
 
-const float* DeviceNetwork::share_of(const float* gradient, const cuda::Tile& whole,
-                                     const cuda::Tile& share) {
-  const size_t rows = static_cast<size_t>(whole.length) * static_cast<size_t>(whole.channels);
-  float* const part = share_gradient_.reserve(rows * static_cast<size_t>(share.lanes()));
-  cuda::take_lanes(gradient, rows, whole.lanes(), static_cast<int>(share.first_frame),
-                   share.lanes(), part, stream_);
-  return part;
+void DeviceNetwork::gather() {
+  for (const int stride : gathered_frames_) {
+    Frames& frames = frames_.at(stride);
+    frames.value = whole(frames.value, frames.of_batch);
+  }
+  for (const int i : gathered_) {
+    DeviceLayer& layer = *layers_[static_cast<size_t>(i)];
+    layer.value = whole(layer.value, layer.of_batch);
+  }
+}
+
+void DeviceNetwork::share_gradients() {
+  for (const int i : gathered_) {
+    DeviceLayer& layer = *layers_[static_cast<size_t>(i)];
+    const size_t rows =
+        static_cast<size_t>(layer.out.length) * static_cast<size_t>(layer.out.channels);
+    float* const part = layer.share_gradient.reserve(gradient_elements(layer.out));
+    cuda::take_lanes(layer.gradient, rows, layer.value.tile.lanes(),
+                     static_cast<int>(layer.out.first_frame), layer.out.lanes(), part, stream_);
+    layer.gradient = part;
+  }
 }
 
 void DeviceNetwork::load(const void* frames, const uint32_t* which, const uint8_t* labels,
                          int64_t count, int64_t first, int64_t batch_frames) {
   const cuda::Range range("input");
-  input_tile_.frames = count;
-  input_tile_.batch_frames = count == batch_frames ? 0 : batch_frames;
-  input_tile_.first_frame = first;
-  if (config_.input_bits == kFloatBits) {
-    input_.reserve(input_tile_.floats() * sizeof(float));
-    cuda::pack_frames(static_cast<const float*>(frames), input_tile_,
-                      reinterpret_cast<float*>(input_.data()), stream_, which);
-  } else {
-    input_.reserve(input_tile_.code_bytes());
-    cuda::pack_frames(static_cast<const int8_t*>(frames), input_tile_, input_.data(), stream_,
-                      which);
+  frames_here_ = count;
+  frames_of_batch_ = batch_frames;
+  for (auto& [stride, as_read] : frames_) {
+    cuda::Tile& tile = as_read.tile;
+    tile.frames = count;
+    tile.batch_frames = count == batch_frames ? 0 : batch_frames;
+    tile.first_frame = first;
+    if (config_.input_bits == kFloatBits) {
+      as_read.data.reserve(tile.floats() * sizeof(float));
+      cuda::pack_frames(static_cast<const float*>(frames), tile,
+                        reinterpret_cast<float*>(as_read.data.data()), stream_, which);
+    } else {
+      as_read.data.reserve(tile.code_bytes());
+      cuda::pack_frames(static_cast<const int8_t*>(frames), tile, as_read.data.data(), stream_,
+                        which);
+    }
   }
   has_soft_ = false;
   const auto bytes = static_cast<size_t>(batch_frames);
@@ -293,8 +404,7 @@ void DeviceNetwork::load(const void* frames, const uint32_t* which, const uint8_
 void DeviceNetwork::load_soft_targets(const float* soft) {
   has_soft_ = soft != nullptr;
   if (!has_soft_) return;
-  const size_t count =
-      static_cast<size_t>(input_tile_.frames_of_batch()) * static_cast<size_t>(config_.classes);
+  const size_t count = static_cast<size_t>(frames_of_batch_) * static_cast<size_t>(config_.classes);
   cuda::copy_on_device(soft_.reserve(count), soft, count * sizeof(float), stream_);
 }
 
@@ -307,95 +417,140 @@ void DeviceNetwork::compile() {
   cuda::Weights::compile(weights_, stream_);
 }
 
-void DeviceNetwork::forward_output(const cuda::Input& x, float* dlogits, uint8_t* predicted) {
-  DeviceLayer& layer = *layers_.back();
-  const int64_t frames = input_tile_.frames_of_batch();
+void DeviceNetwork::forward(DeviceLayer& layer, bool collect, bool first) {
   const cuda::Range range(layer.forward_name);
+  layer.xs.clear();
+  if (layer.has_weights) {
+    layer.xs.push_back(read(layer));
+    void* const out = layer.make_output(layer.xs[0].tile);
+    cuda::hidden_forward_train(layer.xs[0], layer.weights, layer.values, collect,
+                               {layer.mean.data(), layer.var.data()}, layer.state, layer.out, out,
+                               stream_);
+  } else {
+    for (const int i : layer.reads) layer.xs.push_back(value(layer, i));
+    void* const out = layer.make_output(layer.xs[0].tile);
+    cuda::join_forward_train(join_of(layer.kind), layer.shape, layer.xs, layer.threshold, collect,
+                             layer.state, ranks_, layer.out, out, stream_);
+  }
+  if (layer.state.collected) {
+    cuda::follow_threshold(layer.state, first, layer.threshold, stream_);
+  }
+  if (layer.quantized) layer.value.scale = layer.state.act_scale();
+}
+
+void DeviceNetwork::forward_output(float* dlogits, uint8_t* predicted) {
+  DeviceLayer& layer = *layers_.back();
+  const cuda::Range range(layer.forward_name);
+  layer.xs = {read(layer)};
+  const int64_t frames = layer.xs[0].tile.frames;
   loss_.reserve(cuda::loss_partials(frames));
-  cuda::output_forward(x, layer.weights, layer.output_values, logits_.data(), stream_);
+  cuda::output_forward(layer.xs[0], layer.weights, layer.output_values, logits_.data(), stream_);
   const cuda::Targets targets{labels_.data(), has_soft_ ? soft_.data() : nullptr, loss_options_};
   cuda::softmax_cross_entropy(frames, config_.classes, logits_.data(), targets, dlogits, predicted,
                               loss_.data(), stream_);
 }
 
-void DeviceNetwork::backward(DeviceLayer& layer, const cuda::Input& x, const float* dy,
-                             const double* of_scale, float* dx) {
+float* DeviceNetwork::gradient_for(int read, bool& add) {
+  add = false;
+  if (read == kReadsFrames) return nullptr;
+  DeviceLayer& layer = *layers_[static_cast<size_t>(read)];
+  add = layer.gradient != nullptr;
+  if (!add) {
+    layer.gradient = gradients_[layer.gradient_memory].reserve(gradient_elements(layer.value.tile));
+  }
+  return layer.gradient;
+}
+
+void DeviceNetwork::backward(DeviceLayer& layer, const double* of_scale) {
   const cuda::Range range(layer.backward_name);
+  const cuda::Input& x = layer.xs[0];
+  bool add = false;
+  float* const sum = gradient_for(layer.reads[0], add);
+  const size_t elements = gradient_elements(x.tile);
+  float* const dx = add ? added_.reserve(elements) : sum;
   if (!layer.hidden) {
     cuda::output_backward(x, layer.weights, layer.output_values, dlogits_.data(),
                           layer.output_gradients, dx, stream_);
     weight_gradients_.push_back(
         {&layer.weights, layer.output_gradients.weight, layer.scales.data()});
-    return;
+  } else {
+    std::swap(layer.state.dy, dy_);  // one for all layers
+    cuda::hidden_backward(x, layer.weights, layer.values, layer.state, layer.gradient, of_scale,
+                          layer.gradients, dx, stream_);
+    std::swap(layer.state.dy, dy_);
+    weight_gradients_.push_back({&layer.weights, layer.gradients.weight, nullptr});
   }
-  std::swap(layer.state.dy, dy_);  // one for all layers
-  cuda::hidden_backward(x, layer.weights, layer.values, layer.state, dy, of_scale, layer.gradients,
-                        dx, stream_);
-  std::swap(layer.state.dy, dy_);
-  weight_gradients_.push_back({&layer.weights, layer.gradients.weight, nullptr});
+  if (add) cuda::add_gradient(dx, elements, sum, stream_);
+}
+
+void DeviceNetwork::backward_join(DeviceLayer& layer, const double* of_scale) {
+  const cuda::Range range(layer.backward_name);
+  std::vector<cuda::JoinGradient> gradients;
+  for (const int read : layer.reads) {
+    bool add = false;
+    float* const dx = gradient_for(read, add);
+    gradients.push_back({dx, add});
+  }
+  cuda::join_backward(join_of(layer.kind), layer.shape, layer.xs, layer.threshold, layer.state,
+                      layer.gradient, of_scale, gradients, layer.gradients.threshold, ranks_,
+                      stream_);
 }
 
 void DeviceNetwork::train_step(bool collect, bool first) {
-  const int64_t frames = input_tile_.frames_of_batch();
+  const bool shared = frames_here_ != frames_of_batch_;
   compile();
-  cuda::Input x = input();
-  for (const auto& layer : layers_) {
-    if (x.tile.batch_frames != 0 && !layer->has_positions) x = whole(x);
-    layer->x = layer == layers_.front() ? x : layer->read(x, stream_);
-    if (!layer->hidden) break;
-    const cuda::Range range(layer->forward_name);
-    x = layer->output(layer->x.tile);
-    cuda::hidden_forward_train(layer->x, layer->weights, layer->values, collect,
-                               {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
-                               const_cast<void*>(x.data), stream_);
-    if (layer->state.collected) {
-      cuda::follow_threshold(layer->state, first, layer->threshold, stream_);
-    }
-    if (layer->quantized) x.scale = layer->state.act_scale();
+  put_frames();
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (shared && i == behind_shares_) gather();
+    if (layers_[i]->hidden) forward(*layers_[i], collect, first);
   }
-  const cuda::Tile logits_tile{frames, 1, config_.classes, 0};
+  const cuda::Tile logits_tile{frames_of_batch_, 1, config_.classes, 0};
   logits_.reserve(logits_tile.floats());
-  forward_output(x, dlogits_.reserve(logits_tile.floats()), nullptr);
+  forward_output(dlogits_.reserve(logits_tile.floats()), nullptr);
 
+  // A value's readers run from the last to the first, which is the order of the sum of their
+  // gradients.
   weight_gradients_.clear();
-  const float* dy = dlogits_.data();
+  const DeviceLayer& output = *layers_.back();
   for (size_t i = layers_.size(); i-- > 0;) {
     DeviceLayer& layer = *layers_[i];
-    const cuda::Tile& in = layer.x.tile;
-    const auto elements = static_cast<size_t>(in.length) * static_cast<size_t>(in.channels) *
-                          static_cast<size_t>(in.lanes());
-    // The output layer's bias is quantized at a scale that the layer before it has set.
-    const bool before_output = i + 2 == layers_.size();
-    const double* of_scale = before_output ? layers_.back()->scales.data() + 1 : nullptr;
-    backward(layer, layer.x, dy, of_scale, i == 0 ? nullptr : gradient_out_.reserve(elements));
-    std::swap(gradient_in_, gradient_out_);
-    dy = gradient_in_.data();
-    if (i > 0 && in.batch_frames == 0 && layers_[i - 1]->x.tile.batch_frames != 0)
-      dy = share_of(dy, in, layers_[i - 1]->x.tile);
+    if (shared && i + 1 == behind_shares_) share_gradients();
+    // The output layer's bias is quantized at the scale of what it reads.
+    const bool before_output = static_cast<int>(i) == output.reads[0];
+    const double* of_scale = before_output ? output.scales.data() + 1 : nullptr;
+    if (layer.has_weights) {
+      backward(layer, of_scale);
+    } else {
+      backward_join(layer, of_scale);
+    }
   }
-  // An even number of exchanges, so that every step finds the buffers as the one before did.
-  if (layers_.size() % 2 != 0) std::swap(gradient_in_, gradient_out_);
   const cuda::Range range("adam");
   cuda::Weights::backward(weight_gradients_, stream_);
   parameters_.adam(factors_.data(), &loss_.data()->not_finite, stream_);
 }
 
 void DeviceNetwork::evaluate() {
-  const int64_t frames = input_tile_.frames;
-  cuda::Input x = input();
+  put_frames();
   for (const auto& layer : layers_) {
     if (!layer->hidden) break;
     const cuda::Range range(layer->forward_name);
-    if (layer != layers_.front()) x = layer->read(x, stream_);
-    const cuda::Input y = layer->output(x.tile);
-    cuda::hidden_forward_eval(x, layer->weights, layer->values,
-                              {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
-                              const_cast<void*>(y.data), stream_);
-    x = y;
-    if (layer->quantized) x.scale = layer->state.act_scale();
+    if (layer->has_weights) {
+      const cuda::Input x = read(*layer);
+      void* const out = layer->make_output(x.tile);
+      cuda::hidden_forward_eval(x, layer->weights, layer->values,
+                                {layer->mean.data(), layer->var.data()}, layer->state, layer->out,
+                                out, stream_);
+    } else {
+      layer->xs.clear();
+      for (const int i : layer->reads) layer->xs.push_back(value(*layer, i));
+      void* const out = layer->make_output(layer->xs[0].tile);
+      cuda::join_forward_eval(join_of(layer->kind), layer->shape, layer->xs, layer->threshold,
+                              layer->state, layer->out, out, stream_);
+    }
+    if (layer->quantized) layer->value.scale = layer->state.act_scale();
   }
-  logits_.reserve(cuda::Tile{frames, 1, config_.classes, 0}.floats());
-  forward_output(x, nullptr, predicted_.reserve(static_cast<size_t>(frames)));
+  logits_.reserve(cuda::Tile{frames_here_, 1, config_.classes, 0}.floats());
+  forward_output(nullptr, predicted_.reserve(static_cast<size_t>(frames_here_)));
 }
 
 const cuda::LossResult* DeviceNetwork::loss() const { return loss_.data(); }
@@ -403,10 +558,10 @@ const uint8_t* DeviceNetwork::predicted() const { return predicted_.data(); }
 
 std::vector<float> DeviceNetwork::logits() const {
   const std::vector<float> tile = logits_.to_host(stream_);
-  const auto lanes = static_cast<size_t>(input_tile_.lanes());
+  const auto lanes = static_cast<size_t>(cuda::round_up(frames_here_, cuda::kWarpLanes));
   const auto classes = static_cast<size_t>(config_.classes);
   std::vector<float> result;
-  for (size_t n = 0; n < static_cast<size_t>(input_tile_.frames); ++n) {
+  for (size_t n = 0; n < static_cast<size_t>(frames_here_); ++n) {
     for (size_t c = 0; c < classes; ++c) result.push_back(tile[c * lanes + n]);
   }
   return result;
@@ -415,7 +570,7 @@ std::vector<float> DeviceNetwork::logits() const {
 void DeviceNetwork::store(Network& network) const {
   parameters_.store(network, stream_);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    if (!layers_[i]->hidden) continue;
+    if (!layers_[i]->hidden || !layers_[i]->has_weights) continue;
     Layer& layer = network.layers()[i];
     const auto copy = [&](const DeviceBuffer<float>& from, Tensor& to) {
       std::ranges::copy(from.to_host(stream_), to.floats().begin());

@@ -83,34 +83,53 @@ class DeviceNetwork {
 
  private:
   struct DeviceLayer;
-  cuda::Input input() const;
+  // The frames as layers with one stride read them.
+  struct Frames {
+    cuda::Tile tile;
+    cuda::DeviceBuffer<uint8_t> data;
+    cuda::DeviceBuffer<uint32_t> of_batch;
+    cuda::Input value;  // in a step: these, or those of the whole batch
+  };
+  void put_frames();  // what they are at the begin of a step
+  const cuda::Input& value(const DeviceLayer& reader, int read) const;
+  // A value as a layer with weights reads it.
+  cuda::Input read(DeviceLayer& layer);
   // The same for the whole batch, from the shares of all ranks.
-  cuda::Input whole(const cuda::Input& share);
-  // Of the whole batch's gradients, those of this rank's share.
-  const float* share_of(const float* gradient, const cuda::Tile& whole, const cuda::Tile& share);
-  void compile();  // from the weights as they are now
-  void forward_output(const cuda::Input& x, float* dlogits, uint8_t* predicted);
-  void backward(DeviceLayer& layer, const cuda::Input& x, const float* dy, const double* of_scale,
-                float* dx);
+  cuda::Input whole(const cuda::Input& share, cuda::DeviceBuffer<uint32_t>& memory);
+  void gather();           // values that layers behind the convolutions read
+  void share_gradients();  // the way back
+  void compile();          // from the weights as they are now
+  void forward(DeviceLayer& layer, bool collect, bool first);
+  void forward_output(float* dlogits, uint8_t* predicted);
+  // Memory for the gradient that a layer has for what it reads; add: another reader's is there.
+  float* gradient_for(int read, bool& add);
+  void backward(DeviceLayer& layer, const double* of_scale);
+  void backward_join(DeviceLayer& layer, const double* of_scale);
+  void plan_gradients();
 
   NetworkConfig config_;
   cuda::Stream stream_;
   cuda::DeviceRanks* ranks_;
   ParameterBlock parameters_;
-  cuda::Tile input_tile_;
-  cuda::DeviceBuffer<uint8_t> input_, labels_, predicted_;
+  int64_t frames_here_ = 0, frames_of_batch_ = 0;
+  std::map<int, Frames> frames_;  // by stride
+  cuda::DeviceBuffer<uint8_t> labels_, predicted_;
   cuda::DeviceBuffer<float> input_scale_, logits_, dlogits_, soft_;
   bool has_soft_ = false;
   LossOptions loss_options_;
   cuda::DeviceBuffer<cuda::AdamFactors> factors_;
   cuda::DeviceBuffer<cuda::LossResult> loss_;
-  // Shared by the layers: gradients on their way from one to the next, and of convolution sums.
-  cuda::DeviceBuffer<float> gradient_in_, gradient_out_, dy_;
-  // Where convolutions end: outputs of the ranks, of the whole batch, and gradients of the share.
-  cuda::DeviceBuffer<uint32_t> parts_, joined_;
-  cuda::DeviceBuffer<float> share_gradient_;
+  // Shared by the layers: gradients of values, from their last reader to the layer that wrote them
+  // (of a chain, two), one that is added to another reader's, and of convolution sums.
+  std::vector<cuda::DeviceBuffer<float>> gradients_;
+  cuda::DeviceBuffer<float> added_, dy_;
+  // Layers from here on compute the whole batch, from these values.
+  size_t behind_shares_ = 0;
+  std::vector<int> gathered_;
+  std::vector<int> gathered_frames_;  // by stride
+  cuda::DeviceBuffer<uint32_t> parts_;
   std::vector<std::unique_ptr<DeviceLayer>> layers_;
-  std::vector<cuda::Weights*> weights_;                 // of the layers
+  std::vector<cuda::Weights*> weights_;                 // of the layers that have any
   std::vector<cuda::WeightGradient> weight_gradients_;  // of a step
 };
 
