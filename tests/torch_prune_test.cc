@@ -51,7 +51,7 @@ void expect_same_masks(const std::string& scenario, const std::vector<Round>& ro
       view.kernel = layer.kernel;
       view.in_channels = layer.in_channels;
       view.positions = 1;
-      view.weight_bits = view.input_bits = view.output_bits = 8;
+      view.weight_bits = view.input_bits = 8;
       view.weights = weights[i];
       view.mask = masks[i];
       for (int c = 0; c < layer.out_channels; ++c) view.ties.push_back(++channels);  // none is tied
