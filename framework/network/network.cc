@@ -539,16 +539,6 @@ int64_t NetworkConfig::weights() const {
   return total;
 }
 
-void require_chain(const NetworkConfig& config, std::string_view what) {
-  for (size_t i = 0; i < config.layers.size(); ++i) {
-    if (has_weights(config.layers[i].kind) &&
-        config.reads_of(i) == std::vector{static_cast<int>(i) - 1})
-      continue;
-    fail("{}: not for networks that branch, and {} does not just read the layer before it", what,
-         config.name_of(i));
-  }
-}
-
 std::vector<std::vector<int>> readers_of(const std::vector<Layer>& layers) {
   std::vector<std::vector<int>> readers(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {

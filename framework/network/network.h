@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "framework/data/input_quantizer.h"
@@ -88,9 +87,6 @@ struct NetworkConfig {
 
   bool operator==(const NetworkConfig&) const = default;
 };
-
-// Throws Error if a network is no chain: `what` cannot do it.
-void require_chain(const NetworkConfig& config, std::string_view what);
 
 // A chain of convolutions and then dense layers, in few words: flags and tests give networks so.
 // The defaults are the published VGG10. Lists beside filters and dense: one value for all layers,
