@@ -31,6 +31,7 @@ TrainerOptions trainer_options(const Options& options, Communicator* ranks) {
   trainer.threads = options.threads;
   trainer.ranks = ranks;
   trainer.sparse_threshold = options.sparse_threshold;
+  trainer.batch_norm_steps = options.batch_norm_steps;
   trainer.loss = {options.label_smoothing, options.distill.empty() ? 0.0 : options.distill_weight,
                   options.distill_temperature};
   trainer.gradients = options.gradients;

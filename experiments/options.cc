@@ -33,6 +33,7 @@ constexpr const char* kNetworkFlags[] = {"bits",     "network", "input-bits", "w
                                          "stride",   "padding", "groups",     "pool"};
 constexpr int64_t kMaximumFilters = 65536;
 constexpr int kMaximumThreads = 4096;
+constexpr int kMaximumBatchNormSteps = 1000000;
 
 template <typename... Args>
 [[noreturn]] void usage(fmt::format_string<Args...> format, Args&&... args) {
@@ -258,6 +259,8 @@ void add_training_flags(CLI::App& app, Options& o) {
   group.value("--batch", o.batch, "N", "Frames per optimizer step");
   group.value("--epoch-frames", o.epoch_frames, "N",
               "Most training frames of an epoch, after which the criterion is looked at; 0 = all");
+  group.value("--batch-norm-steps", o.batch_norm_steps, "N",
+              "Batches after each epoch in which batch-norm's running statistics alone follow");
   group.value("--label-smoothing", o.label_smoothing, "F",
               "Share of a label that is spread over all classes");
   group.text("--distill", "FILE",
@@ -471,6 +474,8 @@ void validate_training(const Options& o) {
   require(o.learning_rate > 0 && std::isfinite(o.learning_rate), "lr", "a number above 0",
           o.learning_rate);
   require(o.lr_patience >= 0, "lr-patience", "at least 0", o.lr_patience);
+  require(o.batch_norm_steps >= 0 && o.batch_norm_steps <= kMaximumBatchNormSteps,
+          "batch-norm-steps", "0..1000000", o.batch_norm_steps);
   require(o.label_smoothing >= 0 && o.label_smoothing < 1, "label-smoothing",
           "a fraction in [0, 1)", o.label_smoothing);
   require(o.distill_weight > 0 && o.distill_weight <= 1, "distill-weight", "a fraction in (0, 1]",
@@ -628,6 +633,7 @@ std::vector<std::string> to_arguments(const Options& o) {
   if (o.lr_schedule == LrSchedule::kPlateau) add("lr-patience", o.lr_patience);
   add("batch", o.batch);
   add("epoch-frames", o.epoch_frames);
+  add("batch-norm-steps", o.batch_norm_steps);
   add("label-smoothing", o.label_smoothing);
   if (!o.distill.empty()) {
     add("distill", o.distill);
@@ -697,6 +703,7 @@ nlohmann::json to_json(const Options& o) {
                                                                 : nlohmann::json(nullptr)},
           {"batch", o.batch},
           {"epoch-frames", o.epoch_frames},
+          {"batch-norm-steps", o.batch_norm_steps},
           {"label-smoothing", o.label_smoothing},
           {"distill", o.distill.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.distill)},
           {"distill-weight", of_teacher(o.distill_weight)},

@@ -97,6 +97,7 @@ struct Options {
   int lr_patience = 5;  // of the plateau's schedule
   int batch = 1024;
   int64_t epoch_frames = 0;    // at most, of an epoch; 0 = all
+  int batch_norm_steps = 0;    // after an epoch, of batch-norm's statistics alone
   double label_smoothing = 0;  // in [0, 1)
   // Teacher: a file with a quantized network, or kDistillBaseline; empty = none.
   std::string distill;

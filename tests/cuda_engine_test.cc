@@ -254,6 +254,46 @@ TEST_F(CudaEngineTest, BranchesAreTrainedPrunedAndResumed) {
   EXPECT_EQ(values_of(resumed), values_of(network));
 }
 
+// Of the parameters nothing changes; running statistics are those of a network that stands still.
+TEST_F(CudaEngineTest, BatchNormSettlesAfterAnEpoch) {
+  constexpr int kSettling = 2;
+  const TinyDataset data(150);
+  const std::vector<int64_t> frames = range_of(0, 130);
+  for (const bool on_device : {false, true}) {
+    const auto trained = [&](int64_t settling) {
+      TrainerOptions options = trainer_options();
+      options.batch_norm_steps = settling;
+      Trainer trainer(options, on_device ? make_cuda_engine() : make_cpu_engine(1));
+      Network network(tiny_config(), kSeed);
+      trainer.train_epoch(network, data, frames, kSeed, 1, 1e-2);
+      return network;
+    };
+    Network expected = trained(0);
+    const Network plain = expected;
+    Trainer trainer(trainer_options(), on_device ? make_cuda_engine() : make_cpu_engine(1));
+    const std::vector<int64_t> order = shuffled(frames, kSeed, 1);
+    for (int step = 0; step < kSettling; ++step) {
+      FrameBatch batch;
+      data.read(std::span(order).subspan(static_cast<size_t>(step * kBatch), kBatch), batch);
+      trainer.train_step(expected, batch, 0);
+    }
+    const Network settled = trained(kSettling);
+    EXPECT_EQ(settled.steps, plain.steps);
+    for (size_t i = 0; i + 1 < settled.layers().size(); ++i) {
+      const Layer& layer = settled.layers()[i];
+      const auto equal = [&](const Tensor& a, const Tensor& b) {
+        return std::ranges::equal(a.floats(), b.floats());
+      };
+      EXPECT_TRUE(equal(layer.weight.value, plain.layers()[i].weight.value));
+      EXPECT_TRUE(equal(layer.weight.moment1, plain.layers()[i].weight.moment1));
+      EXPECT_EQ(layer.threshold.value.floats()[0], plain.layers()[i].threshold.value.floats()[0]);
+      EXPECT_TRUE(equal(layer.running_mean, expected.layers()[i].running_mean));
+      EXPECT_TRUE(equal(layer.running_var, expected.layers()[i].running_var));
+      EXPECT_FALSE(equal(layer.running_mean, plain.layers()[i].running_mean));
+    }
+  }
+}
+
 // Launches bound a step of small batches: a VGG10 has 10 layers.
 TEST_F(CudaEngineTest, AStepIsOneGraphOfFewNodes) {
   const TinyDataset data(5 * kBatch);

@@ -132,7 +132,7 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
   const std::vector<Arguments> cases = {
       {},
       {"--data=synth:1", "--synth-frames=fixed"},
-      {"--lr-schedule=cosine", "--gradients=bf16"},
+      {"--lr-schedule=cosine", "--gradients=bf16", "--batch-norm-steps=40"},
       {"--network=depthwise", "--bits=4"},
       {"--until-cost=0.0123", "--p-methods=taylor,lamp", "--p-methods-order=alternate"},
       {"--until-cost=0.0123", "--accuracy=0.56"},
@@ -196,6 +196,7 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--lr-schedule=cosine", "--lr-patience=2"}, {"--lr-patience", "cosine"}},
       {{"--epoch-frames=100", "--batch=200"}, {"--epoch-frames", "100", "at least --batch"}},
       {{"--data=synth:1", "--epoch-frames=100000"}, {"--epoch-frames", "--synth-frames fixed"}},
+      {{"--batch-norm-steps=-1"}, {"--batch-norm-steps", "0..1000000"}},
       {{"--label-smoothing=1"}, {"--label-smoothing", "[0, 1)"}},
       {{"--gradients=half"}, {"--gradients", "float32 or bf16", "half"}},
       {{"--distill=baseline", "--distill-weight=0"}, {"--distill-weight", "(0, 1]"}},

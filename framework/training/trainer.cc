@@ -194,9 +194,32 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
                     done / seconds_since(start)});
         }
       });
+  const int64_t settling = options_.batch_norm_steps * options_.batch;
+  if (settling > 0) {
+    settle_batch_norm(
+        network, data,
+        std::span(order).first(std::min(order.size(), static_cast<size_t>(settling))));
+  }
   check_agreement(network);
   result.seconds = seconds_since(start);
   return result;
+}
+
+// Steps with the rate 0 on a copy, which leave its parameters what they are.
+void Trainer::settle_batch_norm(Network& network, const Dataset& data,
+                                std::span<const int64_t> frames) {
+  Network still = network;
+  still.steps = std::max(still.steps, options_.threshold_statistic_steps);  // thresholds stay, too
+  const std::vector<int64_t> order(frames.begin(), frames.end());
+  SharedReader reader(source(data, order), order, options_.batch, network.config().input_bits,
+                      SharedReader::Give::kShares, options_.ranks, kSmallestBatch,
+                      engine_->share_units());
+  train(
+      still, 0, [&] { return reader.next(); }, [](const BatchResult&) {});
+  for (size_t i = 0; i < network.layers().size(); ++i) {
+    network.layers()[i].running_mean = std::move(still.layers()[i].running_mean);
+    network.layers()[i].running_var = std::move(still.layers()[i].running_var);
+  }
 }
 
 // All ranks compute the same steps from the same sums: a difference is a fault of a machine or of

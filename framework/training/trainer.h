@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,9 @@ struct TrainerOptions {
   std::optional<double> sparse_threshold;
   // Training steps in which QuantReLU thresholds follow the batches' percentiles.
   int64_t threshold_statistic_steps = kThresholdStatisticSteps;
+  // Batches after each epoch in which nothing but batch-norm's running statistics follow (see
+  // train_epoch()); 0 = none, as PyTorch's training does.
+  int64_t batch_norm_steps = 0;
   LossOptions loss;                           // of training
   ElementType gradients = ElementType::kF32;  // see StepOptions
   // The processes that train together, each of which makes the same calls; null = this one alone.
@@ -76,7 +80,11 @@ class Trainer {
   // frames whenever it is asked. Not with ranks. Results do not depend on it. Returns whether.
   bool give_frames(const Dataset& data, std::span<const int64_t> frames);
 
-  // One epoch over `frames` in the order of epoch_order(), one Adam step a batch.
+  // One epoch over `frames` in the order of epoch_order(), one Adam step a batch. Running
+  // statistics lag behind weights that move, and few bits move them a step of the quantizer at a
+  // time. So batch_norm_steps batches, the epoch's first, run once more through the network that
+  // the epoch left (Nagel et al., Overcoming Oscillations in Quantization-Aware Training, 2022,
+  // arxiv.org/abs/2203.11086).
   // Throws DivergedError when the loss is no longer finite. Ranks need to hold their part of the
   // frames alone (see first_held()), and know the labels of all.
   EpochResult train_epoch(Network& network, const Dataset& data, const std::vector<int64_t>& frames,
@@ -114,6 +122,8 @@ class Trainer {
   // engine.train() with divergence told from other errors.
   void train(Network& network, double learning_rate, const BatchSource& batches,
              const ResultSink& results);
+  // Batch-norm's running statistics of these frames.
+  void settle_batch_norm(Network& network, const Dataset& data, std::span<const int64_t> frames);
   void check_agreement(const Network& network) const;
   // Where a pass over these frames of `data` reads from.
   const Dataset& source(const Dataset& data, std::span<const int64_t> frames) const;
