@@ -10,9 +10,8 @@
 // (Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023): by the Fisher information,
 // whose diagonal the averaged squared gradients are, up to a factor that is the same everywhere.
 //   weights       sum of E[g_w^2] x (Q_b-1(w) - Q_b(w))^2 over the weights
-//   activations   sum of E[g_shift^2] over the channels x (D_b-1^2 - D_b^2) / 12; what they take
-//   off
-//                 the cost: of all layers that read them
+//   activations   sum of E[g_shift^2] over the channels x (D_b-1^2 - D_b^2) / 12; they take off
+//                 the cost what they take off all layers that read them
 // where D_b is the distance of two codes, D^2 / 12 the variance of rounding to them, and g_shift
 // the gradient of batch-norm's shift: the sum of the gradients of all activations of a channel,
 // whose average square is the sum of theirs where they do not depend on each other. A layer without

@@ -29,6 +29,17 @@ enum class LayerKind : uint8_t { kConv, kDense, kOutput, kAdd, kConcat, kAverage
 // Whether it multiplies weights and has a batch-norm, or, the output layer, a bias. The others
 // compute a real value of what they read, and have nothing but a quantizer.
 constexpr bool has_weights(LayerKind kind) { return kind <= LayerKind::kOutput; }
+// What those others compute.
+constexpr Join join_of(LayerKind kind) {
+  switch (kind) {
+    case LayerKind::kAdd:
+      return Join::kAdd;
+    case LayerKind::kConcat:
+      return Join::kConcat;
+    default:
+      return Join::kAveragePool;
+  }
+}
 
 inline constexpr size_t kMaxLayers = 1024;  // of a network, hidden ones
 inline constexpr int kReadsFrames = -1;     // among what a layer reads: the input of the network

@@ -157,17 +157,6 @@ Variable hidden_layer(const Variable& x, const Layer& layer, LayerWorkspace& wor
 
 namespace {
 
-Join operation_of(const Layer& layer) {
-  switch (layer.kind) {
-    case LayerKind::kAdd:
-      return Join::kAdd;
-    case LayerKind::kConcat:
-      return Join::kConcat;
-    default:
-      return Join::kAveragePool;
-  }
-}
-
 std::vector<cpu::Input> inputs_of(std::span<const Variable> reads) {
   std::vector<cpu::Input> inputs;
   for (const Variable& x : reads) inputs.push_back(input_of(x));
@@ -188,7 +177,7 @@ Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
   Variable y = joined(reads, layer, out_padding);
   cpu::JoinState& state = workspace.join;
   const float threshold = layer.threshold.value.floats()[0];
-  cpu::join_forward_train(operation_of(layer), layer, inputs_of(reads), threshold, collect, state,
+  cpu::join_forward_train(join_of(layer.kind), layer, inputs_of(reads), threshold, collect, state,
                           y->value.view(), context);
   y->scale = state.act_scale;
   if (state.collected) take_threshold(layer, state.threshold, first_collected);
@@ -202,7 +191,7 @@ Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
       gradients.push_back({view_if_defined(x->grad), adds});
     }
     layer.threshold.grad.floats()[0] = static_cast<float>(
-        cpu::join_backward(operation_of(layer), layer, inputs_of(xs), threshold, state,
+        cpu::join_backward(join_of(layer.kind), layer, inputs_of(xs), threshold, state,
                            y->grad.view(), y->scale_grad, gradients, context));
     y->grad = {};
   });
@@ -212,7 +201,7 @@ Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
 Variable join_layer(std::span<const Variable> reads, const Layer& layer, int out_padding,
                     const cpu::RunContext& context) {
   Variable y = joined(reads, layer, out_padding);
-  y->scale = cpu::join_forward_eval(operation_of(layer), layer, inputs_of(reads),
+  y->scale = cpu::join_forward_eval(join_of(layer.kind), layer, inputs_of(reads),
                                     layer.threshold.value.floats()[0], y->value.view(), context);
   return y;
 }

@@ -58,17 +58,6 @@ int padding_of(const Layer& layer) {  // of positions that are joined already
   return layer.has_weights() && layer.has_positions() ? layer.padding() : 0;
 }
 
-Join join_of(LayerKind kind) {
-  switch (kind) {
-    case LayerKind::kAdd:
-      return Join::kAdd;
-    case LayerKind::kConcat:
-      return Join::kConcat;
-    default:
-      return Join::kAveragePool;
-  }
-}
-
 size_t gradient_elements(const cuda::Tile& tile) {
   return static_cast<size_t>(tile.length) * static_cast<size_t>(tile.channels) *
          static_cast<size_t>(tile.lanes());
