@@ -305,16 +305,23 @@ INSTANTIATE_TEST_SUITE_P(
              (std::get<1>(instance.param) ? "_sparse" : "_dense");
     });
 
-// Residual and parallel branches, an average, signed quantizers: fixtures/graph.json.
-TEST(BrevitasGraph, TrainingGivesTheSameGradientsAndParameters) {
-  NetworkConfig config = fmp::read_network(std::string(FMP_FIXTURES_DIR "/graph.json"), 4);
-  config.length = 32;
+void expect_same_training_of(const std::string& name, int length) {
+  NetworkConfig config = fmp::read_network(std::string(FMP_FIXTURES_DIR "/") + name + ".json", 4);
+  config.length = length;
   config.classes = 5;
-  const FixtureFile file("graph_transition");
+  const FixtureFile file(name + "_transition");
   for (const bool sparse : {false, true}) {
     expect_same_training(file, read_state(file, "initial", config), sparse);
   }
 }
+
+// Residual and parallel branches, an average, signed quantizers.
+TEST(BrevitasGraph, TrainingGivesTheSameGradientsAndParameters) {
+  expect_same_training_of("graph", 32);
+}
+
+// Padding that makes more or fewer positions, strides and pools that leave some over.
+TEST(BrevitasGraph, AnyLengthsTrainAlike) { expect_same_training_of("lengths", 53); }
 
 TEST(BrevitasQuantizer, InputCodesAreTheSame) {
   const FixtureFile file("input_quantizer");

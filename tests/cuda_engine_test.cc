@@ -458,6 +458,25 @@ TEST_F(CudaEngineTest, GraphsChangeNothingForKernelsOfLibraries) {
   }
 }
 
+// Kernels of the device would leave positions out, or read others.
+TEST_F(CudaEngineTest, LengthsThatItDoesNotKnowAreRefused) {
+  const TinyDataset data(80);
+  NetworkConfig padded = tiny_config(), pooled = tiny_config();
+  padded.layers[0].form.padding_after = padded.layers[0].form.padding + 1;
+  pooled.layers[0].form.pool = 3;
+  for (const NetworkConfig& config : {padded, pooled}) {
+    const Network network(config, kSeed);
+    Trainer cuda(trainer_options(), make_cuda_engine());
+    try {
+      cuda.evaluate(network, data, range_of(0, 80));
+      ADD_FAILURE() << "not refused";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("conv1: 1"), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("--device cpu"), std::string::npos);
+    }
+  }
+}
+
 #ifdef FMP_SIMT
 // The first step releases memory of gradients that its kernels still use, 9 floats for each of 1024
 // lanes, while the second batch asks for 33,028 bytes to copy frames to: within an eighth of that.

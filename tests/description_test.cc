@@ -108,6 +108,16 @@ TEST(NetworkDescription, NamesTheLayerThatDoesNotFit) {
   EXPECT_EQ(invalid(R"({"type": "concat"})"), "reads of concat1: expected two layers or more");
   EXPECT_EQ(invalid(half + R"({"type": "dense", "outputs": 2, "reads": ["conv1"]})"),
             "reads: no layer reads conv2");
+  EXPECT_EQ(invalid(R"({"type": "conv", "outputs": 4, "kernel": 3, "padding": [1, 3]})"),
+            "padding of conv2: 3 is not in 0..2");
+  EXPECT_EQ(invalid(R"({"type": "conv", "outputs": 4, "kernel": 3, "padding": [1]})"),
+            "net.json: layer 2: 'padding': expected a whole number, or two of them: [before, "
+            "behind]");
+  EXPECT_EQ(invalid(half + R"({"type": "conv", "outputs": 4, "kernel": 3, "pool": 513})"),
+            "pool: 513 of conv3 does not fit into its 512 positions");
+  EXPECT_EQ(invalid(R"({"type": "conv", "outputs": 4, "kernel": 1, "pool": 1024},
+                       {"type": "conv", "outputs": 4, "kernel": 3, "padding": [0, 0]})"),
+            "kernel of conv3: 3 does not fit into 1 samples with padding");
   EXPECT_EQ(invalid(R"({"type": "average_pool", "window": 3})"),
             "window: 3 of pool1 does not divide its 1024 positions");
   EXPECT_EQ(invalid(R"({"type": "average_pool", "act_bits": 32})"),

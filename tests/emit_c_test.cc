@@ -166,6 +166,12 @@ TEST(EmitC, EqualsNetworksThatBranch) {
   }
 }
 
+TEST(EmitC, EqualsNetworksOfAnyLengths) {
+  if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
+  const IntegerNetwork network(random_network(lengths_config(5), 0.9, 46));
+  compile_and_compare(network, 1000, "-O1 -fsanitize=undefined -fno-sanitize-recover=all");
+}
+
 TEST(EmitC, HandlesShapesOfAllKinds) {
   if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
   ChainConfig config = config_of(8);

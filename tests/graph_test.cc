@@ -50,6 +50,14 @@ NetworkConfig branches(int bits) {
   return config;
 }
 
+// Padding that makes more or fewer positions, strides and pools that leave some over.
+NetworkConfig lengths(int bits) {
+  NetworkConfig config = read_network(FMP_FIXTURES_DIR "/lengths.json", bits);
+  config.length = 53;
+  config.classes = kClasses;
+  return config;
+}
+
 void fill_random(Tensor& tensor, Random& random, float low, float high) {
   for (float& value : tensor.floats()) value = random.uniform(low, high);
 }
@@ -87,10 +95,11 @@ std::vector<float> all_values(const Network& network) {
 }
 
 TEST(Graph, AnyNumberOfThreadsGivesTheSameBits) {
-  for (const bool sparse : {false, true}) {
+  for (int i = 0; i < 4; ++i) {
+    const bool sparse = i % 2 != 0;
     std::vector<float> of_one;
     for (int threads = 1; threads <= 3; ++threads) {
-      Network network(branches(4), 1);
+      Network network(i < 2 ? branches(4) : lengths(4), 1);
       TrainerOptions options;
       options.threads = threads;
       options.sparse_threshold = sparse ? 1.0 : 0.0;
@@ -115,9 +124,9 @@ TEST(Graph, AnyNumberOfThreadsGivesTheSameBits) {
 }
 
 TEST(Graph, RanksGiveTheBitsOfOneProcess) {
-  const auto trained = [](int threads, Communicator* ranks) {
+  const auto trained = [](const NetworkConfig& config, int threads, Communicator* ranks) {
     constexpr int64_t kFrames = 150;
-    Network network(branches(4), 1);
+    Network network(config, 1);
     const PartOfFrames data(kFrames, network.config().length, 4, false, ranks);
     std::vector<int64_t> all(kFrames);
     std::iota(all.begin(), all.end(), int64_t{0});
@@ -132,11 +141,48 @@ TEST(Graph, RanksGiveTheBitsOfOneProcess) {
     trainer.train_epoch(network, data, all, 1, 1, 1e-3);
     return all_values(network);
   };
-  const std::vector<float> alone = trained(1, nullptr);
-  for (int ranks = 2; ranks <= 3; ++ranks) {
-    ThreadRanks::run(ranks, [&](Communicator& communicator) {
-      EXPECT_TRUE(trained(1, &communicator) == alone) << ranks << " ranks";
-    });
+  for (const NetworkConfig& config : {branches(4), lengths(4)}) {
+    const std::vector<float> alone = trained(config, 1, nullptr);
+    for (int ranks = 2; ranks <= 3; ++ranks) {
+      ThreadRanks::run(ranks, [&](Communicator& communicator) {
+        EXPECT_TRUE(trained(config, 1, &communicator) == alone) << ranks << " ranks";
+      });
+    }
+  }
+}
+
+// With many channels, dense layers of three taps run on algorithms of their own, which must see all
+// positions of what is read.
+TEST(Graph, EveryAlgorithmSeesAllPositions) {
+  NetworkConfig config = read_network(R"({"layers": [
+      {"type": "conv", "outputs": 48, "kernel": 3, "padding": [0, 0]},
+      {"type": "conv", "outputs": 48, "kernel": 3, "padding": [0, 0]},
+      {"type": "conv", "outputs": 48, "kernel": 3, "padding": [2, 2], "pool": 2},
+      {"type": "conv", "outputs": 33, "kernel": 5, "padding": [0, 0], "pool": 4},
+      {"type": "dense", "outputs": 7}]})",
+                                      4);
+  config.length = 55;
+  config.classes = kClasses;
+  const auto gradients = [&](bool sparse) {
+    Network network = trained_network(config, 3);
+    TrainerOptions options;
+    options.sparse_threshold = sparse ? 2.0 : 0.0;
+    Trainer trainer(options);
+    trainer.plan(network);
+    trainer.train_step(network, random_batch(config, 20, 3), 0.0);
+    return network;
+  };
+  const Network dense = gradients(false), sparse = gradients(true);
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const std::span<const float> a = dense.layers()[i].weight.grad.floats();
+    const std::span<const float> b = sparse.layers()[i].weight.grad.floats();
+    float largest = 0, apart = 0;
+    for (size_t k = 0; k < a.size(); ++k) {
+      largest = std::max(largest, std::abs(a[k]));
+      apart = std::max(apart, std::abs(a[k] - b[k]));
+    }
+    EXPECT_GT(largest, 0) << i;
+    EXPECT_LT(apart, 1e-4F * largest) << i;
   }
 }
 

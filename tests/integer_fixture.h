@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "framework/data/dataset.h"
+#include "framework/network/description.h"
 #include "framework/network/network.h"
 #include "framework/random.h"
 #include "framework/training/trainer.h"
@@ -70,6 +71,14 @@ inline NetworkConfig graph_config(int bits) {
       layer(kConcat, {7, 8}, 0, pooled, bits, false),  // 9: 2 positions
       layer(kDense, {9}, 9, none, bits, false),
   };
+  return config;
+}
+
+// Padding that makes more or fewer positions, strides and pools that leave some over.
+inline NetworkConfig lengths_config(int bits) {
+  NetworkConfig config = read_network(FMP_FIXTURES_DIR "/lengths.json", bits);
+  config.length = 53;
+  config.classes = 5;
   return config;
 }
 

@@ -164,6 +164,12 @@ std::vector<ChainConfig> odd_configs() {
   c.smallest_codes = {-128, -3, 0, -127, -2};
   c.input_scale = 0.013F;
   configs.push_back(c);
+  c = small_config(4);  // pools that leave positions over, and the same with many channels
+  c.length = 43;
+  c.pool = {2, 4, 1};
+  configs.push_back(c);
+  c.filters = {40, 33, 34};
+  configs.push_back(c);
   return configs;
 }
 
@@ -174,6 +180,14 @@ TEST(IntegerNetwork, PredictsAsNetworksThatBranch) {
     const IntegerNetwork integers(network);
     EXPECT_LT(integers.slots(), 6);  // of 11 values and the frames
     EXPECT_GE(classes_seen(expect_same(network, integers, 2001, 9)), 2);
+  }
+}
+
+TEST(IntegerNetwork, PredictsAsNetworksOfAnyLengths) {
+  for (const int bits : {2, 4, 8}) {
+    SCOPED_TRACE(testing::Message() << bits << " bits");
+    const Network network = random_network(lengths_config(bits), 0.9, 11);
+    EXPECT_GE(classes_seen(expect_same(network, IntegerNetwork(network), 2001, 9)), 2);
   }
 }
 

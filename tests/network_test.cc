@@ -47,8 +47,8 @@ TEST(ChainConfig, NamesTheFieldThatIsWrong) {
   };
   EXPECT_THAT(error_of([](auto& c) { c.input_channels = 0; }), HasSubstr("input channels: 0"));
   EXPECT_THAT(error_of([](auto& c) { c.length = -1; }), HasSubstr("length: -1"));
-  EXPECT_THAT(error_of([](auto& c) { c.length = 18; }),
-              HasSubstr("pool: 2 of conv2 does not divide its 9 positions"));
+  EXPECT_THAT(error_of([](auto& c) { c.length = 3; }),
+              HasSubstr("pool: 2 of conv2 does not fit into its 1 positions"));
   EXPECT_THAT(error_of([](auto& c) { c.classes = 257; }), HasSubstr("classes: 257"));
   EXPECT_THAT(error_of([](auto& c) { c.filters.clear(); }), HasSubstr("first layer"));
   EXPECT_THAT(error_of([](auto& c) { c.filters[1] = 0; }), HasSubstr("outputs of conv2: 0"));

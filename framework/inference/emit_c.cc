@@ -187,10 +187,10 @@ class Emitter {
     const int offset = packed && layer.signed_input ? -layer.smallest_input() : 0;
     const Convolution& form = layer.form;
     layers_.push_back(fmt::format(
-        "    {{weights{}, steps{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}}}", index, index,
+        "    {{weights{}, steps{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}}}", index, index,
         activations, encoding, layer.shape.out_channels, layer.shape.out_channels / form.groups,
-        layer.channels() / form.groups, form.kernel, form.stride, form.padding, layer.length,
-        layer.shape.pool, offset));
+        layer.channels() / form.groups, form.kernel, form.stride, form.padding,
+        network_.value_of(layer.reads[0]).positions, layer.length, layer.shape.pool, offset));
     constant_bytes_ += kLayerBytes;
   }
 
@@ -207,14 +207,14 @@ class Emitter {
       const int64_t values = int64_t{x.channels} * x.positions;
       if (layer.kind == LayerKind::kAdd) {
         adds_ = true;
-        calls_ +=
-            fmt::format("    join_two({}, {}, {}, {}, {}, {}, {});\n", table, layer.columns,
-                        slot(read), slot(layer.reads[1]), values, layer.shape.pool, slot(number));
+        calls_ += fmt::format("    join_two({}, {}, {}, {}, {}, {}, {}, {});\n", table,
+                              layer.columns, slot(read), slot(layer.reads[1]), x.channels,
+                              x.positions, layer.shape.pool, slot(number));
       } else if (layer.kind == LayerKind::kConcat) {
         concats_ = true;
-        calls_ += fmt::format("    recode({}, {}, {}, {}, {} + {});\n", table, slot(read), values,
-                              layer.shape.pool, slot(number), written);
-        written += values / layer.shape.pool;
+        calls_ += fmt::format("    recode({}, {}, {}, {}, {}, {} + {});\n", table, slot(read),
+                              x.channels, x.positions, layer.shape.pool, slot(number), written);
+        written += int64_t{x.channels} * layer.positions_written();
       } else {
         averages_ = true;
         calls_ += fmt::format("    average({}, {}, {}, {}, {}, {});\n", table, slot(read), values,
@@ -371,7 +371,7 @@ int {name}_logits(const int8_t iq[{values}], int32_t logits[{classes}]);
   }
 
   static constexpr int64_t kActivationBytes = 24;  // sizeof(struct activation)
-  static constexpr int64_t kLayerBytes = 64;       // at most, with 64-bit pointers
+  static constexpr int64_t kLayerBytes = 72;       // at most, with 64-bit pointers
 
   static constexpr const char* kTypes = R"(
 /* From the sum of a channel to its code: ((clamp(sum) - base) * multiplier + offset) >> shift. shift
@@ -392,7 +392,7 @@ struct layer {
     const uint32_t *steps; /* of each output */
     const struct activation *activations;
     int32_t encoding, outputs, group_outputs, group_channels, kernel, stride, padding;
-    int32_t length, pool; /* positions written, and what joins them afterwards */
+    int32_t samples, length, pool; /* positions read and written, and what joins them afterwards */
     int32_t offset; /* the byte that stands for the value 0 in what the layer reads */
 };
 )";
@@ -405,7 +405,7 @@ static int32_t as_signed(uint8_t byte) { return (int32_t)(byte ^ 0x80) - 0x80; }
 static void add(const struct layer *layer, int32_t weight, const int8_t *iq, int32_t channels,
                 const uint8_t *x, int32_t shift)
 {
-    const int32_t stride = layer->stride, inside = layer->length * stride - shift;
+    const int32_t stride = layer->stride, inside = layer->samples - shift;
     const int32_t first = shift < 0 ? (stride - 1 - shift) / stride : 0;
     int32_t last = (inside + stride - 1) / stride, l;
     if (last > layer->length) last = layer->length;
@@ -438,7 +438,7 @@ static const uint8_t *sum_output(const struct layer *layer, const uint8_t *weigh
         if (weight == 0) continue;
         channel = first + index / layer->kernel;
         add(layer, weight, iq ? iq + channel : 0, channels,
-            iq ? 0 : x + channel * layer->length * layer->stride,
+            iq ? 0 : x + channel * layer->samples,
             index % layer->kernel - layer->padding);
     }
     return weights;
@@ -467,7 +467,7 @@ static void hidden(const struct layer *layer, const int8_t *iq, int32_t channels
     int32_t o, l, k;
     for (o = 0; o < layer->outputs; ++o) {
         weights = sum_output(layer, weights, o, iq, channels, x);
-        for (l = 0; l < layer->length; l += layer->pool) {
+        for (l = 0; l + layer->pool <= layer->length; l += layer->pool) {
             int32_t largest = sums[l];
             for (k = 1; k < layer->pool; ++k) {
                 if (sums[l + k] > largest) largest = sums[l + k];
@@ -493,29 +493,34 @@ static int64_t round24(int64_t value)
   // Layers without weights: tables of codes, which never decrease, then the largest of each window.
   static constexpr const char* kJoinTwo = R"(
 static void join_two(const uint8_t *codes, int32_t columns, const uint8_t *a, const uint8_t *b,
-                     int32_t count, int32_t pool, uint8_t *out)
+                     int32_t channels, int32_t length, int32_t pool, uint8_t *out)
 {
     int32_t i, k;
-    for (i = 0; i < count; i += pool) {
-        uint8_t largest = 0;
-        for (k = i; k < i + pool; ++k) {
-            const uint8_t code = codes[a[k] * columns + b[k]];
-            if (code > largest) largest = code;
+    for (; channels > 0; --channels, a += length, b += length) {
+        for (i = 0; i + pool <= length; i += pool) {
+            uint8_t largest = 0;
+            for (k = i; k < i + pool; ++k) {
+                const uint8_t code = codes[a[k] * columns + b[k]];
+                if (code > largest) largest = code;
+            }
+            *out++ = largest;
         }
-        *out++ = largest;
     }
 }
 )";
   static constexpr const char* kRecode = R"(
-static void recode(const uint8_t *codes, const uint8_t *x, int32_t count, int32_t pool, uint8_t *out)
+static void recode(const uint8_t *codes, const uint8_t *x, int32_t channels, int32_t length,
+                   int32_t pool, uint8_t *out)
 {
     int32_t i, k;
-    for (i = 0; i < count; i += pool) {
-        uint8_t largest = 0;
-        for (k = i; k < i + pool; ++k) {
-            if (codes[x[k]] > largest) largest = codes[x[k]];
+    for (; channels > 0; --channels, x += length) {
+        for (i = 0; i + pool <= length; i += pool) {
+            uint8_t largest = 0;
+            for (k = i; k < i + pool; ++k) {
+                if (codes[x[k]] > largest) largest = codes[x[k]];
+            }
+            *out++ = largest;
         }
-        *out++ = largest;
     }
 }
 )";

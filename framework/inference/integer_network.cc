@@ -207,9 +207,14 @@ cpu::IntegerLayer compile(const IntegerLayerData& data) {
       thresholds, data.levels()};
 }
 
-// Positions of zeros that a layer reads on each side.
-int padding_of(const IntegerLayerData& layer) {
+// Positions of zeros that a layer reads before the first one, and how many it needs on each side:
+// more where what it reads has fewer positions than it writes.
+int padding_before(const IntegerLayerData& layer) {
   return layer.has_weights() ? (layer.shape.taps - 1) / 2 * layer.form.stride : 0;
+}
+int padding_of(const IntegerLayerData& layer, int positions) {
+  const int behind = layer.has_weights() ? layer.length * layer.form.stride - positions : 0;
+  return padding_before(layer) + std::max(0, behind);
 }
 
 // The byte of a real value, each step rounded as kernels/cpu/join.cc does.
@@ -389,7 +394,7 @@ void IntegerNetwork::place_values() {
   for (size_t i = 0; i < data_.size(); ++i) {
     for (const int read : data_[i].reads) {
       IntegerValue& read_value = values_[static_cast<size_t>(read + 1)];
-      read_value.padding = std::max(read_value.padding, padding_of(data_[i]));
+      read_value.padding = std::max(read_value.padding, padding_of(data_[i], read_value.positions));
       last_reader[static_cast<size_t>(read + 1)] = static_cast<int>(i);
     }
   }
@@ -504,10 +509,10 @@ void IntegerNetwork::run_tile(const int8_t* frames, int count, uint8_t* memory,
     }
     const IntegerValue& x = value(layer.reads[0]);
     const uint8_t* first =
-        memory + x.offset + static_cast<size_t>(x.padding - padding_of(layer)) * x.row_bytes();
+        memory + x.offset + static_cast<size_t>(x.padding - padding_before(layer)) * x.row_bytes();
     const cpu::IntegerLayer& kernel = kernels_[static_cast<size_t>(kernel_of_[i])];
     if (i + 1 == data_.size()) return kernel.output(first, sums);
-    kernel.hidden(first, layer.length, pad(values_[i + 1]));
+    kernel.hidden(first, layer.positions_written() * layer.shape.pool, pad(values_[i + 1]));
   }
 }
 

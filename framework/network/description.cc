@@ -120,6 +120,26 @@ std::vector<int> read_reads(Fields& fields, const std::vector<std::string>& name
   return reads;
 }
 
+// Zeros before the first sample, or before it and behind the last.
+void read_padding(Fields& fields, Convolution& form) {
+  form.padding = (form.kernel - 1) / 2;
+  const Json* padding = fields.take("padding");
+  if (padding == nullptr) return;
+  const auto is_count = [](const Json& n) {
+    return n.is_number_integer() && n >= 0 && n <= std::numeric_limits<int>::max();
+  };
+  if (is_count(*padding)) {
+    form.padding = padding->get<int>();
+  } else if (padding->is_array() && padding->size() == 2 &&
+             std::ranges::all_of(*padding, is_count)) {
+    form.padding = (*padding)[0].get<int>();
+    form.padding_after = (*padding)[1].get<int>();
+  } else {
+    fail("{}: 'padding': expected a whole number, or two of them: [before, behind]",
+         fields.where());
+  }
+}
+
 void read_layer(Fields fields, int bits, NetworkConfig& config, std::vector<std::string>& names) {
   const LayerKind kind = read_kind(fields);
   if (kind != LayerKind::kDense && !config.layers.empty() &&
@@ -138,7 +158,7 @@ void read_layer(Fields fields, int bits, NetworkConfig& config, std::vector<std:
   if (kind == LayerKind::kConv) {
     layer.form.kernel = fields.require_integer("kernel");
     layer.form.stride = fields.take_integer_or("stride", 1);
-    layer.form.padding = fields.take_integer_or("padding", (layer.form.kernel - 1) / 2);
+    read_padding(fields, layer.form);
     layer.form.groups = fields.take_integer_or("groups", 1);
   }
   if (kind == LayerKind::kAveragePool) {
@@ -175,6 +195,8 @@ Json describe_layer(const NetworkConfig& config, size_t index) {
     json["kernel"] = layer.form.kernel;
     json["stride"] = layer.form.stride;
     json["padding"] = layer.form.padding;
+    if (layer.form.padding_after != Convolution::kAsNeeded)
+      json["padding"] = {layer.form.padding, layer.form.padding_after};
     json["groups"] = layer.form.groups;
   }
   if (layer.kind == LayerKind::kAveragePool) {

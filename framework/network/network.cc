@@ -196,18 +196,28 @@ class LayerChecker {
     check_range("kernel of " + name_, conv.kernel, 1, kMaxKernel);
     check_range("stride of " + name_, conv.stride, 1, kMaxStride);
     check_range("padding of " + name_, conv.padding, 0, conv.kernel - 1);
+    if (conv.padding_after != Convolution::kAsNeeded)
+      check_range("padding of " + name_, conv.padding_after, 0, conv.kernel - 1);
     check_range("groups of " + name_, conv.groups, 1, kMaxChannels);
     divides("groups", conv.groups, "input channels", value.channels);
     divides("groups", conv.groups, "outputs", layer.outputs);
-    divides("stride", conv.stride, "samples", value.length);
-    value.length /= conv.stride;
+    if (conv.padding_after == Convolution::kAsNeeded)
+      divides("stride", conv.stride, "samples", value.length);
+    const int samples = std::exchange(value.length, conv.positions(value.length));
+    if (value.length < 1) {
+      throw UsageError(fmt::format("kernel of {}: {} does not fit into {} samples with padding",
+                                   name_, conv.kernel, samples));
+    }
     value.channels = layer.outputs;
     take_pool(conv, value);
   }
 
   void take_pool(const Convolution& conv, Value& value) const {
     check_range("pool of " + name_, conv.pool, 1, kMaxPool);
-    divides("pool", conv.pool, "positions", value.length);
+    if (conv.pool > value.length) {
+      throw UsageError(fmt::format("pool: {} of {} does not fit into its {} positions", conv.pool,
+                                   name_, value.length));
+    }
     value.length /= conv.pool;
   }
 
@@ -283,7 +293,7 @@ std::vector<Layer> describe_layers(const NetworkConfig& config) {
         layer.in_channels *= from.form.stride;
         layer.taps = 2 * reach(from.form) + 1;
         layer.pool = from.form.pool;
-        layer.length = length / from.form.stride;
+        layer.length = from.form.positions(length);
         break;
       case LayerKind::kDense:
         layer.in_channels *= length;  // flatten
@@ -571,6 +581,10 @@ int64_t Layer::weights_alive() const {
 int64_t Layer::weights_total() const {
   if (!has_weights()) return 0;
   return static_cast<int64_t>(out_channels) * group_channels() * form.kernel;
+}
+
+int Layer::positions_read(int joined) const {
+  return std::clamp(joined, length, length + padding());
 }
 
 size_t Layer::place(int output, int channel, int tap) const {

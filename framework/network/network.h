@@ -12,15 +12,25 @@
 
 namespace fmp {
 
-// What a convolution is, beside its channels. It writes length / stride positions: as many zeros
-// follow the last sample as that takes.
+// What a convolution is, beside its channels.
 struct Convolution {
+  static constexpr int kAsNeeded = -1;
+
   int kernel = 3;
   int stride = 1;
   int padding = 1;  // zeros before the first sample, 0..kernel - 1
   int groups = 1;   // in as many parts of the channels, each of which reads its own alone
-  int pool = 2;     // MaxPool1d window and stride behind it, 1 = none
+  int pool = 2;     // MaxPool1d window and stride behind it, 1 = none; drops a part of a window
+  // Zeros behind the last sample, 0..kernel - 1, or kAsNeeded: as many as samples / stride
+  // positions take.
+  int padding_after = kAsNeeded;
 
+  // That it writes, before pooling; below 1: a kernel does not fit in.
+  int positions(int samples) const {
+    if (padding_after == kAsNeeded) return samples / stride;
+    const int room = samples + padding + padding_after - kernel;
+    return room < 0 ? 0 : room / stride + 1;
+  }
   bool operator==(const Convolution&) const = default;
 };
 
@@ -70,7 +80,7 @@ struct ChainConfig;
 // Linear(classes, quantized bias), reads the last of them.
 struct NetworkConfig {
   int input_channels = 2;
-  int length = 1024;  // samples per frame; strides and pools must divide what they read
+  int length = 1024;  // samples per frame
   int classes = 24;
   int input_bits = 8;  // 2..8, or 32 for float
   // Value of an input code of 1; 0 stands for fmp::input_scale(input_bits). 0 for float inputs.
@@ -136,7 +146,8 @@ struct Parameter {
 // Every convolution is one with stride 1, an odd number of taps and as many zeros on both sides:
 // its LayerShape. A stride s reads s positions of the layer before as one of s times as many
 // channels (in memory they are the same), and places between a kernel's taps, outside of it or of a
-// group have no weight: the mask is 0 there from the beginning.
+// group have no weight: the mask is 0 there from the beginning. What it reads may have fewer
+// positions than it writes, or more: see positions_read().
 struct Layer : LayerShape {
   using Kind = LayerKind;
 
@@ -171,6 +182,9 @@ struct Layer : LayerShape {
   // Rows of zeros around the positions of the layer before.
   int input_padding() const { return padding() * form.stride; }
   int out_length() const { return length / pool; }
+  // Of the layer's input, joined, in the tile that it reads: those of the layer before, with zeros
+  // behind them where it writes more, without those that it does not reach where it writes fewer.
+  int positions_read(int joined) const;
   // Positions at which a weight is multiplied per frame.
   int64_t positions() const { return length; }
   // Whether it is a convolution of several positions: ranks that train together compute those of

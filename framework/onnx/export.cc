@@ -239,7 +239,9 @@ class Writer {
         layer, weight_scale, {layer.out_channels, layer.group_channels(), form.kernel}, weight);
     // Behind the last sample as many zeros as before the first, if that gives as many positions.
     const int most = form.kernel - 1 - form.padding;
-    const int behind = std::clamp(form.padding, std::max(0, most + 1 - form.stride), most);
+    const int behind = form.padding_after != Convolution::kAsNeeded
+                           ? form.padding_after
+                           : std::clamp(form.padding, std::max(0, most + 1 - form.stride), most);
     shape_ = {1, layer.out_channels, layer.length};
     ::onnx::NodeProto& node = advance("Conv", layer.name, {operand});
     set(node, "kernel_shape", std::vector<int64_t>{form.kernel});

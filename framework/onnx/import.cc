@@ -54,6 +54,7 @@ struct FoundLayer {
   const GraphNode* node = nullptr;  // that begins it
   // inputs: of a group. kernel: of an average, its window.
   int64_t outputs = 0, inputs = 0, kernel = 1, stride = 1, padding = 0, groups = 1, pool = 1;
+  int64_t padding_after = Convolution::kAsNeeded;
   int weight_bits = kFloatBits, act_bits = kFloatBits;
   std::vector<float> weight;  // [outputs][inputs][kernel], inputs of a dense layer position-major
   double weight_scale = 1;    // the largest of all outputs'
@@ -613,15 +614,23 @@ class Importer {
     }
   }
 
-  // Before the first sample that a convolution reads. How many follow the last one shows in what it
-  // writes.
-  int64_t zeros_before(const FoundLayer& layer) const {
+  // Before the first sample that a convolution reads and behind the last one.
+  void read_padding(FoundLayer& layer) const {
     const std::string auto_pad = string_attribute(graph_, *node_, "auto_pad", "NOTSET");
-    if (!auto_pad.starts_with("SAME")) {
-      return auto_pad == "VALID" ? 0 : integers_attribute(graph_, *node_, "pads", {0, 0}).at(0);
+    const int64_t samples = shape().back(), positions = graph_.value(node_->output).shape.back();
+    if (auto_pad.starts_with("SAME")) {
+      const int64_t both =
+          std::max<int64_t>(0, (positions - 1) * layer.stride + layer.kernel - samples);
+      layer.padding = auto_pad == "SAME_LOWER" ? both - both / 2 : both / 2;
+      layer.padding_after = both - layer.padding;
+    } else if (auto_pad == "VALID") {
+      layer.padding = layer.padding_after = 0;
+    } else {
+      const std::vector<int64_t> pads = integers_attribute(graph_, *node_, "pads", {0, 0});
+      layer.padding = pads.at(0);
+      layer.padding_after = pads.at(1);
     }
-    const int64_t both = std::max<int64_t>(0, layer.kernel - layer.stride);
-    return auto_pad == "SAME_LOWER" ? both - both / 2 : both / 2;
+    if (samples == positions * layer.stride) layer.padding_after = Convolution::kAsNeeded;
   }
 
   bool reads_dense(const FoundLayer& layer) const {
@@ -644,14 +653,7 @@ class Importer {
         dilations != std::vector<int64_t>{1}) {
       fail_here(fmt::format("dilations {}, expected {{1}}", to_string(dilations)));
     }
-    layer.padding = zeros_before(layer);
-    const int64_t samples = shape().back(), positions = graph_.value(node_->output).shape.back();
-    if (samples != positions * layer.stride) {
-      fail_here(fmt::format("writes {} positions of {} samples, expected {}", positions, samples,
-                            samples % layer.stride == 0
-                                ? fmt::to_string(samples / layer.stride)
-                                : fmt::format("a stride that divides them, not {}", layer.stride)));
-    }
+    read_padding(layer);
     take_weight(layer, std::move(operand));
     if (node_->has_input(2)) add_bias(layer, graph_.input_of(*node_, 2));
     advance();
@@ -756,12 +758,7 @@ class Importer {
   void read_pool(FoundLayer& layer) {
     if (layer.kind == Layer::Kind::kDense) fail_here("pooling after a dense layer");
     if (layer.kind == Layer::Kind::kAveragePool) fail_here("pooling after an average");
-    if (at("GlobalMaxPool")) {
-      layer.pool = shape().back();
-      advance();
-      return;
-    }
-    layer.pool = window_of(*node_, shape());
+    layer.pool *= at("GlobalMaxPool") ? shape().back() : window_of(*node_, shape());
     advance();
   }
 
@@ -775,7 +772,10 @@ class Importer {
         dilations != std::vector<int64_t>{1}) {
       fail_at(graph_, node, "expected windows that follow each other without padding");
     }
-    if (shape.back() % kernel[0] != 0) {
+    // The largest of a part of a window is left out, unless the file says otherwise.
+    const bool leaves_out =
+        node.op == "MaxPool" && integer_attribute(graph_, node, "ceil_mode", 0) == 0;
+    if (shape.back() % kernel[0] != 0 && !leaves_out) {
       fail_at(graph_, node,
               fmt::format("{} positions cannot be divided by {}", shape.back(), kernel[0]));
     }
@@ -783,8 +783,9 @@ class Importer {
   }
 
   // Relu, quantizer and pooling are monotone and change places freely, positive factors with them.
+  // Pools behind one another are one: the windows of the second are whole ones of the first.
   bool read_activation(FoundLayer& layer) {
-    bool has_relu = false, has_quantizer = false, has_pool = false;
+    bool has_relu = false, has_quantizer = false;
     for (;;) {
       skip_transparent();
       if (at("Mul") || at("Div")) {
@@ -795,8 +796,7 @@ class Importer {
       } else if (at_quantizer() && !has_quantizer) {
         has_quantizer = true;
         read_activation_quantizer(layer);
-      } else if ((at("MaxPool") || at("GlobalMaxPool")) && !has_pool) {
-        has_pool = true;
+      } else if (at("MaxPool") || at("GlobalMaxPool")) {
         read_pool(layer);
       } else {
         break;
@@ -1027,9 +1027,9 @@ class Importer {
       layer.act_bits = found.act_bits;
       layer.smallest_code = found.smallest_code;
       if (found.kind == Layer::Kind::kDense) continue;
-      layer.form = {static_cast<int>(found.kernel), static_cast<int>(found.stride),
+      layer.form = {static_cast<int>(found.kernel),  static_cast<int>(found.stride),
                     static_cast<int>(found.padding), static_cast<int>(found.groups),
-                    static_cast<int>(found.pool)};
+                    static_cast<int>(found.pool),    static_cast<int>(found.padding_after)};
     }
     try {
       config.validate();

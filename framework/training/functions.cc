@@ -33,7 +33,7 @@ cpu::HiddenParameters hidden_parameters(const Layer& layer) {
 }
 
 TileShape hidden_output_shape(const Layer& layer, int64_t frames, int padding) {
-  return {frames, layer.length / layer.pool, layer.out_channels, padding};
+  return {frames, layer.out_length(), layer.out_channels, padding};
 }
 
 void compile(const Layer& layer, LayerWorkspace& workspace, bool backward) {
@@ -86,7 +86,12 @@ Variable input_frames(const FrameBatch& batch, const Network& network,
                       const cpu::RunContext& context) {
   const NetworkConfig& config = network.config();
   const Layer& first = network.layers().front();
-  const TileShape shape{batch.count, first.length, first.in_channels, first.padding()};
+  // In the shape in which the first layer reads them, unless they must be copied into it.
+  const int joined = config.length / first.form.stride;
+  const bool fits =
+      joined * first.form.stride == config.length && first.positions_read(joined) == joined;
+  const TileShape shape = fits ? TileShape{batch.count, joined, first.in_channels, first.padding()}
+                               : TileShape{batch.count, config.length, config.input_channels, 0};
   const bool are_codes = config.input_bits != kFloatBits;
   Variable x =
       make_activation(shape, config.input_bits, are_codes ? ElementType::kS8 : ElementType::kF32);
@@ -206,30 +211,52 @@ Variable join_layer(std::span<const Variable> reads, const Layer& layer, int out
   return y;
 }
 
-Variable pad_positions(const Variable& x, int padding, int threads) {
+namespace {
+
+// The first positions of one tile to another, as many as both have, each with its own padding.
+// Leaves the rest.
+void copy_positions(const Tensor& from, Tensor& to, int threads) {
+  const TileShape &source = from.tile_shape(), &target = to.tile_shape();
+  const size_t row = static_cast<size_t>(source.row_elements()) * element_bytes(from.type());
+  const auto tile_bytes = [&](const TileShape& shape) {
+    return static_cast<size_t>(shape.length + 2 * shape.pad) * row;
+  };
+  const size_t bytes = static_cast<size_t>(std::min(source.length, target.length)) * row;
+  cpu::parallel_for(source.tiles(), threads, [&](int64_t tile) {
+    const auto t = static_cast<size_t>(tile);
+    std::memcpy(
+        to.data<std::byte>() + t * tile_bytes(target) + static_cast<size_t>(target.pad) * row,
+        from.data<std::byte>() + t * tile_bytes(source) + static_cast<size_t>(source.pad) * row,
+        bytes);
+  });
+}
+
+}  // namespace
+
+Variable fit_positions(const Variable& x, int length, int padding, int threads) {
   TileShape shape = x->value.tile_shape();
-  const int before = std::exchange(shape.pad, padding);
+  shape.length = length;
+  shape.pad = padding;
   Variable y = std::make_shared<Activation>(*x);
   y->producer.reset();
   y->value = Tensor::tile(shape, x->value.type());
   y->value.fill_zero();
-  const size_t row = static_cast<size_t>(shape.row_elements()) * element_bytes(x->value.type());
-  const size_t from_bytes = static_cast<size_t>(shape.length + 2 * before) * row;
-  const size_t to_bytes = static_cast<size_t>(shape.length + 2 * padding) * row;
-  cpu::parallel_for(shape.tiles(), threads, [&](int64_t tile) {
-    const auto t = static_cast<size_t>(tile);
-    std::memcpy(y->value.data<std::byte>() + t * to_bytes + static_cast<size_t>(padding) * row,
-                x->value.data<std::byte>() + t * from_bytes + static_cast<size_t>(before) * row,
-                static_cast<size_t>(shape.length) * row);
-  });
+  copy_positions(x->value, y->value, threads);
   return y;
 }
 
-Variable pad_positions(Tape& tape, const Variable& x, int padding, int threads) {
-  Variable y = pad_positions(x, padding, threads);
+Variable fit_positions(Tape& tape, const Variable& x, int length, int padding, int threads) {
+  Variable y = fit_positions(x, length, padding, threads);
   if (!x->needs_grad) return y;
   tape.record([x, y, threads] {
-    add_gradient(x, y->grad, threads);
+    if (x->value.tile_shape().length == y->value.tile_shape().length) {
+      add_gradient(x, y->grad, threads);
+    } else {
+      Tensor gradient = make_gradient(x, y->grad.type());
+      gradient.fill_zero();
+      copy_positions(y->grad, gradient, threads);
+      add_gradient(x, gradient, threads);
+    }
     x->scale_grad += y->scale_grad;
     y->grad = {};
   });
@@ -342,10 +369,14 @@ void compile_all(const std::vector<Layer>& layers, std::span<LayerWorkspace> wor
 class Values {
  public:
   // tape: null in evaluation.
-  Values(Tape* tape, const std::vector<Layer>& layers, Variable frames, int threads)
-      : tape_(tape), layers_(layers), readers_(readers_of(layers)), threads_(threads) {
+  Values(Tape* tape, const Network& network, Variable frames, int threads)
+      : tape_(tape),
+        layers_(network.layers()),
+        readers_(readers_of(layers_)),
+        input_channels_(network.config().input_channels),
+        threads_(threads) {
     frames_ = std::move(frames);
-    values_.resize(layers.size());
+    values_.resize(layers_.size());
   }
 
   // Rows of zeros around what layer i writes: as many as its readers want.
@@ -370,14 +401,15 @@ class Values {
   Variable take(size_t i) {
     const Layer& layer = layers_[i];
     Variable x = value(layer.reads[0]);
-    // Frames are in the shape of the first layer.
+    // Frames may be in the shape of the first layer.
+    if (layer.in_channels % x->value.tile_shape().channels != 0) x = as_written(x);
     const TileShape& shape = x->value.tile_shape();
-    if (layer.in_channels % shape.channels != 0) x = as_written(x);
-    const int factor = layer.in_channels / x->value.tile_shape().channels;
-    if (!fits(x->value.tile_shape(), layer, factor)) {
+    const int factor = layer.in_channels / shape.channels;
+    const int length = layer.positions_read((shape.length + factor - 1) / factor) * factor;
+    if (shape.length != length || !has_padding(shape, layer, factor)) {
       const int padding = layer.input_padding();
-      x = tape_ != nullptr ? pad_positions(*tape_, x, padding, threads_)
-                           : pad_positions(x, padding, threads_);
+      x = tape_ != nullptr ? fit_positions(*tape_, x, length, padding, threads_)
+                           : fit_positions(x, length, padding, threads_);
     }
     if (factor != 1)
       x = tape_ != nullptr ? join_positions(*tape_, x, factor) : join_positions(x, factor);
@@ -415,7 +447,7 @@ class Values {
   // Samples of frames as positions, whatever the first layer joins.
   Variable as_written(const Variable& x) const {
     TileShape shape = x->value.tile_shape();
-    const int factor = layers_[0].form.stride;
+    const int factor = shape.channels / input_channels_;
     shape.channels /= factor;
     shape.length *= factor;
     shape.pad *= factor;
@@ -424,7 +456,7 @@ class Values {
     return y;
   }
   // Kernels need the padding of their taps at least, and a tile's rows are joined with all of it.
-  static bool fits(const TileShape& shape, const Layer& layer, int factor) {
+  static bool has_padding(const TileShape& shape, const Layer& layer, int factor) {
     if (!layer.has_positions()) return shape.pad == 0;
     return shape.pad % factor == 0 && shape.pad / factor >= layer.padding();
   }
@@ -442,6 +474,7 @@ class Values {
   std::vector<std::vector<int>> readers_;
   Variable frames_;
   std::vector<Variable> values_;
+  int input_channels_;
   int threads_;
 };
 
@@ -454,7 +487,7 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
   cpu::RunContext context = of_share;
   const bool collect = network.collects_thresholds(threshold_statistic_steps);
   const bool first_collected = network.steps == 0;
-  Values values(&tape, layers, input_frames(batch, network, context), context.threads);
+  Values values(&tape, network, input_frames(batch, network, context), context.threads);
   compile_all(layers, workspaces, context.threads);
   const size_t hidden = layers.size() - 1;
   for (size_t i = 0; i < hidden; ++i) {
@@ -479,7 +512,7 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
 Variable forward(const Network& network, std::span<LayerWorkspace> workspaces,
                  const FrameBatch& batch, const cpu::RunContext& context) {
   const std::vector<Layer>& layers = network.layers();
-  Values values(nullptr, layers, input_frames(batch, network, context), context.threads);
+  Values values(nullptr, network, input_frames(batch, network, context), context.threads);
   const size_t hidden = layers.size() - 1;
   for (size_t i = 0; i < hidden; ++i) {
     values.put(

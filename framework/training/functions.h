@@ -49,9 +49,10 @@ Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
 Variable join_layer(std::span<const Variable> reads, const Layer& layer, int out_padding,
                     const cpu::RunContext& context);
 
-// The same with other rows of zeros around it, where readers of one value want different ones.
-Variable pad_positions(Tape& tape, const Variable& x, int padding, int threads);
-Variable pad_positions(const Variable& x, int padding, int threads);
+// The first `length` positions, zeros where there are fewer, with other rows of zeros around them:
+// where readers of one value want different ones, or not as many positions as it has.
+Variable fit_positions(Tape& tape, const Variable& x, int length, int padding, int threads);
+Variable fit_positions(const Variable& x, int length, int padding, int threads);
 
 // The activations of a whole batch, from those of the ranks that share it.
 Variable gather(Tape& tape, const Variable& x, const BatchShare& share);

@@ -220,6 +220,13 @@ void backward_apply(const Sums& sums, int any_pool, const PooledGradient& gradie
           }
           dp += gradient.dp_stride;
         }
+        if constexpr (kPool != 1) {  // positions that no window has
+          for (int r = sums.rows / pool * pool; r < sums.rows; ++r) {
+            hn::Store(hn::MulAdd(of_y, hn::Load(kFloats, y), constant_part), kFloats, to);
+            y += sums.stride;
+            to += row_stride;
+          }
+        }
       }
     }
   });

@@ -77,6 +77,8 @@ class GradientWindow {
     conv_.backward_data(row(begin + half_ - r0), end_of_complete(r0, rows, last) - begin, dx,
                         scratch);
   }
+  // A chunk behind the last one, where dx has more rows than dy.
+  void clear_chunk(int rows) { zero(2 * half_, rows); }
   void advance(int rows) {
     for_each_part(2 * half_, [&](float* part, ptrdiff_t elements) {
       const float* from = part + rows * layout_.row;
@@ -123,8 +125,8 @@ class GradientTaker {
 
 // fill(item, r0, rows, dy, layout, scratch, timer, profile) writes dy of a chunk (gradient of the
 // real-valued convolution output, zero in unused lanes). dweight: gradient of the real-valued
-// weights, [O][T][C]. dx: [L][C] without padding, kF32 or kBF16, data null = not kept. taker: of
-// dx, or null.
+// weights, [O][T][C]. dx: of x's positions without padding, [L] or up to [L + half of the taps][C],
+// kF32 or kBF16, data null = not kept. taker: of dx, or null.
 template <typename Fill>
 void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTaker* taker,
                    std::span<float> dweight, const RunContext& context, const Fill& fill) {
@@ -132,6 +134,7 @@ void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTa
   const Items& items = conv.items();
   WeightGradient gradient(conv, items.count(), context.share);
   const ptrdiff_t dx_stride = static_cast<ptrdiff_t>(shape.in_channels) * kLanes;
+  const int dx_length = dx.data != nullptr ? dx.shape.length : shape.length;
 
   // The dx rows that a chunk completes.
   const auto backward_rows = [&](int64_t group, int64_t item, int r0, int rows, bool last,
@@ -140,7 +143,7 @@ void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTa
     const int begin = window.first_complete(r0), end = window.end_of_complete(r0, rows, last);
     if (begin >= end) return;
     const ptrdiff_t count = (end - begin) * dx_stride;
-    const ptrdiff_t first = items.row(item, begin, shape.length, 0) * dx_stride;
+    const ptrdiff_t first = items.row(item, begin, dx_length, 0) * dx_stride;
     const bool kept_as_it_is = dx.data != nullptr && dx.type == ElementType::kF32;
     float* to = kept_as_it_is ? static_cast<float*>(dx.data) + first
                               : scratch.dx.reserve(static_cast<size_t>(count));
@@ -154,14 +157,20 @@ void conv_backward(const ChunkConv& conv, float x_scale, TileView dx, GradientTa
   const auto backward_item = [&](int64_t group, int64_t item, float* dw, Scratch& scratch,
                                  LapTimer& timer, Profile& mine) {
     GradientWindow window(conv, scratch);
-    const int all_rows = items.rows(item);
+    const int all_rows = items.rows(item), dx_rows = all_rows + dx_length - shape.length;
     for (int r0 = 0; r0 < all_rows; r0 += conv.chunk_rows()) {
       const int rows = std::min(conv.chunk_rows(), all_rows - r0);
       fill(item, r0, rows, window.chunk(), window.layout(), scratch, timer, mine);
       conv.backward_weight(item, r0, rows, window.chunk(), dw, scratch, timer, mine);
       if (dx.data != nullptr || taker != nullptr) {
-        backward_rows(group, item, r0, rows, r0 + rows == all_rows, window, scratch, timer, mine);
+        backward_rows(group, item, r0, rows, r0 + rows == dx_rows, window, scratch, timer, mine);
       }
+      window.advance(rows);
+    }
+    for (int r0 = all_rows; r0 < dx_rows; r0 += conv.chunk_rows()) {
+      const int rows = std::min(conv.chunk_rows(), dx_rows - r0);
+      window.clear_chunk(rows);
+      backward_rows(group, item, r0, rows, r0 + rows == dx_rows, window, scratch, timer, mine);
       window.advance(rows);
     }
   };

@@ -193,6 +193,10 @@ HWY_INLINE void gradient_of(const JoinRows& rows, const ActivationSpec& spec, fl
       }
       for (int i = 0; i < kLanes; ++i) totals[i] += static_cast<double>(row_sums[i]);
     }
+    for (int l = rows.positions / pool * pool; l < rows.positions; ++l) {  // that no window has
+      for (int at = 0; at < rows.channels * kLanes; at += kWidth)
+        value.spread(l, at, hn::Zero(kFloats), to_a, to_b);
+    }
   });
 }
 

@@ -239,7 +239,7 @@ struct Simd {
   void (*integer_sums)(const Sums& sums, IntegerTotals* totals);
 
   // t = gain[c] * y + shift[c]; code = clamp(round_half_even(t), min_code, max_code), then the
-  // maximum of each window of `pool` rows; sums.rows is a multiple of pool. u8: codes
+  // maximum of each window of `pool` rows; rows left over take part in none. u8: codes
   // [window][channel] [kLanes]; relu_pool (not quantized): max(t, 0). passes [row][channel]: in bit
   // `lane`, whether the gradient of the window passes to this y: it is the first with the largest
   // code, and 0 < t, or above where min_code begins, and round(t) <= max_code (straight-through).

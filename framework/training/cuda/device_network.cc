@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "framework/data/dataset.h"
+#include "framework/error.h"
 #include "framework/training/plan.h"
 #include "kernels/cuda/runtime.h"
 
@@ -215,6 +216,16 @@ struct DeviceNetwork::DeviceLayer {
   float* gradient = nullptr;  // of that; null: no reader has given any
 };
 
+void require_whole_lengths(const Layer& layer, int samples) {
+  const bool is_conv = layer.kind == LayerKind::kConv;
+  const int stride = is_conv ? layer.form.stride : 1;
+  if (layer.length % layer.pool == 0 && (!is_conv || layer.length * stride == samples)) return;
+  fail(
+      "{}: {} positions of {} samples at stride {}, pool {}: padding that adds or drops positions, "
+      "and pools that leave some over, run with --device cpu only",
+      layer.name, layer.length, samples, stride, layer.pool);
+}
+
 DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
                              cuda::Libraries& libraries, cuda::DeviceRanks* ranks)
     : config_(network.config()),
@@ -222,6 +233,12 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
       ranks_(ranks),
       parameters_(network, use == Use::kTraining, stream_),
       factors_(1) {
+  for (const Layer& layer : network.layers()) {
+    const int read = layer.reads[0];
+    require_whole_lengths(layer, read == kReadsFrames
+                                     ? config_.length
+                                     : network.layers()[static_cast<size_t>(read)].out_length());
+  }
   const float scale = config_.input_quantizer().scale;
   input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
   const std::vector<Layer>& layers = network.layers();

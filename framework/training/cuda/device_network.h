@@ -37,6 +37,11 @@ class ParameterBlock {
   cuda::DeviceBuffer<uint8_t> mask_;
 };
 
+// Refuses, with a message that names it, a layer whose positions are not those of what it reads
+// over the stride, or whose pool leaves some over: kernels of the device know no others. samples:
+// positions of what it reads.
+void require_whole_lengths(const Layer& layer, int samples);
+
 class DeviceNetwork {
  public:
   enum class Use : uint8_t { kTraining, kEvaluation };
