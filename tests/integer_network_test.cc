@@ -57,6 +57,9 @@ Agreement expect_same(const Network& network, const IntegerNetwork& integers, in
     std::vector<int32_t> logits(expected.size());
     std::vector<uint8_t> predicted(static_cast<size_t>(batch.count));
     integers.run(batch.codes, logits, predicted, kThreads);
+    Tensor floats = Tensor::tile({batch.count, 1, network.config().classes, 0}, ElementType::kF32);
+    std::fill_n(floats.data<float>(), floats.size(), -1.0F);
+    integers.float_logits(batch.codes, floats.view(), kThreads);
     for (size_t n = 0; n < predicted.size(); ++n) {
       const float* frame = expected.data() + n * classes;
       const auto best = std::max_element(frame, frame + classes) - frame;
@@ -67,6 +70,13 @@ Agreement expect_same(const Network& network, const IntegerNetwork& integers, in
       }
       ++agreement.of_class[predicted[n]];
       for (size_t c = 0; c < classes; ++c) {
+        const float in_tile =
+            floats.data<float>()[(n / kLanes * classes + c) * kLanes + n % kLanes];
+        if (in_tile != frame[c]) {
+          ADD_FAILURE() << "frame " << n << ", class " << c << ": " << in_tile << ", expected "
+                        << frame[c];
+          return agreement;
+        }
         const int32_t sum = logits[n * classes + c] - integers.layers().back().bias[c];
         const double logit = std::ldexp(static_cast<double>(integers.rounding()(c, sum)), exponent);
         if (logit != static_cast<double>(frame[c])) {
@@ -74,6 +84,13 @@ Agreement expect_same(const Network& network, const IntegerNetwork& integers, in
                         << ", class " << c << ": " << logit << ", expected " << frame[c];
           return agreement;
         }
+      }
+    }
+    // The lanes past the last frame.
+    for (int64_t n = batch.count; n < floats.tile_shape().tiles() * kLanes; ++n) {
+      for (size_t c = 0; c < classes; ++c) {
+        const size_t row = static_cast<size_t>(n / kLanes) * classes + c;
+        EXPECT_EQ(floats.data<float>()[row * kLanes + static_cast<size_t>(n % kLanes)], 0.0F);
       }
     }
     agreement.frames += batch.count;

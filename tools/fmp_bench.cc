@@ -313,54 +313,43 @@ void add_dense_equivalents(const Subject& subject, double train_seconds, double 
   result["eval_dense_equivalent_gflop_per_s"] = gflop_rate(subject, 1, eval_seconds);
 }
 
-// Best wall-clock seconds of a step; then one more step with the clocks on, which slow it down.
-template <typename Step>
-double best_seconds(const BenchOptions& o, Trainer& trainer, cpu::Profile& profile,
-                    const Step& step) {
-  for (int i = 0; i < o.warm_up.value_or(2); ++i) step();
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < o.steps.value_or(4); ++i) {
-    const auto start = Clock::now();
-    step();
-    best = std::min(best, seconds_since(start));
-  }
-  trainer.set_profile(&profile);
-  step();
-  trainer.set_profile(nullptr);
-  return best;
-}
-
-// Best wall-clock seconds of a training step in a pass over a data set, as fmp_radioml makes it:
-// from one batch's loss to the next.
-double best_seconds_of_pass(const BenchOptions& o, Subject& subject, Trainer& trainer,
-                            const FrameBatch& batch) {
+// Best wall-clock seconds of a batch in a pass over a data set, as fmp_radioml makes it: from one
+// batch's loss to the next. pass(data, frames, progress): trains or evaluates.
+template <typename Pass>
+double best_seconds_of_pass(const BenchOptions& o, const NetworkConfig& config,
+                            const FrameBatch& batch, const Pass& pass) {
   const int warm_up = o.warm_up.value_or(2), batches = warm_up + o.steps.value_or(4) + 1;
-  const RepeatedFrames data(batch, subject.network.config(),
-                            static_cast<int64_t>(o.batch) * batches);
+  const RepeatedFrames data(batch, config, static_cast<int64_t>(o.batch) * batches);
   std::vector<int64_t> frames(static_cast<size_t>(data.size()));
   std::iota(frames.begin(), frames.end(), int64_t{0});
   double best = std::numeric_limits<double>::infinity();
   Clock::time_point last;
-  trainer.train_epoch(subject.network, data, frames, o.seed, 1, subject.options.learning_rate,
-                      [&](const Progress& progress) {
-                        const Clock::time_point now = Clock::now();
-                        if (progress.frames_done > static_cast<int64_t>(o.batch) * (warm_up + 1))
-                          best = std::min(best, std::chrono::duration<double>(now - last).count());
-                        last = now;
-                      });
+  pass(data, frames, [&](const Progress& progress) {
+    const Clock::time_point now = Clock::now();
+    if (progress.frames_done > static_cast<int64_t>(o.batch) * (warm_up + 1))
+      best = std::min(best, std::chrono::duration<double>(now - last).count());
+    last = now;
+  });
   return best;
 }
 
 void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json& result) {
   Network& network = subject.network;
   const FrameBatch batch = random_frames(network.config(), o.batch, o.seed);
-  cpu::Profile training, evaluation;
-  const double train_seconds = best_seconds_of_pass(o, subject, trainer, batch);
+  cpu::Profile training;
+  const auto best_of = [&](const auto& pass) {
+    return best_seconds_of_pass(o, network.config(), batch, pass);
+  };
+  const double train_seconds = best_of([&](const Dataset& data, const std::vector<int64_t>& frames,
+                                           const ProgressCallback& progress) {
+    trainer.train_epoch(network, data, frames, o.seed, 1, subject.options.learning_rate, progress);
+  });
   trainer.set_profile(&training);
   trainer.train_step(network, batch, subject.options.learning_rate);
   trainer.set_profile(nullptr);
-  const double eval_seconds =
-      best_seconds(o, trainer, evaluation, [&] { trainer.logits(network, batch); });
+  const double eval_seconds = best_of(
+      [&](const Dataset& data, const std::vector<int64_t>& frames,
+          const ProgressCallback& progress) { trainer.evaluate(network, data, frames, progress); });
 
   // What `classify` runs: the same predictions on integers alone.
   double integer_seconds = 0;
@@ -368,9 +357,12 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
     const IntegerNetwork integers(network);
     std::vector<int32_t> logits(static_cast<size_t>(o.batch) *
                                 static_cast<size_t>(network.config().classes));
-    cpu::Profile unused;
-    integer_seconds =
-        best_seconds(o, trainer, unused, [&] { integers.run(batch.codes, logits, {}, o.threads); });
+    integer_seconds = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < o.warm_up.value_or(2) + o.steps.value_or(4); ++i) {
+      const auto start = Clock::now();
+      integers.run(batch.codes, logits, {}, o.threads);
+      integer_seconds = std::min(integer_seconds, seconds_since(start));
+    }
   }
 
   result["threads"] = threads_or_all_cores(o.threads);
@@ -383,10 +375,8 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
   result["gflop_per_s_and_thread"] = {
       {"conv_forward", gflop_rate(subject, 1, training.conv_forward)},
       {"conv_backward_data", gflop_rate(subject, 1, training.conv_backward_data)},
-      {"conv_backward_weight", gflop_rate(subject, 1, training.conv_backward_weight)},
-      {"eval_conv_forward", gflop_rate(subject, 1, evaluation.conv_forward)}};
+      {"conv_backward_weight", gflop_rate(subject, 1, training.conv_backward_weight)}};
   result["train_share"] = shares(training);
-  result["eval_share"] = shares(evaluation);
   WorkingPart part(network);
   result["traffic"] = traffic_json(part.before_step(network, false), o.gradients);
 }
@@ -488,10 +478,9 @@ void print(const Json& r) {
   }
   fmt::print("peak memory {} MB\n", r["peak_rss_mb"].get<int64_t>());
   if (on_cpu) {
-    fmt::print("\nshare of the threads' time      training  evaluation\n");
+    fmt::print("\nshare of the threads' time in training\n");
     for (const auto& [name, share] : r["train_share"].items()) {
-      fmt::print("  {:28} {:8.1f}%  {:9.1f}%\n", name, 100 * share.get<double>(),
-                 100 * r["eval_share"][name].get<double>());
+      fmt::print("  {:28} {:8.1f}%\n", name, 100 * share.get<double>());
     }
     fmt::print("\nGFLOP/s of a thread in the kernels, dense equivalent\n");
     for (const auto& [name, value] : r["gflop_per_s_and_thread"].items()) {

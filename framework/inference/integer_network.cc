@@ -366,7 +366,10 @@ IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config(
       const float weight_scale = set_codes(layer, data);
       check_sums(data);
       if (layer.kind == Layer::Kind::kOutput) {
-        set_output(layer, input_scales[0] * weight_scale);
+        const float scale = input_scales[0] * weight_scale;
+        set_output(layer, scale);
+        output_affine_ =
+            cpu::output_affine(layer, scale, {layer.bias.value.floats(), gain_of(layer)});
       } else {
         scales.push_back(set_thresholds(layer, input_scales[0], weight_scale, data));
       }
@@ -579,16 +582,9 @@ void IntegerNetwork::run_join(const IntegerLayerData& layer, uint8_t* out,
   }
 }
 
-void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logits,
-                         std::span<uint8_t> predicted, int threads) const {
-  const size_t classes = static_cast<size_t>(config_.classes);
-  const size_t frame_size =
-      static_cast<size_t>(config_.length) * static_cast<size_t>(config_.input_channels);
-  const size_t count = frames.size() / frame_size;
-  if (frames.size() != count * frame_size || logits.size() != count * classes ||
-      (!predicted.empty() && predicted.size() != count)) {
-    throw std::invalid_argument("IntegerNetwork::run: frames, logits and predictions do not match");
-  }
+template <typename Use>
+void IntegerNetwork::run_tiles(std::span<const int8_t> frames, int threads, const Use& use) const {
+  const size_t count = frames.size() / frame_size();
   const int64_t tiles = static_cast<int64_t>((count + kLanes - 1) / kLanes);
   const size_t sums_size = static_cast<size_t>(kernels_.back().out_quads()) * cpu::kQuadRow;
   cpu::share_items(tiles, threads_or_all_cores(threads), [&](cpu::SharedItems& items) {
@@ -599,20 +595,54 @@ void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logi
     while (const std::optional<int64_t> tile = items.take()) {
       const size_t begin = static_cast<size_t>(*tile) * kLanes;
       const size_t used = std::min<size_t>(kLanes, count - begin);
-      run_tile(frames.data() + begin * frame_size, static_cast<int>(used), memory, sums);
-      for (size_t lane = 0; lane < used; ++lane) {
-        size_t best = 0;
-        int64_t largest = std::numeric_limits<int64_t>::min();
-        for (size_t c = 0; c < classes; ++c) {
-          const int32_t sum = sums[c * kLanes + lane] - output_offset_[c];
-          const int64_t logit = rounding_(c, sum);
-          logits[(begin + lane) * classes + c] =
-              has_plain_output() ? sum + data_.back().bias[c] : rounding_.integer_logit(logit);
-          if (logit <= largest) continue;
-          largest = logit;
-          best = c;
-        }
-        if (!predicted.empty()) predicted[begin + lane] = static_cast<uint8_t>(best);
+      run_tile(frames.data() + begin * frame_size(), static_cast<int>(used), memory, sums);
+      use(static_cast<size_t>(*tile), used, sums);
+    }
+  });
+}
+
+void IntegerNetwork::run(std::span<const int8_t> frames, std::span<int32_t> logits,
+                         std::span<uint8_t> predicted, int threads) const {
+  const size_t classes = static_cast<size_t>(config_.classes);
+  const size_t count = frames.size() / frame_size();
+  if (frames.size() != count * frame_size() || logits.size() != count * classes ||
+      (!predicted.empty() && predicted.size() != count)) {
+    throw std::invalid_argument("IntegerNetwork::run: frames, logits and predictions do not match");
+  }
+  run_tiles(frames, threads, [&](size_t tile, size_t used, const int32_t* sums) {
+    for (size_t lane = 0; lane < used; ++lane) {
+      const size_t frame = tile * kLanes + lane;
+      size_t best = 0;
+      int64_t largest = std::numeric_limits<int64_t>::min();
+      for (size_t c = 0; c < classes; ++c) {
+        const int32_t sum = sums[c * kLanes + lane] - output_offset_[c];
+        const int64_t logit = rounding_(c, sum);
+        logits[frame * classes + c] =
+            has_plain_output() ? sum + data_.back().bias[c] : rounding_.integer_logit(logit);
+        if (logit <= largest) continue;
+        largest = logit;
+        best = c;
+      }
+      if (!predicted.empty()) predicted[frame] = static_cast<uint8_t>(best);
+    }
+  });
+}
+
+void IntegerNetwork::float_logits(std::span<const int8_t> frames, TileView logits,
+                                  int threads) const {
+  const size_t classes = static_cast<size_t>(config_.classes);
+  const size_t count = static_cast<size_t>(logits.shape.frames);
+  if (frames.size() != count * frame_size() || logits.type != ElementType::kF32 ||
+      logits.shape.channels != config_.classes || logits.shape.length != 1 ||
+      logits.shape.pad != 0) {
+    throw std::invalid_argument("IntegerNetwork::float_logits: frames and logits do not match");
+  }
+  run_tiles(frames, threads, [&](size_t tile, size_t used, const int32_t* sums) {
+    float* out = static_cast<float*>(logits.data) + tile * classes * kLanes;
+    for (size_t c = 0; c < classes; ++c, sums += kLanes, out += kLanes) {
+      for (size_t lane = 0; lane < kLanes; ++lane) {
+        const float sum = static_cast<float>(sums[lane] - output_offset_[c]);
+        out[lane] = lane < used ? sum * output_affine_.scale[c] + output_affine_.offset[c] : 0.0F;
       }
     }
   });

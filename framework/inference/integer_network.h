@@ -9,6 +9,8 @@
 #include "framework/data/dataset.h"
 #include "framework/network/network.h"
 #include "kernels/cpu/integer_ops.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/tile.h"
 
 namespace fmp {
 
@@ -134,11 +136,21 @@ class IntegerNetwork {
   void run(std::span<const int8_t> frames, std::span<int32_t> logits, std::span<uint8_t> predicted,
            int threads) const;
 
+  // The logits of the network that this was made from, to the bit: [1][classes] kF32, 0 in the
+  // lanes past the last frame.
+  void float_logits(std::span<const int8_t> frames, TileView logits, int threads) const;
+
  private:
   void set_output(const Layer& layer, float scale);
   void set_constant_output(const Layer& layer, float scale);
   void place_values();
   const IntegerValue& value(int layer) const { return values_[static_cast<size_t>(layer + 1)]; }
+  size_t frame_size() const {
+    return static_cast<size_t>(config_.length) * static_cast<size_t>(config_.input_channels);
+  }
+  // use(tile, frames in it, sums) for all tiles of the frames.
+  template <typename Use>
+  void run_tiles(std::span<const int8_t> frames, int threads, const Use& use) const;
   // `count` frames through all layers; sums: [classes padded][kLanes]. memory: of all slots.
   void run_tile(const int8_t* frames, int count, uint8_t* memory, int32_t* sums) const;
   // A layer without weights; out: its first row.
@@ -152,6 +164,7 @@ class IntegerNetwork {
   int slots_ = 0;
   size_t memory_bytes_ = 0;
   std::vector<int32_t> output_offset_;  // of sums of what makes signed inputs unsigned
+  cpu::OutputAffine output_affine_;
   LogitRounding rounding_;
   float logit_scale_ = 1;
 };

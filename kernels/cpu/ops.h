@@ -274,6 +274,14 @@ void output_forward(const Input& x, const Weights& weights, const OutputParamete
 // * weights.scale().
 std::vector<float> output_bias_codes(std::span<const float> bias, float scale);
 
+// What output_forward makes of a sum of codes: sum * scale + offset, each of the two rounded.
+// scale: x.scale * weights.scale().
+struct OutputAffine {
+  std::vector<float> scale, offset;  // [O]
+};
+OutputAffine output_affine(const LayerShape& shape, float scale,
+                           const OutputParameters& parameters);
+
 struct OutputGradients {
   std::span<float> weight;               // [O][1][C], of the fake-quantized weights
   std::span<float> bias;                 // [O]

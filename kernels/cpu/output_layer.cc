@@ -40,20 +40,26 @@ std::vector<float> output_bias_codes(std::span<const float> bias, float scale) {
   return codes;
 }
 
+OutputAffine output_affine(const LayerShape& shape, float scale,
+                           const OutputParameters& parameters) {
+  OutputAffine affine;
+  affine.offset.assign(parameters.bias.begin(), parameters.bias.end());
+  if (bias_is_quantized(shape, parameters)) {
+    affine.offset = output_bias_codes(parameters.bias, scale);
+    for (float& b : affine.offset) b *= scale;
+  }
+  affine.scale.assign(affine.offset.size(), scale);
+  for (size_t o = 0; o < parameters.gain.size(); ++o) affine.scale[o] = scale * parameters.gain[o];
+  return affine;
+}
+
 void output_forward(const Input& x, const Weights& weights, const OutputParameters& parameters,
                     TileView logits, const RunContext& context) {
   const LayerShape& shape = weights.shape();
   const ChunkConv conv(x.tile, weights);
   const Items& items = conv.items();
   const ptrdiff_t stride = static_cast<ptrdiff_t>(shape.out_channels) * kLanes;
-  const float scale = bias_scale(x.scale, weights);
-  std::vector<float> offset(parameters.bias.begin(), parameters.bias.end());
-  if (bias_is_quantized(shape, parameters)) {
-    offset = output_bias_codes(parameters.bias, scale);
-    for (float& b : offset) b *= scale;
-  }
-  std::vector<float> scales(offset.size(), scale);
-  for (size_t o = 0; o < parameters.gain.size(); ++o) scales[o] = scale * parameters.gain[o];
+  const OutputAffine affine = output_affine(shape, bias_scale(x.scale, weights), parameters);
   for_each_item(items.count(), context,
                 [&](int64_t item, Scratch& scratch, LapTimer& timer, Profile& mine) {
                   const int rows = items.rows(item);
@@ -61,7 +67,7 @@ void output_forward(const Input& x, const Weights& weights, const OutputParamete
                   conv.forward(item, 0, rows, y, stride, scratch, timer, mine);
                   for (int64_t i = 0; i < rows * stride; ++i) {
                     const auto o = static_cast<size_t>(i % stride / kLanes);
-                    y[i] = y[i] * scales[o] + offset[o];
+                    y[i] = y[i] * affine.scale[o] + affine.offset[o];
                   }
                   zero_unused_lanes(items, item, 0, rows, shape.out_channels, y, stride);
                 });
