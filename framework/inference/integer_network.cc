@@ -351,15 +351,16 @@ IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config(
     value.zero = is_signed ? 1 << bits % kFloatBits >> 1 : 0;
     value.levels = (1 << bits % kFloatBits) - 1;
   };
-  std::vector<float> scales = {config_.input_quantizer().scale};  // of values_
+  scales_ = {config_.input_quantizer().scale};
   value_with_bits(config_.input_channels, config_.length, config_.input_bits, true);
   for (const Layer& layer : network.layers()) {
     std::vector<const IntegerValue*> inputs;
     std::vector<float> input_scales;
     for (const int read : layer.reads) {
       inputs.push_back(&value(read));
-      input_scales.push_back(scales[static_cast<size_t>(read + 1)]);
+      input_scales.push_back(scales_[static_cast<size_t>(read + 1)]);
     }
+    shapes_.push_back(layer);
     IntegerLayerData& data =
         data_.emplace_back(describe(layer, inputs[0]->positions, inputs[0]->zero != 0));
     if (layer.has_weights()) {
@@ -371,7 +372,7 @@ IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config(
         output_affine_ =
             cpu::output_affine(layer, scale, {layer.bias.value.floats(), gain_of(layer)});
       } else {
-        scales.push_back(set_thresholds(layer, input_scales[0], weight_scale, data));
+        scales_.push_back(set_thresholds(layer, input_scales[0], weight_scale, data));
       }
       kernel_of_.push_back(static_cast<int>(kernels_.size()));
       kernels_.push_back(compile(data));
@@ -380,7 +381,7 @@ IntegerNetwork::IntegerNetwork(const Network& network) : config_(network.config(
           cpu::activation_scale(layer.threshold.value.floats()[0], layer.largest_code());
       if (!std::isfinite(act_scale)) fail("{}: its threshold is not finite", layer.name);
       set_tables(layer, inputs, input_scales, act_scale, data);
-      scales.push_back(act_scale);
+      scales_.push_back(act_scale);
       kernel_of_.push_back(-1);
     }
     if (layer.kind != Layer::Kind::kOutput) {
@@ -507,7 +508,7 @@ void IntegerNetwork::run_tile(const int8_t* frames, int count, uint8_t* memory,
   for (size_t i = 0; i < data_.size(); ++i) {
     const IntegerLayerData& layer = data_[i];
     if (!layer.has_weights()) {
-      run_join(layer, pad(values_[i + 1]), memory);
+      run_join(i, pad(values_[i + 1]), memory);
       continue;
     }
     const IntegerValue& x = value(layer.reads[0]);
@@ -519,64 +520,56 @@ void IntegerNetwork::run_tile(const int8_t* frames, int count, uint8_t* memory,
   }
 }
 
-void IntegerNetwork::run_join(const IntegerLayerData& layer, uint8_t* out,
-                              const uint8_t* memory) const {
-  const auto rows_of = [&](int read) {
-    const IntegerValue& x = value(read);
-    return memory + x.offset + static_cast<size_t>(x.padding) * x.row_bytes();
+void IntegerNetwork::run_join(size_t layer, uint8_t* out, const uint8_t* memory) const {
+  const IntegerLayerData& data = data_[layer];
+  const IntegerValue& written = values_[layer + 1];
+  const auto rows_of = [&](size_t input) {
+    const IntegerValue& x = value(data.reads[input]);
+    return cpu::ByteRows{memory + x.offset + static_cast<size_t>(x.padding) * x.row_bytes(),
+                         static_cast<ptrdiff_t>(x.row_bytes()), static_cast<uint8_t>(x.zero),
+                         scales_[static_cast<size_t>(data.reads[input] + 1)]};
   };
-  const size_t pool = static_cast<size_t>(layer.shape.pool);
-  const auto positions = static_cast<size_t>(layer.positions_written());
-  // out[i] = the largest of the window's code(position, i).
-  const auto write = [&](size_t bytes, const auto& code) {
-    for (size_t l = 0; l < positions; ++l) {
-      for (size_t i = 0; i < bytes; ++i) {
-        uint8_t largest = code(l * pool, i);
-        for (size_t j = 1; j < pool; ++j) largest = std::max(largest, code(l * pool + j, i));
-        out[l * bytes + i] = largest;
-      }
-    }
+  const auto write = [&](const cpu::ByteRows& a, const cpu::ByteRows& b, int window, uint8_t* to) {
+    cpu::join_bytes(shapes_[layer], a, b, window, scales_[layer + 1], written.zero,
+                    static_cast<int>(a.stride), to, static_cast<ptrdiff_t>(written.row_bytes()));
   };
-  const IntegerValue& first = value(layer.reads[0]);
-  const uint8_t* a = rows_of(layer.reads[0]);
-  const std::vector<uint8_t>& table = layer.tables[0];
-  if (layer.kind == LayerKind::kAdd) {
-    const size_t bytes = first.row_bytes(), columns = static_cast<size_t>(layer.columns);
-    const uint8_t* b = rows_of(layer.reads[1]);
-    return write(bytes, [&](size_t l, size_t i) {
-      return table[a[l * bytes + i] * columns + b[l * bytes + i]];
-    });
-  }
-  if (layer.kind == LayerKind::kAveragePool) {
-    const size_t bytes = first.row_bytes(), window = static_cast<size_t>(layer.window);
-    return write(bytes, [&](size_t l, size_t i) {
-      size_t sum = 0;
-      for (size_t j = 0; j < window; ++j) sum += a[(l * window + j) * bytes + i];
-      return table[sum];
-    });
-  }
-  const auto place = [](int channel) {
-    return static_cast<size_t>(channel / cpu::kQuad * cpu::kQuadRow +
-                               cpu::byte_of_channel(channel));
-  };
-  const size_t out_bytes =
-      static_cast<size_t>(cpu::quads(layer.shape.out_channels)) * cpu::kQuadRow;
-  std::memset(out, 0, positions * out_bytes);
+  if (data.kind == LayerKind::kAdd) return write(rows_of(0), rows_of(1), 0, out);
+  if (data.kind == LayerKind::kAveragePool) return write(rows_of(0), {}, data.window, out);
+  // Channels side by side: whole quads as long as they begin with one. The last one may be partly
+  // filled; what follows overwrites the rest.
   int channel = 0;
-  for (size_t input = 0; input < layer.reads.size(); ++input) {
-    const IntegerValue& x = value(layer.reads[input]);
-    const uint8_t* rows = rows_of(layer.reads[input]);
-    const uint8_t* codes = layer.tables[input].data();
-    for (int c = 0; c < x.channels; ++c, ++channel) {
-      for (size_t l = 0; l < positions; ++l) {
-        const uint8_t* from = rows + l * pool * x.row_bytes() + place(c);
-        uint8_t* to = out + l * out_bytes + place(channel);
-        for (size_t lane = 0; lane < kLanes; ++lane, from += cpu::kQuad, to += cpu::kQuad) {
-          uint8_t largest = codes[*from];
-          for (size_t j = 1; j < pool; ++j)
-            largest = std::max(largest, codes[from[j * x.row_bytes()]]);
-          *to = largest;
-        }
+  for (size_t input = 0; input < data.reads.size(); ++input) {
+    if (channel % cpu::kQuad == 0) {
+      const int quad = channel / cpu::kQuad;
+      write(rows_of(input), {}, 0, out + static_cast<ptrdiff_t>(quad) * cpu::kQuadRow);
+    } else {
+      place_channels(layer, input, channel, out, memory);
+    }
+    channel += value(data.reads[input]).channels;
+  }
+}
+
+void IntegerNetwork::place_channels(size_t layer, size_t input, int channel, uint8_t* out,
+                                    const uint8_t* memory) const {
+  const IntegerLayerData& data = data_[layer];
+  const IntegerValue& x = value(data.reads[input]);
+  const uint8_t* rows = memory + x.offset + static_cast<size_t>(x.padding) * x.row_bytes();
+  const uint8_t* codes = data.tables[input].data();
+  const size_t out_bytes = values_[layer + 1].row_bytes();
+  const size_t pool = static_cast<size_t>(data.shape.pool);
+  const auto positions = static_cast<size_t>(data.positions_written());
+  const auto place = [](int c) {
+    return static_cast<size_t>(c / cpu::kQuad * cpu::kQuadRow + cpu::byte_of_channel(c));
+  };
+  for (int c = 0; c < x.channels; ++c, ++channel) {
+    for (size_t l = 0; l < positions; ++l) {
+      const uint8_t* from = rows + l * pool * x.row_bytes() + place(c);
+      uint8_t* to = out + l * out_bytes + place(channel);
+      for (size_t lane = 0; lane < kLanes; ++lane, from += cpu::kQuad, to += cpu::kQuad) {
+        uint8_t largest = codes[*from];
+        for (size_t j = 1; j < pool; ++j)
+          largest = std::max(largest, codes[from[j * x.row_bytes()]]);
+        *to = largest;
       }
     }
   }

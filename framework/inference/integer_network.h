@@ -154,12 +154,17 @@ class IntegerNetwork {
   // `count` frames through all layers; sums: [classes padded][kLanes]. memory: of all slots.
   void run_tile(const int8_t* frames, int count, uint8_t* memory, int32_t* sums) const;
   // A layer without weights; out: its first row.
-  void run_join(const IntegerLayerData& layer, uint8_t* out, const uint8_t* memory) const;
+  void run_join(size_t layer, uint8_t* out, const uint8_t* memory) const;
+  // Channels of one of its inputs to those from `channel` on, a byte at a time.
+  void place_channels(size_t layer, size_t input, int channel, uint8_t* out,
+                      const uint8_t* memory) const;
 
   NetworkConfig config_;
   std::vector<IntegerLayerData> data_;
   std::vector<cpu::IntegerLayer> kernels_;
   std::vector<int> kernel_of_;        // of each layer; -1: it has no weights
+  std::vector<LayerShape> shapes_;    // of each layer
+  std::vector<float> scales_;         // of values_
   std::vector<IntegerValue> values_;  // the frames, then what each hidden layer writes
   int slots_ = 0;
   size_t memory_bytes_ = 0;

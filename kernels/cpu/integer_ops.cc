@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "kernels/cpu/hidden_pass.h"
 #include "kernels/cpu/integer_simd.h"
 #include "kernels/cpu/packing.h"
 #include "kernels/cpu/quad_weights.h"
@@ -127,9 +128,18 @@ void activation_codes(const EvaluationState& state, int channel, const LayerShap
   for (size_t i = 0; i < y.size(); ++i) y[i] = static_cast<float>(sums[i]);
   const size_t c = static_cast<size_t>(channel);
   const EvaluationSteps steps{state.sum_scale, &state.gain[c], &state.shift[c], state.act_scale};
-  const ActivationSpec spec{1, true, static_cast<float>(shape.largest_code()),
-                            static_cast<float>(shape.smallest_code)};
+  ActivationSpec spec = activation_spec(shape);
+  spec.pool = 1;
   simd().evaluate_codes({y.data(), kLanes, 1, 1}, steps, spec, codes, kLanes);
+}
+
+void join_bytes(const LayerShape& shape, const ByteRows& a, const ByteRows& b, int window,
+                float act_scale, int zero, int row_bytes, uint8_t* out, ptrdiff_t out_stride) {
+  const auto operand = [](const ByteRows& x) {
+    return JoinOperand{x.rows, x.stride, 0, x.zero, x.scale};
+  };
+  simd().join_codes({operand(a), operand(b), window, shape.length, row_bytes / kLanes, zero},
+                    activation_spec(shape), act_scale, out, out_stride);
 }
 
 const char* name_of(DotProduct dot) {

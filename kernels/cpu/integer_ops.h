@@ -146,6 +146,20 @@ class IntegerLayer {
   std::vector<int32_t> row_begin_, offset_, dense_[2], values_[2];
 };
 
+// Rows of bytes that an operation without weights reads: byte = code + zero, value = code * scale.
+struct ByteRows {
+  const uint8_t* rows = nullptr;  // null: there are none
+  ptrdiff_t stride = 0;           // bytes from a position to the next
+  uint8_t zero = 0;
+  float scale = 1;
+};
+// Its codes, as join_forward_eval() (kernels/cpu/ops.h) makes them of a, of a + b, or of the mean
+// of `window` positions of a (0: not that), with `zero` added. shape: length, pool and codes of the
+// operation. row_bytes: a multiple of kLanes, of a position in memory. out: length / pool rows,
+// out_stride apart.
+void join_bytes(const LayerShape& shape, const ByteRows& a, const ByteRows& b, int window,
+                float act_scale, int zero, int row_bytes, uint8_t* out, ptrdiff_t out_stride);
+
 // Frames [count][length][channels] of signed codes to a tile, `offset` added to each; count <=
 // kLanes, lanes beyond it are `offset`. out: the first row, [length][quads][kLanes][4].
 void pack_quads(const int8_t* frames, int count, int length, int channels, int offset,

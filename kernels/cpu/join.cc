@@ -28,11 +28,12 @@ class Operand {
       : codes_(operand.codes),
         stride_(operand.stride),
         flip_(hn::Set(kLaneInts, operand.flip)),
+        zero_(hn::Set(kLaneInts, operand.zero)),
         scale_(hn::Set(kFloats, operand.scale)) {}
 
   HWY_INLINE auto integer(int position, int at) const {
     const auto bytes = hn::LoadU(kLaneBytes, codes_ + position * stride_ + at);
-    return hn::Sub(hn::Xor(hn::PromoteTo(kLaneInts, bytes), flip_), flip_);
+    return hn::Sub(hn::Xor(hn::PromoteTo(kLaneInts, bytes), flip_), zero_);
   }
   HWY_INLINE V value(int position, int at) const {
     return hn::Mul(hn::ConvertTo(kFloats, integer(position, at)), scale_);
@@ -42,7 +43,7 @@ class Operand {
  private:
   const uint8_t* codes_;
   ptrdiff_t stride_;
-  hn::Vec<hn::RebindToSigned<FloatTag>> flip_;
+  hn::Vec<hn::RebindToSigned<FloatTag>> flip_, zero_;
   V scale_;
 };
 
@@ -111,27 +112,21 @@ HWY_INLINE void with_values(const JoinRows& rows, const F& f) {
   f(OneValue(rows));
 }
 
-// In activation.cc's words: the code of a window, kRounder added.
-template <bool kSigned, typename Values>
-HWY_INLINE V window_code(const Values& value, const Activation<true, kSigned>& activation, V scale,
-                         int pool, int window, int at) {
-  V largest = activation.pooled(hn::Div(value(window * pool, at), scale));
-  for (int j = 1; j < pool; ++j) {
-    largest = hn::Max(largest, activation.pooled(hn::Div(value(window * pool + j, at), scale)));
-  }
-  return largest;
-}
-
 template <bool kSigned>
 HWY_INLINE void codes_of(const JoinRows& rows, const ActivationSpec& spec, float act_scale,
                          uint8_t* HWY_RESTRICT out, ptrdiff_t out_stride) {
   const Activation<true, kSigned> activation(spec);
   const V scale = hn::Set(kFloats, act_scale);
+  const V zero = hn::Set(kFloats, static_cast<float>(rows.zero_written));
+  const int windows = rows.positions / spec.pool, width = rows.channels * kLanes, pool = spec.pool;
   with_values(rows, [&](const auto& value) HWY_ATTR {
-    for (int w = 0; w < rows.positions / spec.pool; ++w) {
-      for (int at = 0; at < rows.channels * kLanes; at += kWidth) {
-        store_pooled(window_code(value, activation, scale, spec.pool, w, at),
-                     out + w * out_stride + at);
+    for (int w = 0; w < windows; ++w) {
+      for (int at = 0; at < width; at += kWidth) {
+        // Codes never decrease with the value, so that the largest value has the largest code.
+        V largest = value(w * pool, at);
+        for (int j = 1; j < pool; ++j) largest = hn::Max(largest, value(w * pool + j, at));
+        const V code = activation.pooled(hn::Div(largest, scale));
+        store_pooled(hn::Add(code, zero), out + w * out_stride + at);
       }
     }
   });
@@ -267,12 +262,12 @@ class JoinPass {
       int channel = 0;
       for (size_t i = 0; i < inputs_.size(); ++i) {
         const int channels = inputs_[i].tile.shape.channels;
-        body(channel, JoinRows{operand(i, tile), {}, 0, positions(), channels}, i);
+        body(channel, JoinRows{operand(i, tile), {}, 0, positions(), channels, 0}, i);
         channel += channels;
       }
       return;
     }
-    JoinRows rows{operand(0, tile), {}, 0, positions(), shape_.out_channels};
+    JoinRows rows{operand(0, tile), {}, 0, positions(), shape_.out_channels, 0};
     if (join_ == Join::kAdd) rows.b = operand(1, tile);
     if (join_ == Join::kAveragePool) rows.window = inputs_[0].tile.shape.length / shape_.length;
     body(0, rows, size_t{0});
@@ -360,9 +355,10 @@ class JoinPass {
   JoinOperand operand(size_t input, int64_t tile) const {
     const ConstTileView& x = inputs_[input].tile;
     const ptrdiff_t stride = x.shape.row_elements();
+    const uint8_t sign = x.type == ElementType::kS8 ? 0x80 : 0;
     return {
         static_cast<const uint8_t*>(x.data) + tile * x.shape.tile_elements() + x.shape.pad * stride,
-        stride, static_cast<uint8_t>(x.type == ElementType::kS8 ? 0x80 : 0), inputs_[input].scale};
+        stride, sign, sign, inputs_[input].scale};
   }
   static JoinGradientRows target(const JoinGradient& gradient, int64_t tile) {
     if (gradient.dx.data == nullptr) return {};

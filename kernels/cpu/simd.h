@@ -122,12 +122,13 @@ struct GradientAffine {
   const float* of_one = nullptr;
 };
 
-// Codes that an operation without weights reads: code = (byte ^ flip) - flip, flip being 0x80 for
-// two's complement and 0 without a sign. stride: elements between positions.
+// Codes that an operation without weights reads: code = (byte ^ flip) - zero, both being 0x80 for
+// two's complement and 0 without a sign; or `flip` 0 and `zero` what was added. stride: elements
+// between positions.
 struct JoinOperand {
   const uint8_t* codes = nullptr;  // null: there is none
   ptrdiff_t stride = 0;
-  uint8_t flip = 0;
+  uint8_t flip = 0, zero = 0;
   float scale = 1;
 };
 
@@ -139,6 +140,7 @@ struct JoinRows {
   int window = 0;
   int positions = 0;  // of real values
   int channels = 0;
+  int zero_written = 0;  // added to the codes that are written
 };
 
 // Where an operand's gradient goes: values null = nowhere; add = it is added to what is there.
