@@ -778,13 +778,15 @@ TEST(SimdTest, QuantizeAndPool) {
 
 // Sums of sparse layers that are used in registers, against the same in memory: to the bit.
 TEST(SimdTest, SparseSumsInRegisters) {
-  struct Size {
-    int rows, pool;
-  };
   constexpr int kTaps = 3, kInputs = 9, kOutputs = 5, kOffset = 2, kWeightRange = 15;
-  for (const Size& size : {Size{1, 1}, Size{27, 1}, Size{2, 2}, Size{30, 2}}) {
-    SCOPED_TRACE(testing::Message() << size.rows << " rows, pool " << size.pool);
-    ActivationData data({kOutputs, size.rows, size.pool, true, 255});
+  for (const ActivationCase& size :
+       {ActivationCase{kOutputs, 1, 1, true, 255}, ActivationCase{kOutputs, 27, 1, true, 255},
+        ActivationCase{kOutputs, 2, 2, true, 255}, ActivationCase{kOutputs, 30, 2, true, 255},
+        ActivationCase{kOutputs, 27, 1, true, 127, -127},
+        ActivationCase{kOutputs, 30, 2, true, 127, -128}}) {
+    SCOPED_TRACE(testing::Message()
+                 << size.rows << " rows, pool " << size.pool << ", codes from " << size.min_code);
+    ActivationData data(size);
     const size_t elements = data.y.size, pooled = data.dp.size;
     const int window = size.rows + kTaps - 1;
     Random random(kSeed, "sparse sums");
@@ -820,8 +822,9 @@ TEST(SimdTest, SparseSumsInRegisters) {
       for (size_t i = 0; i < pooled; ++i) ASSERT_EQ(codes[i], expected_codes[i]) << i;
       for (size_t i = 0; i < passes.size; ++i) ASSERT_EQ(passes[i], expected_passes[i]) << i;
 
-      const cpu::PooledGradient gradient{data.dp.data(), data.stride(), codes.data(), false,
-                                         data.stride(),  passes.data(), kOutputs};
+      const cpu::PooledGradient gradient{data.dp.data(),    data.stride(), codes.data(),
+                                         size.min_code < 0, data.stride(), passes.data(),
+                                         kOutputs};
       Aligned<float> sums(kOutputs * cpu::kGradientSums * kLanes, 1.5F);
       Aligned<float> expected_sums(sums.size, 1.5F);
       cpu::simd().backward_sums(data.sums(), size.pool, gradient, expected_sums.data());

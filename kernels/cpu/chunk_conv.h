@@ -62,8 +62,7 @@ class ChunkConv {
   // Where sums are best used in registers, as they are made (see sparse_sums.cc): use(chunk).
   bool uses_sums_in_registers() const {
     return w_.forward_on_quads && w_.plan.forward == Kernel::kSparse && shape_.pool <= 2 &&
-           shape_.length % shape_.pool == 0 && shape_.act_bits != kFloatBits &&
-           shape_.smallest_code == 0;
+           shape_.length % shape_.pool == 0 && shape_.act_bits != kFloatBits;
   }
   template <typename Use>
   void with_code_chunk(int64_t item, int r0, int rows, Scratch& scratch, LapTimer& timer,

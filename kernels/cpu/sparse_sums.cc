@@ -53,10 +53,10 @@ class Walk {
 
 // Each functor takes PB positions of an output from `row` on, vector v of their lanes; PB is a
 // multiple of kPool, which is 1 or 2.
-template <int kPool>
+template <int kPool, bool kSigned>
 struct ToCodes {
   ChannelAffine channel_affine;
-  Activation<true> activation;
+  Activation<true, kSigned> activation;
   uint8_t* out;
   ptrdiff_t out_stride;
   uint16_t* passes;
@@ -83,7 +83,7 @@ struct ToCodes {
   }
 };
 
-template <int kPool>
+template <int kPool, bool kSigned>
 struct ToGradientSums {
   PooledGradient gradient;
   float* totals;
@@ -110,7 +110,7 @@ struct ToGradientSums {
       const V g = hn::IfThenElseZero(passed, dp_w);
       g_sum = hn::Add(g_sum, g);
       g_y_sum = hn::MulAdd(g, to_float(y), g_y_sum);
-      code_sum = hn::MulAdd(dp_w, load_codes(codes.at(p / kPool)), code_sum);
+      code_sum = hn::MulAdd(dp_w, load_codes<kSigned>(codes.at(p / kPool)), code_sum);
     }
     hn::Store(g_sum, kFloats, total);
     hn::Store(g_y_sum, kFloats, total + kLanes);
@@ -168,20 +168,33 @@ void use_sums(const CodeChunk& chunk, int outputs, int pool, const Make& make) {
   });
 }
 
+// f(whether codes have a sign, as a type).
+template <class F>
+HWY_INLINE void with_sign(bool is_signed, const F& f) {
+  if (is_signed) return f(std::true_type());
+  f(std::false_type());
+}
+
 void sparse_codes(const CodeChunk& chunk, int outputs, const ChannelAffine& affine,
                   const ActivationSpec& spec, uint8_t* out, ptrdiff_t out_stride, uint16_t* passes,
                   ptrdiff_t passes_stride) {
-  const Activation<true> activation(spec);
-  use_sums(chunk, outputs, spec.pool, [&](auto pool) HWY_ATTR {
-    return ToCodes<decltype(pool)::value>{affine,     activation, out,
-                                          out_stride, passes,     passes_stride};
+  with_sign(spec.min_code < 0, [&](auto is_signed) HWY_ATTR {
+    constexpr bool kSigned = decltype(is_signed)::value;
+    const Activation<true, kSigned> activation(spec);
+    use_sums(chunk, outputs, spec.pool, [&](auto pool) HWY_ATTR {
+      return ToCodes<decltype(pool)::value, kSigned>{affine,     activation, out,
+                                                     out_stride, passes,     passes_stride};
+    });
   });
 }
 
 void sparse_gradient_sums(const CodeChunk& chunk, int outputs, int pool,
                           const PooledGradient& gradient, float* totals) {
-  use_sums(chunk, outputs, pool, [&](auto constant) {
-    return ToGradientSums<decltype(constant)::value>{gradient, totals};
+  with_sign(gradient.signed_codes, [&](auto is_signed) {
+    constexpr bool kSigned = decltype(is_signed)::value;
+    use_sums(chunk, outputs, pool, [&](auto constant) {
+      return ToGradientSums<decltype(constant)::value, kSigned>{gradient, totals};
+    });
   });
 }
 
