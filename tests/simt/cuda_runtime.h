@@ -118,6 +118,10 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
   return simt::atomic(address, [=](unsigned long long v) { return v + value; });
 }
+inline unsigned atomicInc(unsigned* address, unsigned last) {
+  return simt::atomic(address, [=](unsigned v) { return v >= last ? 0U : v + 1; });
+}
+inline void __threadfence() { simt::fence(); }
 inline unsigned atomicMax(unsigned* address, unsigned value) {
   return simt::atomic(address, [=](unsigned v) { return v > value ? v : value; });
 }

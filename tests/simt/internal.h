@@ -105,6 +105,10 @@ void release_everything();
 size_t free_bytes();
 size_t total_bytes();
 
+// What blocks of a kernel know of each other by fences: at the begin of each.
+void begin_fences_of_launch();
+void begin_fences_of_block();
+
 void count_access();
 
 }  // namespace simt

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <unordered_map>
 #include <utility>
@@ -115,14 +116,34 @@ std::string describe(Kind kind, size_t bytes, const char* where) {
   return std::string(name(kind)) + " of " + std::to_string(bytes) + " bytes " + where;
 }
 
+// Fences of the launch that runs. As blocks run one after the other, an atomic access comes after
+// all of those of earlier blocks, whatever they count.
+struct Fences {
+  struct Range {
+    uint64_t begin, end;
+  };
+  std::vector<Range> published;  // intervals of each earlier block, up to its fence
+  uint64_t fenced = 0;           // of this block: its last fence, 0 = none
+  bool met_others = false, sees_others = false;
+
+  bool publishes(uint64_t interval) const {
+    const auto behind =
+        std::ranges::upper_bound(published, interval, {}, [](const Range& r) { return r.begin; });
+    return behind != published.begin() && interval <= std::prev(behind)->end;
+  }
+};
+Fences fences;
+
 // Whether the access of `stamp` may happen at the same time as one of the current thread.
 // first: the interval from which on accesses can meet; of the launch, or of the block for shared
 // memory, which each block has anew. What is older may be of another stream.
 bool unordered(const Stamp& stamp, bool several, uint64_t first, bool of_device) {
   const Thread& me = *current;
   if (stamp.interval < first) return of_device && is_concurrent(stamp.interval);
-  if (stamp.interval < intervals.block_first) return true;  // another block
-  if (stamp.interval != intervals.now) return false;        // a barrier lies between
+  if (stamp.interval < intervals.block_first) {  // another block
+    return !of_device || !fences.sees_others || !fences.publishes(stamp.interval);
+  }
+  if (stamp.interval != intervals.now) return false;  // a barrier lies between
   if (several && stamp.several_warps) return true;
   if (stamp.thread / kWarpSize != me.linear / kWarpSize) return true;
   if (stamp.warp_interval != (me.warp_interval & 0xffff)) return false;
@@ -287,7 +308,26 @@ void check_alignment(const void* address, size_t bytes) {
   fault([&] { return "misaligned access to " + std::to_string(bytes) + " bytes"; });
 }
 
-void check_atomic(const void* address, size_t bytes) { check(address, bytes, Kind::kAtomic); }
+void check_atomic(const void* address, size_t bytes) {
+  check(address, bytes, Kind::kAtomic);
+  if (current == nullptr || !is_device_address(address)) return;
+  fences.met_others = true;
+  if (fences.fenced == 0) return;
+  if (fences.published.empty() || fences.published.back().begin != intervals.block_first) {
+    fences.published.push_back({intervals.block_first, 0});
+  }
+  fences.published.back().end = fences.fenced;
+}
+
+void fence() {
+  fences.fenced = intervals.now;
+  fences.sees_others = fences.sees_others || fences.met_others;
+}
+void begin_fences_of_launch() { fences.published.clear(); }
+void begin_fences_of_block() {
+  fences.fenced = 0;
+  fences.met_others = fences.sees_others = false;
+}
 
 void protect_device_memory(bool accessible) {
   Arena& a = arena();

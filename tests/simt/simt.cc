@@ -53,6 +53,7 @@ class Block {
   bool run(Index3 index) {
     block_now = index;
     intervals.block_first = ++intervals.now;
+    begin_fences_of_block();
     next_ = arrived_ = exited_ = 0;
     for (Warp& warp : warps_) warp = {};
     for (unsigned i = 0; i < count_; ++i) threads_[i] = Slot{};
@@ -329,6 +330,7 @@ bool run(const Launch& launch, void (*body)(void*), void* arguments, size_t argu
   ++totals.launches;
   launch_now = launch;
   intervals.launch_first = intervals.now + 1;
+  begin_fences_of_launch();
   const std::byte* bytes = static_cast<const std::byte*>(arguments);
   parameters = {bytes, bytes + argument_bytes};
   set_dynamic_shared_bytes(launch.shared_bytes);

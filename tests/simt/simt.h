@@ -69,6 +69,9 @@ uint32_t rounded_pair(float first, float second);
 void check_alignment(const void* address, size_t bytes);
 // Before an atomic access to `bytes` bytes.
 void check_atomic(const void* address, size_t bytes);
+// __threadfence(): what the block has written before it, and before an atomic access that follows,
+// is seen by blocks that have a fence behind an atomic access of their own.
+void fence();
 
 // Runs body(arguments) for every thread; returns whether all went well. `arguments` of
 // `argument_bytes` bytes is memory that every thread may read: the kernel's parameters.

@@ -77,6 +77,17 @@ __global__ void ordered_in_warp(int* out) {
 
 __global__ void race_between_blocks(int* out) { out[0] = static_cast<int>(blockIdx.x); }
 
+template <Fence kFence>
+__global__ void last_block(int* parts, unsigned* arrived, int* sum) {
+  parts[blockIdx.x] = static_cast<int>(blockIdx.x) + 1;
+  if (kFence != Fence::kNone) __threadfence();
+  if (atomicInc(arrived, gridDim.x - 1) != gridDim.x - 1) return;
+  if (kFence == Fence::kBoth) __threadfence();
+  int total = 0;
+  for (unsigned i = 0; i < gridDim.x; ++i) total += parts[i];
+  *sum = total;
+}
+
 __global__ void divergent_barrier(int* out) {
   if (threadIdx.x < 16) {
     __syncthreads();
@@ -184,6 +195,12 @@ void run_race_in_shared(int* out) { SIMT_LAUNCH(one_block(64), race_in_shared, o
 void run_ordered_in_warp(int* out) { SIMT_LAUNCH(one_block(32), ordered_in_warp, out); }
 void run_race_between_blocks(int* out) {
   SIMT_LAUNCH((fmp::cuda::Shape{dim3(2), dim3(1)}), race_between_blocks, out);
+}
+void run_last_block(Fence fence, int* parts, unsigned* arrived, int* sum) {
+  const auto kernel = fence == Fence::kNone        ? last_block<Fence::kNone>
+                      : fence == Fence::kOfWriters ? last_block<Fence::kOfWriters>
+                                                   : last_block<Fence::kBoth>;
+  SIMT_LAUNCH((fmp::cuda::Shape{dim3(3), dim3(1)}), kernel, parts, arrived, sum);
 }
 void run_divergent_barrier(int* out) { SIMT_LAUNCH(one_block(32), divergent_barrier, out); }
 void run_left_before_barrier(int* out) { SIMT_LAUNCH(one_block(32), left_before_barrier, out); }

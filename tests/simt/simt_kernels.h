@@ -16,6 +16,9 @@ void run_read_at(const int* values, int index, int* out);
 void run_race_in_shared(int* out);
 void run_ordered_in_warp(int* out);
 void run_race_between_blocks(int* out);
+// parts[block] = block + 1, and the last block's sum of them; arrived: 0.
+enum class Fence { kNone, kOfWriters, kBoth };
+void run_last_block(Fence fence, int* parts, unsigned* arrived, int* sum);
 void run_divergent_barrier(int* out);
 void run_left_before_barrier(int* out);
 void run_divergent_shuffle(int* out);

@@ -141,6 +141,28 @@ TEST_F(SimtTest, RaceBetweenBlocks) {
                {"race on device memory", "of another block", "block (1, 0, 0)"});
 }
 
+// The last block to count itself may read what the others wrote, with fences on both sides alone.
+TEST_F(SimtTest, TheLastBlockNeedsFences) {
+  using simt_test::Fence;
+  unsigned* arrived = upload(std::vector<unsigned>{0});
+  int *parts = uninitialised<int>(3), *sum = uninitialised<int>(1);
+  for (int run = 0; run < 2; ++run) {
+    simt_test::run_last_block(Fence::kBoth, parts, arrived, sum);
+    EXPECT_EQ(download(sum, 1), std::vector<int>{6});
+    EXPECT_EQ(download(arrived, 1), std::vector<unsigned>{0});
+  }
+  expect_fault([&] { simt_test::run_last_block(Fence::kOfWriters, parts, arrived, sum); },
+               {"race on device memory", "of another block", "block (2, 0, 0)"});
+}
+TEST_F(SimtTest, TheOtherBlocksNeedFences) {
+  expect_fault(
+      [&] {
+        simt_test::run_last_block(simt_test::Fence::kNone, uninitialised<int>(3),
+                                  upload(std::vector<unsigned>{0}), uninitialised<int>(1));
+      },
+      {"race on device memory", "of another block", "block (2, 0, 0)"});
+}
+
 TEST_F(SimtTest, BarrierInDivergentCode) {
   expect_fault([] { simt_test::run_divergent_barrier(uninitialised<int>(32)); },
                {"divergent_barrier", "barrier in divergent code", "thread (16, 0, 0)"});
