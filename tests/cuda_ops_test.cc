@@ -464,10 +464,13 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
       SCOPED_TRACE(wanted_dx != nullptr ? "with dx" : "without dx");
       Buffer<float> device_dw(dw.size()), device_dgamma(channels), device_dbeta(channels),
           device_dthreshold(1);
+      // Kernels for surviving weights do not write the others.
+      cuda::set_bytes(device_dw.data(), 0, dw.size() * sizeof(float), kStream);
       cuda::hidden_backward(
           o.input(), device.weights, device_parameters, state, device_dp.data(), extra.data(),
           {device_dw.data(), device_dgamma.data(), device_dbeta.data(), device_dthreshold.data()},
           wanted_dx, kStream);
+      device.weights.add_up_gradients(kStream);
       Floats actual_dw = device_dw.to_host(kStream);
       for (size_t i = 0; i < o.mask.size(); ++i) {
         if (o.mask[i] != 0) continue;
@@ -538,9 +541,11 @@ void check_output_layer(const Operands& o, const Floats& gain) {
     } else {
       expect_close(actual, from_cpu<float>(logits, logits_dims), "logits");
     }
+    cuda::set_bytes(device_dw.data(), 0, dw.size() * sizeof(float), kStream);
     cuda::output_backward(o.input(), device.weights, parameters, device_dlogits.data(),
                           {device_dw.data(), device_dbias.data(), sums.data(), scales.data()},
                           device_dx.data(), kStream);
+    device.weights.add_up_gradients(kStream);
     Floats actual_dw = device_dw.to_host(kStream);
     for (size_t i = 0; i < o.mask.size(); ++i) {
       if (o.mask[i] == 0) actual_dw[i] = 0;
@@ -578,12 +583,14 @@ TEST_P(CudaOpsTest, ResultsAreTheSameFromRunToRun) {
       cuda::HiddenState state;
       Buffer<float> mean = upload(o.mean), var = upload(o.var), dw(o.weight.size()),
                     dgamma(o.gamma.size()), dbeta(o.gamma.size()), dthreshold(1);
+      cuda::set_bytes(dw.data(), 0, dw.size() * sizeof(float), kStream);
       const cuda::HiddenParameters parameters{gamma.data(), beta.data(), threshold.data()};
       cuda::hidden_forward_train(o.input(), device.weights, parameters, o.test.collect && codes,
                                  {mean.data(), var.data()}, state, out, out_memory.data(), kStream);
       cuda::hidden_backward(o.input(), device.weights, parameters, state, dp.data(), nullptr,
                             {dw.data(), dgamma.data(), dbeta.data(), dthreshold.data()}, nullptr,
                             kStream);
+      device.weights.add_up_gradients(kStream);
       results.push_back(dw.to_host(kStream));
       for (const Buffer<float>* more : {&dgamma, &dbeta, &dthreshold, &mean, &var}) {
         const Floats values = more->to_host(kStream);
@@ -681,6 +688,7 @@ TEST_F(CudaOpTest, GradientsByCodesHaveSixteenBits) {
   weights.backward_data(dy_tile, device_dy.data(), dx.data(), kStream);
   weights.backward_weight({x_tile, kU8, device_codes.data(), scale.data()}, dy_tile,
                           device_dy.data(), dw.data(), kStream);
+  weights.add_up_gradients(kStream);
   const double weight_scale = static_cast<double>(weights.summary(kStream).scale);
 
   std::vector<double> exact_dx(in.count()), size_dx(in.count()), exact_dw(weight.size()),

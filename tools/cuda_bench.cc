@@ -266,11 +266,15 @@ class LayerBench {
     }
   }
 
+  void gradient_of_weights(const cuda::Input& x) {
+    weights_.backward_weight(x, dy_tile_, y_.data(), grad_.data(), stream_);
+    weights_.add_up_gradients(stream_);
+  }
+
   void products(Kernel kernel) {
     const cuda::Input x = input();
     time("forward", kernel, [&] { weights_.forward(x, y_.data(), stream_); });
-    time("backward weight", kernel,
-         [&] { weights_.backward_weight(x, dy_tile_, y_.data(), grad_.data(), stream_); });
+    time("backward weight", kernel, [&] { gradient_of_weights(x); });
     if (in_.channels == 2) return;  // nobody wants the gradient of the frames
     time("backward data", kernel,
          [&] { weights_.backward_data(dy_tile_, y_.data(), dx_.data(), stream_); });
@@ -296,6 +300,7 @@ class LayerBench {
                               {grad_.data(), channel_grad_.data(), channel_grad_.data() + channels,
                                channel_grad_.data() + 2 * channels},
                               dx, stream_);
+        weights_.add_up_gradients(stream_);
       });
     };
     const double backward = backward_with(nullptr);
@@ -304,9 +309,7 @@ class LayerBench {
     const double product =
         state.keeps_y ? seconds_of([&] { weights_.forward(x, y_.data(), stream_); }) : 0.0;
     print("activation", kernel, forward - product);
-    const double weight = once || on_chip ? 0.0 : seconds_of([&] {
-      weights_.backward_weight(x, dy_tile_, y_.data(), grad_.data(), stream_);
-    });
+    const double weight = once || on_chip ? 0.0 : seconds_of([&] { gradient_of_weights(x); });
     print("activation backward", kernel, backward - weight);
     if (once || on_chip) print("backward weight", kernel, 0.0);  // comes with it
     if (on_chip) print("backward data", kernel, backward_with(dx_.data()) - backward);

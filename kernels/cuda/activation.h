@@ -121,6 +121,9 @@ struct WindowSums {
     }
     return sum;
   }
+  __device__ __forceinline__ int64_t by_weights(int channel, int k) const {
+    return of_products(codes + static_cast<size_t>(channel) * static_cast<size_t>(elements), k);
+  }
   // Sums of y and y^2.
   __device__ void of(int channel, double& sum, double& squares) const {
     const float* of_output = codes + static_cast<size_t>(channel) * static_cast<size_t>(elements);
@@ -163,6 +166,20 @@ struct WindowProducts {
   __device__ __forceinline__ int64_t of_element(int tap, int c) const {
     const unsigned long long missing = tap == 0 ? *sum(2, c) : tap == 2 ? *sum(1, c) : 0;
     return static_cast<int64_t>(*sum(0, c) - missing);
+  }
+};
+
+// The same for elements k = (tap, c) of a window, and v_k of each output: [O][elements].
+struct ProductSums {
+  WindowProducts products;
+  int64_t* v;
+  int in_channels, elements;
+
+  __device__ __forceinline__ int64_t of_element(int k) const {
+    return products.of_element(k / in_channels, k % in_channels);
+  }
+  __device__ __forceinline__ int64_t by_weights(int channel, int k) const {
+    return v[static_cast<size_t>(channel) * static_cast<size_t>(elements) + static_cast<size_t>(k)];
   }
 };
 
@@ -248,17 +265,27 @@ struct GradientAffine {
 // What the forward pass does to sums: in training, or in evaluation.
 enum class Mode : bool { kTraining, kEvaluation };
 
+// What sums come to (batch_norm.h): kernels end with it.
+struct BatchNorm;
+template <typename Sums>
+struct BatchNormOf;
+struct SlicedSums;
+struct ExactSums;
+struct BackwardNorm;
+struct BackwardNormOf;
+
 // partial[slice of GroupSlices(a, length)][channel][2]: sums of y and y^2.
-void sum_channels(const Activation& a, const float* y, double* partial, Stream stream);
+void sum_channels(const Activation& a, const float* y, double* partial,
+                  const BatchNormOf<SlicedSums>& end, Stream stream);
 
 // From sums and constants to the layer's output.
 void activate(const Activation& a, Mode mode, const HiddenState& state, const Tile& out,
               void* out_data, Stream stream);
 
-// partial[slice of GroupSlices(a, pooled_length)][channel][3]: sums of g, of g * xhat, and of the
-// scale's gradient.
-void sum_gradients(const Activation& a, const HiddenState& state, const float* dp, double* partial,
-                   Stream stream);
+// end.partial[slice of GroupSlices(a, pooled_length)][channel][3]: sums of g, of g * xhat, and of
+// the scale's gradient.
+void sum_gradients(const Activation& a, const HiddenState& state, const float* dp,
+                   const BackwardNormOf& end, Stream stream);
 
 // dy of every position, with `pad` rows of zeros at each end.
 void apply_gradients(const Activation& a, const HiddenState& state, const float* dp,
@@ -268,16 +295,18 @@ void apply_gradients(const Activation& a, const HiddenState& state, const float*
 // Layers whose inputs and weights are codes, are multiplied by tensor cores and come to codes
 // again.
 bool can_recompute(const Weights& weights);
-void sum_channels(const Input& x, const Weights& weights, const IntegerSums& sums, Stream stream);
+void sum_channels(const Input& x, const Weights& weights, const BatchNormOf<ExactSums>& end,
+                  Stream stream);
 // winners: null = not wanted.
 void activate(const Input& x, const Weights& weights, const Activation& a, Mode mode,
               const HiddenState& state, const Tile& out, void* out_data, WindowBits* winners,
               Stream stream);
-// partial: [block of sums_of_gradients(a)][channel][3]
+// end.partial: [block of sums_of_gradients(a)][channel][3]
 PartialSums sums_of_gradients(const Activation& a);
 int blocks_of(const PartialSums& sums);
 void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
-                   const HiddenState& state, const float* dp, double* partial, Stream stream);
+                   const HiddenState& state, const float* dp, const BackwardNormOf& end,
+                   Stream stream);
 void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
                      const GradientAffine& gradient, int pad, float* dy, Stream stream);
 
@@ -286,35 +315,35 @@ void apply_gradients(const Input& x, const Weights& weights, const Activation& a
 // one or two, and both gradients are planned to run dense. The forward pass sums up products of
 // elements of windows (window_products.cu) and keeps the winners, the backward pass gets along with
 // those (recompute_backward.cu).
-// sums: [channel][2], of y and y^2. by_weights: [O][T][C]. memory: memory_for_products() ints.
+// memory: memory_for_products() ints.
 size_t memory_for_products(const Input& x);
-void sum_products(const Input& x, const Weights& weights, const WindowProducts& products,
-                  int* memory, int64_t* by_weights, double* sums, Stream stream);
+void sum_products(const Input& x, const Weights& weights, const ProductSums& sums, int* memory,
+                  const BatchNorm& norm, Stream stream);
 // What the backward pass reads beside dp.
 struct ForwardPass {
   OutputCodes out;
   const WindowBits* winners;
-  WindowProducts products;
-  const int64_t* by_weights;
 };
-// Sums of g * x: of_blocks gets memory_for_gradients() floats, sums [O][T][C]. totals:
-// [channel][3], as sum_gradients() has them; partial: [block of sums_of_products()][channel][2].
+// What blocks have summed up in the backward pass.
+struct SumsOfBlocks {
+  PartialSums blocks;
+  int stride;        // of a channel's sums of g * x_k, those of the elements first
+  float* of_blocks;  // [block][channel][stride]
+  double* partial;   // [block][channel][2]: sums of g and of dp * code
+};
+// Sums of g * x. partial: [block of sums_of_products()][channel][2]; of_blocks has
+// memory_for_gradients() floats.
 size_t memory_for_gradients(const Weights& weights, const Activation& a);
 PartialSums sums_of_products(const Activation& a);
 void sum_gradient_products(const Input& x, const Weights& weights, const Activation& a,
-                           const HiddenState& state, const ForwardPass& forward, const float* dp,
-                           float* of_blocks, double* partial, float* sums, double* totals,
+                           const ForwardPass& forward, const float* dp, const SumsOfBlocks& sums,
                            Stream stream);
-// The end of it and of sum_window_gradients(): of_blocks: [block][channel][stride], the elements
-// of windows first; partial: [block][channel][2], sums of g and of dp * code. sums:
-// [channel][stride].
-void finish_gradient_sums(const Weights& weights, const Activation& a, const HiddenState& state,
-                          int stride, const float* of_blocks, const PartialSums& blocks,
-                          const double* partial, float* sums, double* totals, Stream stream);
-// grad: of the fake-quantized weights, [O][T][C].
-void gradient_of_products(const Weights& weights, const ForwardPass& forward, const float* sums,
-                          const GradientAffine& gradient, const float* x_scale, float* grad,
-                          Stream stream);
+// What they and the sums of the forward pass, ProductSums or WindowSums, come to: norm, and grad of
+// the fake-quantized weights, [O][T][C]. of_scale: memory of a double for each channel.
+template <typename Windows>
+void finish_gradients(const Input& x, const Weights& weights, const Activation& a,
+                      const Windows& windows, const SumsOfBlocks& sums, const BackwardNorm& norm,
+                      double* of_scale, float* grad, Stream stream);
 // dx: [L][C][lane]
 void input_gradient(const Input& x, const Weights& weights, const Activation& a,
                     const ForwardPass& forward, const float* dp, const GradientAffine& gradient,
@@ -322,18 +351,15 @@ void input_gradient(const Input& x, const Weights& weights, const Activation& a,
 
 // Layers whose windows hold few elements, and are to be summed up instead of y (first_layer.cu).
 bool has_few_elements(const Input& x, const Weights& weights);
-void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums, Stream stream);
-// As sum_gradient_products() and gradient_of_products(): memory_for_window_gradients() floats of
-// memory; sums: [channel][stride_of_windows()].
+// adding: as many integers as end.sums has, 0 before and after.
+void sum_windows(const Input& x, const Weights& weights, unsigned long long* adding,
+                 const BatchNormOf<WindowSums>& end, unsigned* arrived, Stream stream);
+// As sum_gradient_products(); sums.stride: stride_of_windows().
 int stride_of_windows(const WindowSums& windows);
 size_t memory_for_window_gradients(const Activation& a, const WindowSums& windows);
 void sum_window_gradients(const Input& x, const Weights& weights, const Activation& a,
-                          const HiddenState& state, const ForwardPass& forward, const float* dp,
-                          const WindowSums& windows, float* of_blocks, double* partial, float* sums,
-                          double* totals, Stream stream);
-void gradient_of_windows(const Activation& a, const WindowSums& windows, const float* sums,
-                         const GradientAffine& gradient, const float* x_scale, float* grad,
-                         Stream stream);
+                          const ForwardPass& forward, const float* dp, const WindowSums& windows,
+                          const SumsOfBlocks& sums, Stream stream);
 
 // Sets the threshold to the percentile of the activations, and where it was found.
 void find_percentile(const Activation& a, const HiddenState& state, DeviceRanks* ranks,

@@ -17,6 +17,8 @@
 #include <algorithm>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "kernels/cuda/conv1d.h"
 
@@ -334,11 +336,10 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
   GradientShape s = gradient_shape(shape_, x.tile, dy_tile);
   const Values reader = values_of(dy_tile, dy);
   const int weights = s.out_channels * s.taps * s.in_channels;
-  const auto add_up = [&](int count, const int* places) {
-    add_slices(ranks_, partial_.data(), s.slices.sums(), count, places, x.scale, grad, stream);
+  const auto add_up_slices = [&](int count, const int* places) {
+    add_up(s.slices.groups, s.slices.each, count, places, x.scale, grad, stream);
   };
   if (plan_.backward_weight == Kernel::kSparse) {
-    set_bytes(grad, 0, static_cast<size_t>(weights) * sizeof(float), stream);
     const int survivors = static_cast<int>(forward_sparse_.entry.size());
     const int groups = static_cast<int>(group_row_.size());
     if (groups == 0) return;
@@ -353,7 +354,7 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
              forward_sparse_.entry.data(), group_begin_.data(), group_row_.data(), groups,
              survivors, partial_.data());
     });
-    add_up(survivors, forward_sparse_.place.data());
+    add_up_slices(survivors, forward_sparse_.place.data());
     return;
   }
   const unsigned columns =
@@ -366,7 +367,33 @@ void Weights::backward_weight(const Input& x, const Tile& dy_tile, const float* 
                     dim3(kTileThreads, kTileThreads)};
   launch(Where("weight_gradient_dense", native(stream)), shape, weight_gradient_dense,
          values_of(x.tile, x.data), reader, s, partial_.data());
-  add_up(weights, nullptr);
+  add_up_slices(weights, nullptr);
+}
+
+void Weights::add_up(const FrameGroups& groups, int each, int count, const int* places,
+                     const float* scale, float* grad, Stream stream) {
+  unfinished_ = {groups, each, count, places, scale, grad};
+  if (groups.are_all_here()) return;  // all layers at once, later
+  // Ranks have memory for one exchange.
+  add_slices(*ranks_,
+             {partial_.data(), static_cast<size_t>(count), PartialSums::slices(groups, each), count,
+              places, scale, grad},
+             stream);
+  unfinished_ = {};
+}
+
+void Weights::add_up_gradients(std::span<Weights* const> layers, Stream stream) {
+  std::vector<SliceSums<float>> sums;
+  for (Weights* layer : layers) {
+    const Unfinished u = std::exchange(layer->unfinished_, {});
+    if (u.count == 0) continue;
+    sums.push_back({layer->partial_.data(), static_cast<size_t>(u.count),
+                    PartialSums::slices(u.groups, u.each), u.count, u.places, u.scale, u.grad});
+    if (sums.size() < kLayersAtOnce) continue;
+    add_slices(sums, stream);
+    sums.clear();
+  }
+  add_slices(sums, stream);
 }
 
 }  // namespace fmp::cuda

@@ -42,6 +42,45 @@ inline Packing packing_of(const ConvShape& s, bool transposed) {
                         : Packing{s.taps * s.in_channels, s.out_channels, 1, true};
 }
 
+// How kernels read the codes of a layer's weights. Bytes and bf16: as lanes of tensor cores hold
+// them (FragmentOrder in conv1d_tensor.h); values: [tap][quad of in][4][out]; rows: [out][tap][in];
+// gathered: those in `places`.
+enum class Layout : uint8_t { kBytes, kBf16, kValues, kRows, kGathered };
+struct LayoutJob {
+  Layout layout;
+  Packing packing;
+  int row_channels, steps;  // of fragments: channels of a tap with what fills them up, and products
+  int count;                // of elements, or of registers
+  const float* codes;
+  const float* scale;  // of rows and gathered ones; null = 1
+  const int* places;
+  void* to;
+};
+inline constexpr int kLayoutsAtOnce = 3 * kLayersAtOnce;
+struct LayoutJobs {
+  LayoutJob of[kLayoutsAtOnce];
+};
+static_assert(sizeof(LayoutJobs) <= 4000, "a kernel's parameters");
+
+// Writes layouts of many layers in one launch.
+class LayoutWriter {
+ public:
+  explicit LayoutWriter(Stream on_stream) : stream(on_stream) {}
+  ~LayoutWriter() = default;
+  LayoutWriter(const LayoutWriter&) = delete;
+  LayoutWriter& operator=(const LayoutWriter&) = delete;
+
+  void add(const LayoutJob& job);
+  void write();  // what was added
+
+  const Stream stream;
+
+ private:
+  LayoutJobs jobs_{};
+  unsigned size_ = 0;
+  int largest_ = 0;
+};
+
 // Of an element in [row][channel][lane], or of a weight in [out][tap][in].
 __device__ __forceinline__ size_t place(int row, int channel, int lane, int channels, int lanes) {
   return (static_cast<size_t>(row) * static_cast<size_t>(channels) + static_cast<size_t>(channel)) *

@@ -32,14 +32,6 @@ __global__ void __launch_bounds__(kBlockThreads)
   values[i] = static_cast<float>(x.value(row, channel, lane));
 }
 
-// rows[out][tap][in], times scale.
-__global__ void __launch_bounds__(kBlockThreads)
-    pack_rows(Packing p, const float* codes, const float* scale, float* rows) {
-  const int i = static_cast<int>(global_x());
-  if (i >= p.out * p.taps * p.in) return;
-  rows[i] = codes[p.place(i / p.in / p.taps, i / p.in % p.taps, i % p.in)] * *scale;
-}
-
 __global__ void __launch_bounds__(kBlockThreads)
     repeat(const int* values, int count, int times, int* repeated) {
   const size_t i = global_x();
@@ -129,19 +121,25 @@ SparsePattern Weights::TapMatrices::pattern(int tap) const {
           .column = column.data() + first};
 }
 
-void Weights::compile_for_libraries(bool backward, Stream stream) {
-  if (plan_.forward == Kernel::kCusparse) {
-    gather(forward_taps_.place, forward_taps_.value, false, stream);
-  }
-  if (!backward) return;
-  if (plan_.backward_data == Kernel::kCusparse) {
-    gather(backward_taps_.place, backward_taps_.value, true, stream);
-  }
+void Weights::add_layouts_of_libraries(LayoutWriter& writer) {
+  const auto gather = [&](const TapMatrices& taps, const float* by) {
+    writer.add({Layout::kGathered,
+                {},
+                0,
+                0,
+                static_cast<int>(taps.place.size()),
+                codes_.data(),
+                by,
+                taps.place.data(),
+                taps.value.data()});
+  };
+  if (plan_.forward == Kernel::kCusparse) gather(forward_taps_, nullptr);
+  if (!backward_) return;
+  if (plan_.backward_data == Kernel::kCusparse) gather(backward_taps_, scale());
   if (plan_.backward_data == Kernel::kCublas) {
-    const Packing packing = packing_of(shape_, true);
-    const size_t count = static_cast<size_t>(layer_.weights());
-    launch(Where("pack_rows", native(stream)), over(count), pack_rows, packing, codes_.data(),
-           scale(), transposed_.reserve(count));
+    const auto count = static_cast<size_t>(layer_.weights());
+    writer.add({Layout::kRows, packing_of(shape_, true), 0, 0, static_cast<int>(count),
+                codes_.data(), scale(), nullptr, transposed_.reserve(count)});
   }
   TapMatrices& taps = forward_taps_;
   if (plan_.backward_weight == Kernel::kCusparse && taps.repeated.empty()) {
@@ -151,8 +149,8 @@ void Weights::compile_for_libraries(bool backward, Stream stream) {
       const int begin = taps.begin[static_cast<size_t>(t)];
       const int count = taps.begin[static_cast<size_t>(t) + 1] - begin;
       if (count == 0) continue;
-      launch(Where("repeat", native(stream)), over(static_cast<size_t>(count) * times), repeat,
-             taps.column.data() + begin, count, shape_.out_length,
+      launch(Where("repeat", native(writer.stream)), over(static_cast<size_t>(count) * times),
+             repeat, taps.column.data() + begin, count, shape_.out_length,
              taps.repeated.data() + static_cast<size_t>(begin) * times);
     }
   }
@@ -247,6 +245,16 @@ void Weights::backward_weight_library(const Input& x, const Tile& dy_tile, const
   const float* gradient = dy + static_cast<size_t>(dy_tile.pad) *
                                    static_cast<size_t>(shape_.out_channels) *
                                    static_cast<size_t>(lanes);
+  const auto add_up = [&](const float* sums_of_positions, int count, const int* places) {
+    const SliceSums<float> of_positions{sums_of_positions,
+                                        static_cast<size_t>(count),
+                                        PartialSums::dealt_out(positions),
+                                        count,
+                                        places,
+                                        x.scale,
+                                        grad};
+    add_slices(std::span(&of_positions, 1), stream);
+  };
   if (!sparse) {
     libraries_->run(BatchedGemm{.m = shape_.out_channels,
                                 .n = fan_in,
@@ -256,8 +264,7 @@ void Weights::backward_weight_library(const Input& x, const Tile& dy_tile, const
                                 .b = {values, lanes, int64_t{shape_.in_channels} * lanes, true},
                                 .c = partial,
                                 .c_stride = weights});
-    add_slices(partial, static_cast<size_t>(weights), PartialSums::dealt_out(positions), weights,
-               nullptr, x.scale, grad, stream);
+    add_up(partial, weights, nullptr);
     return;
   }
   set_bytes(grad, 0, static_cast<size_t>(weights) * sizeof(float), stream);
@@ -274,8 +281,7 @@ void Weights::backward_weight_library(const Input& x, const Tile& dy_tile, const
                                  .batches = positions,
                                  .a = gradient,
                                  .b = values + static_cast<size_t>(t) * row});
-    add_slices(partial + offset, static_cast<size_t>(count), PartialSums::dealt_out(positions),
-               count, taps.place.data() + begin, x.scale, grad, stream);
+    add_up(partial + offset, count, taps.place.data() + begin);
   }
 }
 

@@ -113,81 +113,6 @@ void launch_windows(const char* name, const void* x, const Windows& s, const uin
          reinterpret_cast<const uint4*>(weights), scale, y);
 }
 
-// What a layer's row of blocks packs.
-struct PackJob {
-  Packing packing;
-  int row_channels, steps;  // of k: the channels of a tap with what fills them up, and products
-  const float* codes;
-  int count;  // of registers
-  uint32_t* fragments;
-};
-struct PackJobs {
-  PackJob of[kLayersAtOnce];
-};
-
-template <bool kBytes>
-__global__ void __launch_bounds__(kBlockThreads) pack_fragments(PackJobs jobs) {
-  using Order = FragmentOrder<kBytes>;
-  const PackJob& job = jobs.of[block_y()];
-  const Packing& p = job.packing;
-  const int i = static_cast<int>(global_x());
-  if (i >= job.count) return;
-  const int reg = i % 4, lane = i / 4 % kWarpLanes, product = i / 4 / kWarpLanes;
-  const int steps = job.steps, channels = job.row_channels;
-  const int out = output_of(product / steps, lane / kMembers, reg % 2);
-  const int first = product % steps * Order::kDepth + lane % kMembers * Order::kPerRegister +
-                    reg / 2 * (Order::kDepth / 2);
-  uint32_t bits = 0;
-  for (int k = 0; k < Order::kPerRegister; ++k) {
-    const int tap = (first + k) / channels, c = (first + k) % channels;
-    const bool exists = out < p.out && tap < p.taps && c < p.in;
-    const float code = exists ? job.codes[p.place(out, tap, c)] : 0.0F;
-    if constexpr (kBytes) {
-      bits |= (static_cast<uint32_t>(static_cast<int>(code)) & 0xffU) << (8 * k);
-    } else {
-      bits |= __float_as_uint(code) >> 16 << (16 * k);
-    }
-  }
-  job.fragments[i] = bits;
-}
-
-// Packs up to kLayersAtOnce layers in one launch.
-template <bool kBytes>
-class Packer {
- public:
-  Packer(const char* name, Stream stream) : name_(name), stream_(stream) {}
-  Packer(const Packer&) = delete;
-  Packer& operator=(const Packer&) = delete;
-
-  void add(const Packing& p, const float* codes, DeviceBuffer<uint32_t>& fragments) {
-    add(p, FragmentOrder<kBytes>::row_channels(p), codes, fragments);
-  }
-  void add(const Packing& p, int row_channels, const float* codes,
-           DeviceBuffer<uint32_t>& fragments) {
-    constexpr int kDepth = FragmentOrder<kBytes>::kDepth;
-    const int steps = (p.taps * row_channels + kDepth - 1) / kDepth;
-    const size_t count =
-        static_cast<size_t>(tiles_for(p.out)) * static_cast<size_t>(steps) * kWarpLanes * 4;
-    jobs_.of[size_++] = {
-        p, row_channels, steps, codes, static_cast<int>(count), fragments.reserve(count)};
-    largest_ = std::max(largest_, count);
-  }
-  void pack() const {
-    if (size_ == 0) return;
-    launch(Where(name_, native(stream_)),
-           Shape{dim3(blocks_for(largest_, kBlockThreads), static_cast<unsigned>(size_)),
-                 dim3(kBlockThreads)},
-           pack_fragments<kBytes>, jobs_);
-  }
-
- private:
-  const char* name_;
-  Stream stream_;
-  PackJobs jobs_{};
-  int size_ = 0;
-  size_t largest_ = 0;
-};
-
 // --- Gradient of the weights ---------------------------------------------------------------------
 
 // Of a warp: 32 outputs by 64 columns, i.e. channels of a window. Column c of the i-th tile of
@@ -297,31 +222,6 @@ __global__ void __launch_bounds__(kWarpLanes* kGradientWarps, kGradientBlocksEac
 
 }  // namespace
 
-void Weights::compile_for_tensor_cores(std::span<Weights* const> layers, Stream stream) {
-  Packer<true> bytes("pack_bytes", stream);
-  Packer<false> bf16("pack_bf16", stream);
-  for (Weights* w : layers) {
-    if (w->plan_.forward == Kernel::kDense && w->integers_) {
-      bytes.add(packing_of(w->shape_, false), w->codes_.data(), w->forward_fragments_);
-    }
-    if (w->backward_ && w->plan_.backward_data == Kernel::kDense && w->quantized_) {
-      bf16.add(packing_of(w->shape_, true), w->codes_.data(), w->backward_fragments_);
-    }
-  }
-  bytes.pack();
-  bf16.pack();
-  // The same with the channels of each tap filled up to whole tiles, where that differs.
-  Packer<false> by_tap("pack_bf16_by_tap", stream);
-  for (Weights* w : layers) {
-    const Packing p = packing_of(w->shape_, true);
-    if (w->backward_ && w->plan_.backward_data == Kernel::kDense && w->integers_ &&
-        p.in % kPairOutputs != 0) {
-      by_tap.add(p, tiles_for(p.in) * kFragmentRows, w->codes_.data(), w->tap_fragments_);
-    }
-  }
-  by_tap.pack();
-}
-
 const uint32_t* Weights::tap_fragments() const {
   if (!integers_ || !backward_ || plan_.backward_data != Kernel::kDense) return nullptr;
   return shape_.out_channels % kPairOutputs == 0 ? backward_fragments_.data()
@@ -365,7 +265,7 @@ void Weights::backward_weight_tensor(const Input& x, const Tile& dy_tile, const 
   } else {
     run(weight_gradient_tensor<false>, codes_of<false>(x.tile, x.data));
   }
-  add_slices(ranks_, partial_.data(), s.slices.sums(), weights, nullptr, x.scale, grad, stream);
+  add_up(s.slices.groups, s.slices.each, weights, nullptr, x.scale, grad, stream);
 }
 
 }  // namespace fmp::cuda

@@ -29,6 +29,10 @@ __device__ __forceinline__ int thread_y() { return static_cast<int>(threadIdx.y)
 __device__ __forceinline__ int block_x() { return static_cast<int>(blockIdx.x); }
 __device__ __forceinline__ int block_y() { return static_cast<int>(blockIdx.y); }
 __device__ __forceinline__ int block_z() { return static_cast<int>(blockIdx.z); }
+__device__ __forceinline__ int thread_of_block() {
+  return thread_y() * static_cast<int>(blockDim.x) + thread_x();
+}
+__device__ __forceinline__ int block_threads() { return static_cast<int>(blockDim.x * blockDim.y); }
 __device__ __forceinline__ size_t global_x() {
   return static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
@@ -51,21 +55,36 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-// Sum over a block of kBlockThreads threads, valid in thread 0. All threads must come; a later call
-// may reuse the memory at once.
-template <typename T>
+// Sum over a block of so many warps, valid in thread 0. All threads must come; a later call may
+// reuse the memory at once.
+template <int kWarps = kBlockWarps, typename T>
 __device__ T block_sum(T value) {
-  __shared__ T of_warp[kBlockWarps];
+  __shared__ T of_warp[kWarps];
   value = warp_sum(value);
-  if (thread_x() % kWarpLanes == 0) of_warp[thread_x() / kWarpLanes] = value;
+  const int thread = thread_of_block();
+  if (thread % kWarpLanes == 0) of_warp[thread / kWarpLanes] = value;
   __syncthreads();
   T total = T{};
-  if (thread_x() == 0) {
-    for (int w = 0; w < kBlockWarps; ++w) total += of_warp[w];
+  if (thread == 0) {
+    for (int w = 0; w < kWarps; ++w) total += of_warp[w];
   }
   __syncthreads();
   return total;
 }
+
+// Whether this block is the last one of `blocks` to come here; it then sees what all of them have
+// written before, and what it makes of that depends on no order. All threads must come, once.
+// *arrived: 0, also afterwards.
+__device__ __forceinline__ bool is_last_block(unsigned* arrived, unsigned blocks) {
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (thread_of_block() == 0) is_last = atomicInc(arrived, blocks - 1) == blocks - 1;
+  __syncthreads();
+  if (is_last) __threadfence();
+  return is_last;
+}
+__device__ __forceinline__ unsigned all_blocks() { return gridDim.x * gridDim.y * gridDim.z; }
 
 // A grid of warps of frames by rows, in x, so that there may be as many rows as memory holds.
 struct WarpsByRows {

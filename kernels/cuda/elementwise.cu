@@ -3,7 +3,7 @@
 // MaxPool1d in one pass, forward and backward. The math is that of kernels/cpu/elementwise.cc.
 //
 // A block sums one channel over a slice of the positions, in double precision and in a fixed order.
-#include "kernels/cuda/activation.h"
+#include "kernels/cuda/batch_norm.h"
 
 namespace fmp::cuda {
 namespace {
@@ -14,7 +14,8 @@ constexpr int kChannelRows = 8;  // channels or quads of a block
 
 // partial[slice][channel][2]
 __global__ void __launch_bounds__(kBlockThreads)
-    channel_sums(Activation a, GroupSlices slices, const float* y, double* partial) {
+    channel_sums(Activation a, GroupSlices slices, const float* y, double* partial,
+                 BatchNormOf<SlicedSums> end) {
   const int channel = block_x();
   double sum = 0, squares = 0;
   slices.for_each([&](int row, int lane) {
@@ -24,12 +25,14 @@ __global__ void __launch_bounds__(kBlockThreads)
   });
   sum = block_sum(sum);
   squares = block_sum(squares);
-  if (thread_x() != 0) return;
-  double* out = partial + (static_cast<size_t>(block_y()) * static_cast<size_t>(a.channels) +
-                           static_cast<size_t>(channel)) *
-                              2;
-  out[0] = sum;
-  out[1] = squares;
+  if (thread_x() == 0) {
+    double* out = partial + (static_cast<size_t>(block_y()) * static_cast<size_t>(a.channels) +
+                             static_cast<size_t>(channel)) *
+                                2;
+    out[0] = sum;
+    out[1] = squares;
+  }
+  end.finish();
 }
 
 template <typename Affine>
@@ -110,11 +113,12 @@ __device__ __forceinline__ float passed(const Activation& a, const Winner& w, fl
   return passes<kQuantized>(a, w.t) ? gradient : 0.0F;
 }
 
-// partial[slice][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
+// end.partial[slice][channel][3]: sums of g, of g * xhat, and of the scale's gradient.
 template <bool kQuantized>
 __global__ void __launch_bounds__(kBlockThreads, 4)
-    activation_backward_sums(Activation a, GroupSlices slices, const float* y, const float* dp,
-                             const float* xhat_gain, const float* xhat_shift, double* partial) {
+    activation_backward_sums(GroupSlices slices, const float* y, const float* dp,
+                             const float* xhat_gain, const float* xhat_shift, BackwardNormOf end) {
+  const Activation& a = end.a;
   const int channel = block_x();
   const float to_xhat = xhat_gain[channel], offset = xhat_shift[channel];
   double sum_g = 0, sum_g_xhat = 0, of_scale = 0;
@@ -134,13 +138,15 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
   sum_g = block_sum(sum_g);
   sum_g_xhat = block_sum(sum_g_xhat);
   of_scale = block_sum(of_scale);
-  if (thread_x() != 0) return;
-  double* out = partial + (static_cast<size_t>(block_y()) * static_cast<size_t>(a.channels) +
-                           static_cast<size_t>(channel)) *
-                              3;
-  out[0] = sum_g;
-  out[1] = sum_g_xhat;
-  out[2] = of_scale;
+  if (thread_x() == 0) {
+    double* out = end.partial + (static_cast<size_t>(block_y()) * static_cast<size_t>(a.channels) +
+                                 static_cast<size_t>(channel)) *
+                                    3;
+    out[0] = sum_g;
+    out[1] = sum_g_xhat;
+    out[2] = of_scale;
+  }
+  end.finish<kBlockWarps>();
 }
 
 // Every pooled row of dy; past the last one: a row of padding.
@@ -202,10 +208,11 @@ void activate_with(const Activation& a, const HiddenState& state, const Tile& ou
 
 }  // namespace
 
-void sum_channels(const Activation& a, const float* y, double* partial, Stream stream) {
+void sum_channels(const Activation& a, const float* y, double* partial,
+                  const BatchNormOf<SlicedSums>& end, Stream stream) {
   const GroupSlices slices(a, a.length);
-  launch(Where("channel_sums", native(stream)), slices.shape(), channel_sums, a, slices, y,
-         partial);
+  launch(Where("channel_sums", native(stream)), slices.shape(), channel_sums, a, slices, y, partial,
+         end);
 }
 
 void activate(const Activation& a, Mode mode, const HiddenState& state, const Tile& out,
@@ -215,13 +222,13 @@ void activate(const Activation& a, Mode mode, const HiddenState& state, const Ti
   run(a, state, out, out_data, stream);
 }
 
-void sum_gradients(const Activation& a, const HiddenState& state, const float* dp, double* partial,
-                   Stream stream) {
+void sum_gradients(const Activation& a, const HiddenState& state, const float* dp,
+                   const BackwardNormOf& end, Stream stream) {
   const GroupSlices slices(a, a.pooled_length());
   launch(Where("activation_backward_sums", native(stream)), slices.shape(),
-         a.max_code > 0 ? activation_backward_sums<true> : activation_backward_sums<false>, a,
-         slices, state.y.data(), dp, state.constant(HiddenState::kXhatGain),
-         state.constant(HiddenState::kXhatShift), partial);
+         a.max_code > 0 ? activation_backward_sums<true> : activation_backward_sums<false>, slices,
+         state.y.data(), dp, state.constant(HiddenState::kXhatGain),
+         state.constant(HiddenState::kXhatShift), end);
 }
 
 void apply_gradients(const Activation& a, const HiddenState& state, const float* dp,

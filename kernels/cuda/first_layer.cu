@@ -13,6 +13,7 @@
 // so that one pass over dp gives S and batch-norm's sums; dy is never formed.
 #include <cstdint>
 
+#include "kernels/cuda/batch_norm.h"
 #include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
@@ -28,10 +29,12 @@ constexpr int kColumns = kFragmentColumns;
 constexpr int kThreads = kWarpLanes * kWindowWarps;
 constexpr int kBlocksEach = 3;  // on a multiprocessor, at least
 
-// Adds to sums[K] of the elements and sums[K + k (k + 1) / 2 + j] of products, j <= k.
+// Adds to adding[K] of the elements and adding[K + k (k + 1) / 2 + j] of products, j <= k. The last
+// block moves them to norm.sums.
 template <bool kSigned, int kTaps>
 __global__ void __launch_bounds__(kBlockThreads)
-    window_sums(CodeTile x, WarpsByRows grid, int length, Total* sums) {
+    window_sums(CodeTile x, WarpsByRows grid, int length, Total* adding, unsigned* arrived,
+                BatchNormOf<WindowSums> norm) {
   constexpr int kElements = kTaps * kChannels, kProducts = kElements * (kElements + 1) / 2;
   constexpr int kSums = kElements + kProducts;
   static_assert(kSums <= kBlockThreads);
@@ -65,11 +68,19 @@ __global__ void __launch_bounds__(kBlockThreads)
     if (thread_x() == 0) of_warp[thread_y()][i] = total;
   }
   __syncthreads();
-  const int i = thread_y() * kWarpLanes + thread_x();
-  if (i >= kSums) return;
-  int64_t total = 0;
-  for (int w = 0; w < kBlockWarps; ++w) total += of_warp[w][i];
-  atomicAdd(sums + i, static_cast<Total>(total));
+  const int i = thread_of_block();
+  if (i < kSums) {
+    int64_t total = 0;
+    for (int w = 0; w < kBlockWarps; ++w) total += of_warp[w][i];
+    atomicAdd(adding + i, static_cast<Total>(total));
+  }
+  if (!is_last_block(arrived, all_blocks())) return;
+  if (i < kSums) {
+    norm.sums.data[i] = adding[i];
+    adding[i] = 0;
+  }
+  __syncthreads();
+  if (norm.arrived != nullptr) norm.set();
 }
 
 // partial[block_x()][channel][2]: sums of g and of dp * code.
@@ -162,22 +173,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   place_of_sums(partial, a.channels, channel)[thread % 2] = total;
 }
 
-__global__ void __launch_bounds__(kBlockThreads)
-    window_weight_gradient(int channels, WindowSums windows, const float* sums, int stride,
-                           GradientAffine k, const float* x_scale, float* grad) {
-  const int weight = static_cast<int>(global_x());
-  if (weight >= channels * windows.elements) return;
-  const int channel = weight / windows.elements, element = weight % windows.elements;
-  const float* codes =
-      windows.codes + static_cast<size_t>(channel) * static_cast<size_t>(windows.elements);
-  const double dw =
-      static_cast<double>(k.of_g[channel]) * static_cast<double>(sums[channel * stride + element]) +
-      static_cast<double>(k.of_y[channel]) *
-          static_cast<double>(windows.of_products(codes, element)) +
-      static_cast<double>(k.of_one[channel]) * static_cast<double>(windows.of_element(element));
-  grad[weight] = static_cast<float>(dw * static_cast<double>(*x_scale));
-}
-
 }  // namespace
 
 bool has_few_elements(const Input& x, const Weights& weights) {
@@ -190,9 +185,9 @@ bool has_few_elements(const Input& x, const Weights& weights) {
          static_cast<double>(x.tile.frames_of_batch()) * s.out_length * largest * largest < kExact;
 }
 
-void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums, Stream stream) {
+void sum_windows(const Input& x, const Weights& weights, Total* adding,
+                 const BatchNormOf<WindowSums>& end, unsigned* arrived, Stream stream) {
   const ConvShape& s = weights.conv();
-  set_bytes(sums.data, 0, WindowSums::size(sums.elements) * sizeof(*sums.data), stream);
   const WarpsByRows grid = warps_by_rows(
       x.tile.lanes(),
       static_cast<int>(blocks_for(static_cast<size_t>(s.out_length), kBlockWarps * kSumRows)));
@@ -201,7 +196,7 @@ void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums,
     launch(Where("window_sums", native(stream)),
            Shape{dim3(grid.blocks()), dim3(kWarpLanes, kBlockWarps)},
            x.type == ElementType::kS8 ? window_sums<true, kTaps> : window_sums<false, kTaps>, codes,
-           grid, s.out_length, sums.data);
+           grid, s.out_length, adding, arrived, end);
   };
   switch (s.taps) {
     case 1:
@@ -215,7 +210,7 @@ void sum_windows(const Input& x, const Weights& weights, const WindowSums& sums,
       break;
   }
   if (!x.tile.groups().are_all_here())
-    weights.ranks()->sum(sums.data, WindowSums::size(sums.elements), stream);
+    weights.ranks()->sum(end.sums.data, WindowSums::size(end.sums.elements), stream);
 }
 
 int stride_of_windows(const WindowSums& windows) {
@@ -227,32 +222,19 @@ size_t memory_for_window_gradients(const Activation& a, const WindowSums& window
 }
 
 void sum_window_gradients(const Input& x, const Weights& weights, const Activation& a,
-                          const HiddenState& state, const ForwardPass& forward, const float* dp,
-                          const WindowSums& windows, float* of_blocks, double* partial, float* sums,
-                          double* totals, Stream stream) {
+                          const ForwardPass& forward, const float* dp, const WindowSums& windows,
+                          const SumsOfBlocks& sums, Stream stream) {
   const RecomputeCall of(x, weights, stream);
   const WarpsByRows grid = gradient_slices(a);
-  const int stride = stride_of_windows(windows);
   of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
     launch(Where("window_gradients", of.on),
            Shape{dim3(grid.blocks(), static_cast<unsigned>(of.s.out_tiles)),
                  dim3(kWarpLanes, kWindowWarps)},
-           stride == kColumns ? window_gradients<kSigned, kPositions, 1>
-                              : window_gradients<kSigned, kPositions, 2>,
-           of.at(grid), a, dp, forward.winners, forward.out, windows.elements, of_blocks, partial);
+           sums.stride == kColumns ? window_gradients<kSigned, kPositions, 1>
+                                   : window_gradients<kSigned, kPositions, 2>,
+           of.at(grid), a, dp, forward.winners, forward.out, windows.elements, sums.of_blocks,
+           sums.partial);
   });
-  finish_gradient_sums(weights, a, state, stride, of_blocks, sums_of_gradients(a), partial, sums,
-                       totals, stream);
-}
-
-void gradient_of_windows(const Activation& a, const WindowSums& windows, const float* sums,
-                         const GradientAffine& gradient, const float* x_scale, float* grad,
-                         Stream stream) {
-  const size_t weights = static_cast<size_t>(a.channels) * static_cast<size_t>(windows.elements);
-  launch(Where("window_weight_gradient", native(stream)),
-         Shape{dim3(blocks_for(weights, kBlockThreads)), dim3(kBlockThreads)},
-         window_weight_gradient, a.channels, windows, sums, stride_of_windows(windows), gradient,
-         x_scale, grad);
 }
 
 }  // namespace fmp::cuda

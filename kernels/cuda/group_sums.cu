@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: MIT
+#include <algorithm>
+
+#include "kernels/cuda/conv1d.h"
 #include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/group_sums.h"
 
@@ -8,39 +11,25 @@ namespace {
 // Rows of a block's threads have a group each.
 static_assert(kBlockThreads == kWarpLanes * kFrameGroups);
 
-// Of a group, one after the other.
 template <typename T>
-__device__ __forceinline__ double sum_in_order(const T* partial, size_t row_size,
-                                               const PartialSums::Places& places) {
-  double sum = 0;
-  int place = places.begin, left = places.length;
-  const int size = places.size();
-#pragma unroll 8
-  for (int i = 0; i < size; ++i) {
-    sum += static_cast<double>(partial[static_cast<size_t>(place) * row_size]);
-    ++place;
-    if (--left == 0) {
-      left = places.length;
-      place += places.stride - places.length;
-    }
-  }
-  return sum;
-}
+struct Jobs {
+  SliceSums<T> of[kLayersAtOnce];
+};
 
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads)
-    add_partial_sums(const T* partial, size_t row_size, PartialSums sums, int count,
-                     const int* places, const float* scale, float* grad) {
+__global__ void __launch_bounds__(kBlockThreads) add_partial_sums(Jobs<T> jobs) {
   __shared__ double of_group[kFrameGroups][kWarpLanes];
+  const SliceSums<T>& job = jobs.of[block_y()];
   const int i = block_x() * kWarpLanes + thread_x();
+  if (block_x() * kWarpLanes >= job.count) return;  // the whole block
   double sum = 0;
-  if (i < count) sum = sum_in_order(partial + i, row_size, sums.of(thread_y()));
+  if (i < job.count) sum = sum_in_order(job.partial + i, job.row_size, job.sums.of(thread_y()));
   of_group[thread_y()][thread_x()] = sum;
   __syncthreads();
-  if (thread_y() != 0 || i >= count) return;
+  if (thread_y() != 0 || i >= job.count) return;
   for (int group = 1; group < kFrameGroups; ++group) sum += of_group[group][thread_x()];
-  const float factor = scale != nullptr ? *scale : 1.0F;
-  grad[places != nullptr ? places[i] : i] = static_cast<float>(sum) * factor;
+  const float factor = job.scale != nullptr ? *job.scale : 1.0F;
+  job.grad[job.places != nullptr ? job.places[i] : i] = static_cast<float>(sum) * factor;
 }
 
 // rows: of the groups that are here.
@@ -68,12 +57,17 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 template <typename T>
-void add(const T* partial, size_t row_size, const PartialSums& sums, int count, const int* places,
-         const float* scale, float* grad, Stream stream) {
+void add(std::span<const SliceSums<T>> of_layers, Stream stream) {
+  Jobs<T> jobs{};
+  std::ranges::copy(of_layers, jobs.of);
+  int largest = 0;
+  for (const SliceSums<T>& layer : of_layers) largest = std::max(largest, layer.count);
+  if (largest == 0) return;
   launch(Where("add_slices", native(stream)),
-         Shape{dim3(blocks_for(static_cast<size_t>(count), kWarpLanes)),
+         Shape{dim3(blocks_for(static_cast<size_t>(largest), kWarpLanes),
+                    static_cast<unsigned>(of_layers.size())),
                dim3(kWarpLanes, kFrameGroups)},
-         add_partial_sums<T>, partial, row_size, sums, count, places, scale, grad);
+         add_partial_sums<T>, jobs);
 }
 
 }  // namespace
@@ -109,27 +103,17 @@ template void RowsOfGroups::put<kWarpLanes>(const double*, size_t, const Partial
 
 void RowsOfGroups::exchange() { ranks_.gather_rows(rows_, groups_, row_size_, stream_); }
 
-void add_slices(const float* partial, size_t row_size, const PartialSums& sums, int count,
-                const int* places, const float* scale, float* grad, Stream stream) {
-  add(partial, row_size, sums, count, places, scale, grad, stream);
+void add_slices(std::span<const SliceSums<float>> of_layers, Stream stream) {
+  add(of_layers, stream);
 }
 
-void add_slices(const RowsOfGroups& rows, size_t first, int count, const int* places,
-                const float* scale, float* grad, Stream stream) {
-  add(static_cast<const double*>(rows.rows() + first), rows.row_size(), rows.sums(), count, places,
-      scale, grad, stream);
-}
-
-void add_slices(DeviceRanks* ranks, const float* partial, const PartialSums& sums, int count,
-                const int* places, const float* scale, float* grad, Stream stream) {
-  const auto row_size = static_cast<size_t>(count);
-  if (sums.all > 0 || sums.groups.are_all_here()) {
-    return add_slices(partial, row_size, sums, count, places, scale, grad, stream);
-  }
-  RowsOfGroups rows(*ranks, sums.groups, row_size, stream);
-  rows.put(partial, row_size, sums);
+void add_slices(DeviceRanks& ranks, const SliceSums<float>& of_share, Stream stream) {
+  RowsOfGroups rows(ranks, of_share.sums.groups, of_share.row_size, stream);
+  rows.put(of_share.partial, of_share.row_size, of_share.sums);
   rows.exchange();
-  add_slices(rows, 0, count, places, scale, grad, stream);
+  const SliceSums<double> of_groups{rows.rows(),     rows.row_size(), rows.sums(),  of_share.count,
+                                    of_share.places, of_share.scale,  of_share.grad};
+  add(std::span(&of_groups, 1), stream);
 }
 
 }  // namespace fmp::cuda

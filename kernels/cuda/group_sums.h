@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "kernels/cuda/device_code.h"
 
@@ -66,6 +67,25 @@ __device__ __forceinline__ double sum_of_group(const PartialSums& sums, int grou
   return sum;
 }
 
+// The same by one thread, of partial[place][row_size]: one after the other.
+template <typename T>
+__device__ __forceinline__ double sum_in_order(const T* partial, size_t row_size,
+                                               const PartialSums::Places& places) {
+  double sum = 0;
+  int place = places.begin, left = places.length;
+  const int size = places.size();
+#pragma unroll 8
+  for (int i = 0; i < size; ++i) {
+    sum += static_cast<double>(partial[static_cast<size_t>(place) * row_size]);
+    ++place;
+    if (--left == 0) {
+      left = places.length;
+      place += places.stride - places.length;
+    }
+  }
+  return sum;
+}
+
 // What all ranks have of a kernel's partial sums, [place][count]: a row of doubles for each group
 // of the batch.
 class RowsOfGroups {
@@ -98,12 +118,19 @@ class RowsOfGroups {
 
 // grad[place of i] = scale * sum of the partial sums i, i < count; places null = i itself, scale
 // null = 1. partial: [place][row_size].
-void add_slices(const float* partial, size_t row_size, const PartialSums& sums, int count,
-                const int* places, const float* scale, float* grad, Stream stream);
+template <typename T>
+struct SliceSums {
+  const T* partial;
+  size_t row_size;
+  PartialSums sums;
+  int count;
+  const int* places;
+  const float* scale;
+  float* grad;
+};
+// At most kLayersAtOnce of them.
+void add_slices(std::span<const SliceSums<float>> of_layers, Stream stream);
 // The same of partial sums [place][count] of a share of a batch: with all ranks.
-void add_slices(DeviceRanks* ranks, const float* partial, const PartialSums& sums, int count,
-                const int* places, const float* scale, float* grad, Stream stream);
-void add_slices(const RowsOfGroups& rows, size_t first, int count, const int* places,
-                const float* scale, float* grad, Stream stream);
+void add_slices(DeviceRanks& ranks, const SliceSums<float>& of_share, Stream stream);
 
 }  // namespace fmp::cuda

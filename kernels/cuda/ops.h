@@ -20,6 +20,7 @@
 namespace fmp::cuda {
 
 class DeviceRanks;
+class LayoutWriter;
 class Libraries;
 struct SparsePattern;
 
@@ -123,7 +124,7 @@ class Weights;
 
 // A layer's gradient, [O][T][C], and that of its scale from elsewhere: a device double, null = 0.
 struct WeightGradient {
-  const Weights* weights;
+  Weights* weights;
   float* grad;
   const double* scale_gradient;
 };
@@ -185,7 +186,14 @@ class Weights {
   };
   Summary summary(Stream stream) const;
 
-  // In place, from the gradients of the fake-quantized weights to the weights'; all layers at once.
+  // What backward_weight() has left of these layers, at once.
+  static void add_up_gradients(std::span<Weights* const> layers, Stream stream);
+  void add_up_gradients(Stream stream) {
+    Weights* const self = this;
+    add_up_gradients(std::span(&self, 1), stream);
+  }
+  // In place, from the gradients of the fake-quantized weights, as backward_weight() or
+  // hidden_backward() leave them, to the weights'; all layers at once.
   static void backward(std::span<const WeightGradient> layers, Stream stream);
 
   // y = W * x, the sums of codes or values as floats. y: [out_length][O][lane].
@@ -194,7 +202,8 @@ class Weights {
   // [L][C][lane] without padding.
   void backward_data(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const;
   // Gradient of the fake-quantized weights, [O][T][C]; of surviving ones only if the plan is sparse
-  // (the others get 0).
+  // (own kernels do not write the others). Sums of slices of the batch may be left to
+  // add_up_gradients(): `grad` and the input's scale are used until then.
   void backward_weight(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
                        Stream stream);
 
@@ -203,6 +212,7 @@ class Weights {
     unsigned largest_bits;  // of max|w|: bits of non-negative floats are ordered as they are
     unsigned not_finite, nonzeros;
     float scale;
+    unsigned arrived;  // blocks of a kernel (device_code.h)
   };
 
  private:
@@ -223,15 +233,15 @@ class Weights {
 
     SparsePattern pattern(int tap) const;
   };
-  void gather(const DeviceBuffer<int>& place, const DeviceBuffer<float>& value, bool scaled,
-              Stream stream) const;
   void check_plan(Stream stream) const;
   TapMatrices tap_matrices(int out, int taps, int in, bool transposed,
                            std::span<const uint8_t> mask, Stream stream) const;
-  void compile_for_libraries(bool backward, Stream stream);
-  void compile_for_others(Stream stream);
-  // At most kLayersAtOnce of them.
-  static void compile_for_tensor_cores(std::span<Weights* const> layers, Stream stream);
+  // What the kernels of the plan read.
+  void add_layouts(LayoutWriter& writer);
+  void add_layouts_of_libraries(LayoutWriter& writer);
+  // grad, from partial_: sums of slices of groups of frames, [slice][count].
+  void add_up(const FrameGroups& groups, int each, int count, const int* places, const float* scale,
+              float* grad, Stream stream);
   const float* values_of_input(const Input& x, Stream stream) const;
   void multiply_taps(const TapMatrices& taps, int lanes, const float* x, bool deterministic,
                      float* y, Stream stream) const;
@@ -268,7 +278,16 @@ class Weights {
   // Groups of up to kGroup surviving weights of one output channel: where each begins in
   // forward_sparse_, and its channel.
   DeviceBuffer<int> group_begin_, group_row_;
-  DeviceBuffer<float> partial_;         // sums of slices of the batch
+  DeviceBuffer<float> partial_;  // sums of slices of the batch
+  // Those that are to be added up; count = 0: none.
+  struct Unfinished {
+    FrameGroups groups;
+    int each = 0, count = 0;
+    const int* places = nullptr;
+    const float* scale = nullptr;
+    float* grad = nullptr;
+  };
+  Unfinished unfinished_;
   DeviceBuffer<double> scale_partial_;  // of backward()
   DeviceBuffer<unsigned> ties_partial_;
 };
@@ -307,6 +326,7 @@ class HiddenState {
     unsigned has_statistic, statistic_place;
     float statistic_xhat, statistic_sign, statistic_gradient;
     unsigned value_bits, selected, rank, histogram[256];  // of the search for it
+    unsigned arrived;                                     // blocks of a kernel (device_code.h)
   };
   // Arrays of [O] floats in `constants`.
   enum Constant { kGain, kShift, kXhatGain, kXhatShift, kInvStd, kOfG, kOfY, kOfOne, kConstants };
@@ -329,8 +349,8 @@ class HiddenState {
   DeviceBuffer<float> y;
   DeviceBuffer<double> partial;             // sums of slices
   DeviceBuffer<unsigned long long> totals;  // of integers
+  DeviceBuffer<unsigned long long> adding;  // such totals while they are added up, otherwise 0
   DeviceBuffer<float> dy;                   // in the backward pass
-  DeviceBuffer<float> products;             // of gradients and elements of windows
   // Where forms_dy_on_chip(): what the forward pass leaves for the backward pass, and sums of both
   // passes' blocks.
   bool on_chip = false;
@@ -377,6 +397,7 @@ struct HiddenGradients {
 };
 
 // dp: [L / pool][O][lane]. act_scale_gradient: a device double, null = 0. dx: null = not wanted.
+// gradients.weight: as Weights::backward_weight() leaves it.
 void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& parameters,
                      HiddenState& state, const float* dp, const double* act_scale_gradient,
                      const HiddenGradients& gradients, float* dx, Stream stream);
@@ -412,7 +433,7 @@ void output_forward(const Input& x, const Weights& weights, const OutputParamete
                     float* logits, Stream stream);
 
 struct OutputGradients {
-  float* weight;      // [O][T][C]
+  float* weight;      // [O][T][C], as Weights::backward_weight() leaves it
   float* bias;        // [O]
   double* bias_sums;  // [O], memory for the next
   double* scales;     // 2: of the weights' scale and of the input's, through the bias quantizer

@@ -9,6 +9,7 @@
 //   dy                         likewise
 //
 // first_layer.cu does better where windows hold few elements.
+#include "kernels/cuda/batch_norm.h"
 #include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
@@ -36,7 +37,7 @@ static_assert(kWindowWarps * kWarpLanes * kRun * kPair <= 1 << 11);
 // totals[copy][channel]: sum of y, and of the lower and upper 32 bits of sums of y^2.
 template <bool kSigned, int kPositions>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
-    recompute_sums(Recompute r, IntegerSums totals) {
+    recompute_sums(Recompute r, BatchNormOf<ExactSums> end) {
   __shared__ Total of_warp[kWindowWarps][kBlockOutputs][2];
   const int first_tile = block_y() * kForwardTiles;
   int64_t sum[kForwardTiles][2] = {};
@@ -89,16 +90,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   static_assert(kThreads >= kBlockOutputs * 2);
   const int output = thread / 2, which = thread % 2;
   const int channel = first_tile * kFragmentRows + output;
-  if (output >= kBlockOutputs || channel >= r.s.out_channels) return;
-  Total total = 0;
-  for (int w = 0; w < kWindowWarps; ++w) total += of_warp[w][output][which];
-  Total* to = totals.of(block_x() % IntegerSums::kCopies, channel);
-  if (which == 0) {
-    atomicAdd(to, total);
-  } else {
-    atomicAdd(to + 1, total & 0xffffffffU);
-    atomicAdd(to + 2, total >> 32);
+  if (output < kBlockOutputs && channel < r.s.out_channels) {
+    Total total = 0;
+    for (int w = 0; w < kWindowWarps; ++w) total += of_warp[w][output][which];
+    Total* to = end.sums.totals.of(block_x() % IntegerSums::kCopies, channel);
+    if (which == 0) {
+      atomicAdd(to, total);
+    } else {
+      atomicAdd(to + 1, total & 0xffffffffU);
+      atomicAdd(to + 2, total >> 32);
+    }
   }
+  end.finish();
 }
 
 // --- Codes ---------------------------------------------------------------------------------------
@@ -184,12 +187,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 
 // --- The way back --------------------------------------------------------------------------------
 
-// partial[block_x()][channel][3]: sums of g, of g * xhat, and of the scale's gradient. A block has
-// the rows of its slice, a warp every fourth of them.
+// end.partial[block_x()][channel][3]: sums of g, of g * xhat, and of the scale's gradient. A block
+// has the rows of its slice, a warp every fourth of them.
 template <bool kSigned, int kPositions>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
-    recompute_gradient_sums(Recompute r, Activation a, const float* dp, const float* xhat_gain,
-                            const float* xhat_shift, double* partial) {
+    recompute_gradient_sums(Recompute r, const float* dp, const float* xhat_gain,
+                            const float* xhat_shift, BackwardNormOf end) {
+  const Activation& a = end.a;
   const int first_tile = block_y() * kSumTiles;
   GradientSums<kSumTiles> sums;
   const RowSlice rows(a.pooled_length(), r.grid.row(), r.grid.rows);
@@ -202,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
                 xhat_gain, xhat_shift);
     sums.end_row();
   }
-  write_sums(sums, first_tile, a.channels, partial);
+  write_sums(sums, first_tile, a.channels, end.partial);
+  end.finish<kWindowWarps>();
 }
 
 // dy of every pooled row; past the last one: a row of padding.
@@ -291,15 +296,13 @@ bool can_recompute(const Weights& weights) {
          weights.layer().act_bits != kFloatBits;
 }
 
-void sum_channels(const Input& x, const Weights& weights, const IntegerSums& totals,
+void sum_channels(const Input& x, const Weights& weights, const BatchNormOf<ExactSums>& end,
                   Stream stream) {
   const RecomputeCall of(x, weights, stream);
-  set_bytes(totals.data, 0,
-            IntegerSums::elements(static_cast<size_t>(totals.channels)) * sizeof(*totals.data),
-            stream);
+  const IntegerSums& totals = end.sums.totals;
   of.with_constants(of.s.out_length % kPair == 0, [&]<bool kSigned, int kPositions>() {
     run("recompute_sums", of, of.warps_by(of.s.out_length, kWindowWarps * kRun * kPositions),
-        kForwardTiles, recompute_sums<kSigned, kPositions>, totals);
+        kForwardTiles, recompute_sums<kSigned, kPositions>, end);
   });
   if (!x.tile.groups().are_all_here()) {
     const auto channels = static_cast<size_t>(totals.channels);
@@ -330,13 +333,14 @@ int blocks_of(const PartialSums& sums) {
 }
 
 void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
-                   const HiddenState& state, const float* dp, double* partial, Stream stream) {
+                   const HiddenState& state, const float* dp, const BackwardNormOf& end,
+                   Stream stream) {
   const RecomputeCall of(x, weights, stream);
   of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
     run("recompute_gradient_sums", of, gradient_slices(a), kSumTiles,
-        recompute_gradient_sums<kSigned, kPositions>, a, dp,
+        recompute_gradient_sums<kSigned, kPositions>, dp,
         static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
-        static_cast<const float*>(state.constant(HiddenState::kXhatShift)), partial);
+        static_cast<const float*>(state.constant(HiddenState::kXhatShift)), end);
   });
 }
 

@@ -14,6 +14,7 @@
 //   dx = W' * dy   rows of dy, in parts, lie in shared memory; weights come from L1
 #include <algorithm>
 
+#include "kernels/cuda/batch_norm.h"
 #include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
@@ -193,50 +194,71 @@ __global__ void __launch_bounds__(kThreads, kWeightBlocksEach)
   }
 }
 
-// A block for each channel: sums of g, of g * xhat, and of the scale's gradient.
-__global__ void __launch_bounds__(kBlockThreads)
-    finish_sums(Activation a, int elements, int stride, const float* codes, const float* sums,
-                const double* partial, size_t row_size, PartialSums blocks, const float* xhat_gain,
-                const float* xhat_shift, double* totals) {
-  static_assert(kBlockWarps == kFrameGroups);
-  const int c = block_x();
-  // A warp has a group of frames; block_sum() adds them in their order.
-  const int group = thread_x() / kWarpLanes;
-  const auto of_group = [&](int which) {
-    const double sum = sum_of_group<kWarpLanes>(blocks, group, [&](int block) {
-      return partial[static_cast<size_t>(block) * row_size + static_cast<size_t>(c * 2 + which)];
-    });
-    return thread_x() % kWarpLanes == 0 ? sum : 0.0;
-  };
-  double of_g = of_group(0), of_codes = of_group(1), of_y = 0;
-  for (int k = thread_x(); k < elements; k += kBlockThreads) {
-    of_y +=
-        static_cast<double>(codes[c * elements + k]) * static_cast<double>(sums[c * stride + k]);
-  }
-  of_g = block_sum(of_g);
-  of_codes = block_sum(of_codes);
-  of_y = block_sum(of_y);
-  if (thread_x() != 0) return;
-  const auto affine = [&](float gain, float shift) {
-    return static_cast<double>(gain) * of_y + static_cast<double>(shift) * of_g;
-  };
-  totals[3 * c] = of_g;
-  totals[3 * c + 1] = affine(xhat_gain[c], xhat_shift[c]);
-  totals[3 * c + 2] = of_codes - affine(a.gain[c], a.shift[c]);
-}
+// A block for each channel adds up what blocks have summed up: elements side by side in its
+// threads, groups of frames in rows of them. That is less to read than the block's multiprocessor
+// gets from L2 in the time of a launch.
+constexpr int kColumnsAtOnce = 128, kFinishThreads = kColumnsAtOnce * kFrameGroups;
 
-__global__ void __launch_bounds__(kBlockThreads)
-    weight_gradient_of_products(int count, int in_channels, WindowProducts products,
-                                const int64_t* by_weights, const float* sums, GradientAffine k,
-                                const float* x_scale, float* grad) {
-  const int i = static_cast<int>(global_x());
-  if (i >= count) return;
-  const int out = i / in_channels / kTaps, tap = i / in_channels % kTaps;
-  const double dw = static_cast<double>(k.of_g[out]) * static_cast<double>(sums[i]) +
-                    static_cast<double>(k.of_y[out]) * static_cast<double>(by_weights[i]) +
-                    static_cast<double>(k.of_one[out]) *
-                        static_cast<double>(products.of_element(tap, i % in_channels));
-  grad[i] = static_cast<float>(dw * static_cast<double>(*x_scale));
+// T: float, or double for sums of groups that devices have exchanged; of [row][row_size], and
+// partial of [row][partial_size].
+template <typename T, typename Windows>
+__global__ void __launch_bounds__(kFinishThreads, 1)
+    add_up_gradients(Activation a, BackwardNorm norm, Windows windows, PartialSums blocks,
+                     int stride, const T* of_blocks, size_t row_size, const double* partial,
+                     size_t partial_size, const float* codes, const float* x_scale,
+                     double* of_scale, float* grad) {
+  constexpr int kWarps = kFinishThreads / kWarpLanes;
+  __shared__ double of_group[kFrameGroups][kColumnsAtOnce];
+  float* const sums = dynamic_shared<float>();  // of g * x_k
+  const int c = block_x(), elements = windows.elements;
+  const int group = thread_x() / kColumnsAtOnce, column = thread_x() % kColumnsAtOnce;
+  codes += static_cast<size_t>(c) * static_cast<size_t>(elements);
+  of_blocks += static_cast<size_t>(c) * static_cast<size_t>(stride);
+  double of_y = 0;
+  for (int first = 0; first < elements; first += kColumnsAtOnce) {
+    const int k = first + column;
+    double sum = 0;
+    if (k < elements) sum = sum_in_order(of_blocks + k, row_size, blocks.of(group));
+    of_group[group][column] = sum;
+    __syncthreads();
+    if (group == 0 && k < elements) {
+      for (int other = 1; other < kFrameGroups; ++other) sum += of_group[other][column];
+      sums[k] = static_cast<float>(sum);
+      of_y += static_cast<double>(codes[k]) * static_cast<double>(sums[k]);
+    }
+    __syncthreads();
+  }
+  // A warp has a group of frames; block_sum() adds them in their order.
+  const auto of_groups = [&](int which) {
+    const double sum = sum_of_group<kWarpLanes>(blocks, thread_x() / kWarpLanes, [&](int block) {
+      return partial[static_cast<size_t>(block) * partial_size +
+                     static_cast<size_t>(c * 2 + which)];
+    });
+    return block_sum<kWarps>(thread_x() % kWarpLanes == 0 ? sum : 0.0);
+  };
+  const double of_g = of_groups(0), of_codes = of_groups(1);
+  of_y = block_sum<kWarps>(of_y);
+  if (thread_x() == 0) {
+    const auto affine = [&](float gain, float shift) {
+      return static_cast<double>(gain) * of_y + static_cast<double>(shift) * of_g;
+    };
+    norm.set(c, of_g, affine(norm.xhat_gain[c], norm.xhat_shift[c]));
+    of_scale[c] = of_codes - affine(a.gain[c], a.shift[c]);
+  }
+  __syncthreads();
+  for (int k = thread_x(); k < elements; k += kFinishThreads) {
+    const double dw =
+        static_cast<double>(norm.of_g[c]) * static_cast<double>(sums[k]) +
+        static_cast<double>(norm.of_y[c]) * static_cast<double>(windows.by_weights(c, k)) +
+        static_cast<double>(norm.of_one[c]) * static_cast<double>(windows.of_element(k));
+    grad[static_cast<size_t>(c) * static_cast<size_t>(elements) + static_cast<size_t>(k)] =
+        static_cast<float>(dw * static_cast<double>(*x_scale));
+  }
+  if (!is_last_block(norm.arrived, all_blocks())) return;
+  double of_all = 0;
+  for (int i = thread_x(); i < a.channels; i += kFinishThreads) of_all += of_scale[i];
+  of_all = block_sum<kWarps>(of_all);
+  if (thread_x() == 0) norm.set_threshold_gradient(a, of_all);
 }
 
 // --- Gradient of the input -----------------------------------------------------------------------
@@ -445,63 +467,51 @@ PartialSums sums_of_products(const Activation& a) {
 }
 
 void sum_gradient_products(const Input& x, const Weights& weights, const Activation& a,
-                           const HiddenState& state, const ForwardPass& forward, const float* dp,
-                           float* of_blocks, double* partial, float* sums, double* totals,
+                           const ForwardPass& forward, const float* dp, const SumsOfBlocks& sums,
                            Stream stream) {
   const RecomputeCall of(x, weights, stream);
   const WarpsByRows grid = weight_slices(a);
-  const int in_channels = weights.conv().in_channels, elements = kTaps * in_channels;
   const auto run = [&]<int kPositions>() {
     launch(Where("sum_products_of_gradients", of.on),
            Shape{dim3(grid.blocks(), blocks_for(static_cast<size_t>(of.s.out_tiles), kWindowWarps),
                       blocks_for(static_cast<size_t>(kTaps * of.s.row_step), kBlockQuads)),
                  dim3(kWarpLanes, kWindowWarps), bytes_of_x(kPositions, of.s.row_step)},
            sum_products_of_gradients<kPositions>, of.at(grid), a, dp, forward.winners, forward.out,
-           in_channels, of_blocks, partial);
+           weights.conv().in_channels, sums.of_blocks, sums.partial);
   };
   a.pool == kPair ? run.template operator()<kPair>() : run.template operator()<1>();
-  finish_gradient_sums(weights, a, state, elements, of_blocks, sums_of_products(a), partial, sums,
-                       totals, stream);
 }
 
-void finish_gradient_sums(const Weights& weights, const Activation& a, const HiddenState& state,
-                          int stride, const float* of_blocks, const PartialSums& blocks,
-                          const double* partial, float* sums, double* totals, Stream stream) {
-  const int count = a.channels * stride;
-  const auto finish = [&](const double* of_g_and_codes, size_t row_size,
-                          const PartialSums& of_groups) {
-    launch(Where("finish_sums", native(stream)),
-           Shape{dim3(static_cast<unsigned>(a.channels)), dim3(kBlockThreads)}, finish_sums, a,
-           weights.conv().taps * weights.conv().in_channels, stride, weights.codes(),
-           static_cast<const float*>(sums), of_g_and_codes, row_size, of_groups,
-           static_cast<const float*>(state.constant(HiddenState::kXhatGain)),
-           static_cast<const float*>(state.constant(HiddenState::kXhatShift)), totals);
+template <typename Windows>
+void finish_gradients(const Input& x, const Weights& weights, const Activation& a,
+                      const Windows& windows, const SumsOfBlocks& sums, const BackwardNorm& norm,
+                      double* of_scale, float* grad, Stream stream) {
+  const auto finish = [&]<typename T>(const PartialSums& blocks, const T* of_blocks,
+                                      size_t row_size, const double* partial, size_t partial_size) {
+    launch(Where("add_up_gradients", native(stream)),
+           Shape{dim3(static_cast<unsigned>(a.channels)), dim3(kFinishThreads),
+                 static_cast<size_t>(windows.elements) * sizeof(float)},
+           add_up_gradients<T, Windows>, a, norm, windows, blocks, sums.stride, of_blocks, row_size,
+           partial, partial_size, weights.codes(), x.scale, of_scale, grad);
   };
-  const size_t of_channels = 2 * static_cast<size_t>(a.channels);
+  const auto channels = static_cast<size_t>(a.channels);
+  const size_t products = channels * static_cast<size_t>(sums.stride), of_channels = 2 * channels;
   if (a.groups.are_all_here()) {
-    add_slices(of_blocks, static_cast<size_t>(count), blocks, count, nullptr, nullptr, sums,
-               stream);
-    finish(partial, of_channels, blocks);
+    finish(sums.blocks, static_cast<const float*>(sums.of_blocks), products,
+           static_cast<const double*>(sums.partial), of_channels);
     return;
   }
-  const auto elements = static_cast<size_t>(count);
-  RowsOfGroups rows(*weights.ranks(), a.groups, elements + of_channels, stream);
-  rows.put(of_blocks, elements, blocks);
-  rows.put<kWarpLanes>(partial, of_channels, blocks);
+  RowsOfGroups rows(*weights.ranks(), a.groups, products + of_channels, stream);
+  rows.put(sums.of_blocks, products, sums.blocks);
+  rows.put<kWarpLanes>(sums.partial, of_channels, sums.blocks);
   rows.exchange();
-  add_slices(rows, 0, count, nullptr, nullptr, sums, stream);
-  finish(rows.rows() + elements, rows.row_size(), rows.sums());
+  const double* const of_groups = rows.rows();
+  finish(rows.sums(), of_groups, rows.row_size(), of_groups + products, rows.row_size());
 }
-
-void gradient_of_products(const Weights& weights, const ForwardPass& forward, const float* sums,
-                          const GradientAffine& gradient, const float* x_scale, float* grad,
-                          Stream stream) {
-  const int count = static_cast<int>(weights.layer().weights());
-  launch(Where("weight_gradient_of_products", native(stream)),
-         Shape{dim3(blocks_for(static_cast<size_t>(count), kBlockThreads)), dim3(kBlockThreads)},
-         weight_gradient_of_products, count, weights.conv().in_channels, forward.products,
-         forward.by_weights, sums, gradient, x_scale, grad);
-}
+template void finish_gradients(const Input&, const Weights&, const Activation&, const ProductSums&,
+                               const SumsOfBlocks&, const BackwardNorm&, double*, float*, Stream);
+template void finish_gradients(const Input&, const Weights&, const Activation&, const WindowSums&,
+                               const SumsOfBlocks&, const BackwardNorm&, double*, float*, Stream);
 
 void input_gradient(const Input& x, const Weights& weights, const Activation& a,
                     const ForwardPass& forward, const float* dp, const GradientAffine& gradient,

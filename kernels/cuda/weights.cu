@@ -8,8 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "kernels/cuda/conv1d.h"
-#include "kernels/cuda/device_code.h"
+#include "kernels/cuda/conv1d_tensor.h"
 
 namespace fmp::cuda {
 namespace {
@@ -72,27 +71,53 @@ __global__ void __launch_bounds__(kBlockThreads) quantize(Jobs jobs) {
   if (nonzeros != 0) atomicAdd(&job.status->nonzeros, nonzeros);
 }
 
-// values[tap][quad of in][4][out]
-__global__ void __launch_bounds__(kBlockThreads)
-    pack_values(Packing p, const float* codes, int count, float* values) {
-  const int i = static_cast<int>(global_x());
-  if (i >= count) return;
-  const int channels = p.quads() * kQuad, stride = p.out_stride();
-  const int out = i % stride, c = i / stride % channels, tap = i / stride / channels;
-  values[i] = out < p.out && c < p.in ? codes[p.place(out, tap, c)] : 0.0F;
+template <typename Order>
+__device__ __forceinline__ uint32_t fragment(const LayoutJob& job, int i) {
+  const Packing& p = job.packing;
+  const int reg = i % 4, lane = i / 4 % kWarpLanes, product = i / 4 / kWarpLanes;
+  const int out = output_of(product / job.steps, lane / kMembers, reg % 2);
+  const int first = product % job.steps * Order::kDepth + lane % kMembers * Order::kPerRegister +
+                    reg / 2 * (Order::kDepth / 2);
+  uint32_t bits = 0;
+  for (int k = 0; k < Order::kPerRegister; ++k) {
+    const int tap = (first + k) / job.row_channels, c = (first + k) % job.row_channels;
+    const bool exists = out < p.out && tap < p.taps && c < p.in;
+    const float code = exists ? job.codes[p.place(out, tap, c)] : 0.0F;
+    if constexpr (Order::kPerRegister == 4) {
+      bits |= (static_cast<uint32_t>(static_cast<int>(code)) & 0xffU) << (8 * k);
+    } else {
+      bits |= __float_as_uint(code) >> 16 << (16 * k);
+    }
+  }
+  return bits;
 }
 
-__global__ void __launch_bounds__(kBlockThreads)
-    gather_values(int count, const int* places, const float* codes, const float* scale,
-                  float* values) {
+__global__ void __launch_bounds__(kBlockThreads) write_layouts(LayoutJobs jobs) {
+  const LayoutJob& job = jobs.of[block_y()];
+  const Packing& p = job.packing;
   const int i = static_cast<int>(global_x());
-  if (i >= count) return;
-  const float value = codes[places[i]];
-  values[i] = scale != nullptr ? value * *scale : value;
+  if (i >= job.count) return;
+  if (job.layout == Layout::kBytes || job.layout == Layout::kBf16) {
+    static_cast<uint32_t*>(job.to)[i] = job.layout == Layout::kBytes
+                                            ? fragment<FragmentOrder<true>>(job, i)
+                                            : fragment<FragmentOrder<false>>(job, i);
+    return;
+  }
+  float value = 0;
+  if (job.layout == Layout::kGathered) {
+    value = job.codes[job.places[i]];
+  } else if (job.layout == Layout::kRows) {
+    value = job.codes[p.place(i / p.in / p.taps, i / p.in % p.taps, i % p.in)];
+  } else {
+    const int channels = p.quads() * kQuad, stride = p.out_stride();
+    const int out = i % stride, c = i / stride % channels, tap = i / stride / channels;
+    if (out < p.out && c < p.in) value = job.codes[p.place(out, tap, c)];
+  }
+  static_cast<float*>(job.to)[i] = job.scale != nullptr ? value * *job.scale : value;
 }
 
-// Zeroes masked gradients and adds up, per block, what the scale receives and how many weights
-// share the largest magnitude.
+// Zeroes masked gradients and adds up what the scale receives, and how many weights share the
+// largest magnitude. The last block of a layer leaves each tie's share in partial[0].
 __global__ void __launch_bounds__(kBlockThreads) scale_gradient(Jobs jobs) {
   const Job& job = jobs.of[block_y()];
   const size_t i = global_x();
@@ -115,19 +140,20 @@ __global__ void __launch_bounds__(kBlockThreads) scale_gradient(Jobs jobs) {
     job.partial[block_x()] = sum;
     job.ties[block_x()] = tie_sum;
   }
-}
-
-// partial[0] becomes each tie's share of the scale's gradient.
-__global__ void share_gradient(Jobs jobs) {
-  const Job& job = jobs.of[block_y()];
   if (job.largest_code == 0.0F) return;
-  double sum = job.scale_gradient != nullptr ? *job.scale_gradient : 0.0;
-  unsigned count = 0;
-  for (size_t b = 0; b * kBlockThreads < job.count; ++b) {
-    sum += job.partial[b];
-    count += job.ties[b];
+  const int blocks = static_cast<int>((job.count + kBlockThreads - 1) / kBlockThreads);
+  if (!is_last_block(&job.status->arrived, static_cast<unsigned>(blocks))) return;
+  gradient = 0;
+  unsigned ties = 0;
+  for (int b = thread_x(); b < blocks; b += kBlockThreads) {
+    gradient += job.partial[b];
+    ties += job.ties[b];
   }
-  job.partial[0] = count == 0 ? 0.0 : sum / static_cast<double>(job.largest_code) / count;
+  gradient = block_sum(gradient);
+  ties = block_sum(ties);
+  if (thread_x() != 0) return;
+  if (job.scale_gradient != nullptr) gradient += *job.scale_gradient;
+  job.partial[0] = ties == 0 ? 0.0 : gradient / static_cast<double>(job.largest_code) / ties;
 }
 
 __global__ void __launch_bounds__(kBlockThreads) add_share(Jobs jobs) {
@@ -144,8 +170,6 @@ float largest_code(const LayerShape& layer) {
   return layer.weight_bits == kFloatBits ? 0.0F
                                          : static_cast<float>((1 << (layer.weight_bits - 1)) - 1);
 }
-
-Shape over(size_t count) { return {dim3(blocks_for(count, kBlockThreads)), dim3(kBlockThreads)}; }
 
 // Calls f with as many at a time as a launch takes.
 template <typename T, typename F>
@@ -212,13 +236,21 @@ void Weights::set_mask(const ConvShape& shape, std::span<const uint8_t> mask, St
   synchronize(stream);  // the lists on the host end here
 }
 
-void Weights::gather(const DeviceBuffer<int>& place, const DeviceBuffer<float>& value, bool scaled,
-                     Stream stream) const {
-  const size_t count = place.size();
-  if (count == 0) return;
-  launch(Where("gather_values", native(stream)), over(count), gather_values,
-         static_cast<int>(count), place.data(), codes_.data(),
-         scaled ? scale() : static_cast<const float*>(nullptr), value.data());
+void LayoutWriter::add(const LayoutJob& job) {
+  if (size_ == kLayoutsAtOnce) write();
+  jobs_.of[size_++] = job;
+  largest_ = std::max(largest_, job.count);
+}
+
+void LayoutWriter::write() {
+  if (largest_ > 0) {
+    launch(Where("write_layouts", native(stream)),
+           Shape{dim3(blocks_for(static_cast<size_t>(largest_), kBlockThreads), size_),
+                 dim3(kBlockThreads)},
+           write_layouts, jobs_);
+  }
+  size_ = 0;
+  largest_ = 0;
 }
 
 void Weights::prepare(const LayerShape& layer, const ConvShape& shape, const float* weight,
@@ -259,30 +291,62 @@ void Weights::compile(std::span<Weights* const> layers, Stream stream) {
     launch(Where("reset_status", on), Shape{dim3(1), dim3(rows)}, reset_status, jobs);
     launch(Where("find_largest", on), shape, find_largest, jobs);
     launch(Where("quantize", on), shape, quantize, jobs);
-    compile_for_tensor_cores(some, stream);
-    for (Weights* w : some) w->compile_for_others(stream);
+    LayoutWriter writer(stream);
+    for (Weights* w : some) w->add_layouts(writer);
+    writer.write();
   });
 }
 
-// What no kernel does for all layers at once.
-void Weights::compile_for_others(Stream stream) {
-  compile_for_libraries(backward_, stream);
-  const auto pack = [&](const Packing& p, DeviceBuffer<float>& values) {
-    const size_t n =
-        static_cast<size_t>(p.taps * p.quads() * kQuad) * static_cast<size_t>(p.out_stride());
-    launch(Where("pack_values", native(stream)), over(n), pack_values, p, codes_.data(),
-           static_cast<int>(n), values.reserve(n));
+void Weights::add_layouts(LayoutWriter& writer) {
+  const auto gather = [&](const Sparse& sparse, const float* by) {
+    writer.add({Layout::kGathered,
+                {},
+                0,
+                0,
+                static_cast<int>(sparse.place.size()),
+                codes_.data(),
+                by,
+                sparse.place.data(),
+                sparse.value.data()});
   };
+  const auto values = [&](const Packing& p, DeviceBuffer<float>& to) {
+    const size_t count =
+        static_cast<size_t>(p.taps * p.quads() * kQuad) * static_cast<size_t>(p.out_stride());
+    writer.add({Layout::kValues, p, 0, 0, static_cast<int>(count), codes_.data(), nullptr, nullptr,
+                to.reserve(count)});
+  };
+  const auto fragments = [&](Layout layout, const Packing& p, int row_channels,
+                             DeviceBuffer<uint32_t>& to) {
+    const int depth =
+        layout == Layout::kBytes ? FragmentOrder<true>::kDepth : FragmentOrder<false>::kDepth;
+    const int steps = (p.taps * row_channels + depth - 1) / depth;
+    const size_t count =
+        static_cast<size_t>(tiles_for(p.out)) * static_cast<size_t>(steps) * kWarpLanes * 4;
+    writer.add({layout, p, row_channels, steps, static_cast<int>(count), codes_.data(), nullptr,
+                nullptr, to.reserve(count)});
+  };
+  add_layouts_of_libraries(writer);
+  const Packing forward = packing_of(shape_, false), backward = packing_of(shape_, true);
   if (plan_.forward == Kernel::kSparse) {
-    gather(forward_sparse_.place, forward_sparse_.value, false, stream);
-  } else if (plan_.forward == Kernel::kDense && !integers_) {
-    pack(packing_of(shape_, false), forward_values_);
+    gather(forward_sparse_, nullptr);
+  } else if (plan_.forward == Kernel::kDense && integers_) {
+    fragments(Layout::kBytes, forward, FragmentOrder<true>::row_channels(forward),
+              forward_fragments_);
+  } else if (plan_.forward == Kernel::kDense) {
+    values(forward, forward_values_);
   }
   if (!backward_) return;
   if (plan_.backward_data == Kernel::kSparse) {
-    gather(backward_sparse_.place, backward_sparse_.value, true, stream);
-  } else if (plan_.backward_data == Kernel::kDense && !quantized_) {
-    pack(packing_of(shape_, true), backward_values_);
+    gather(backward_sparse_, scale());
+  } else if (plan_.backward_data == Kernel::kDense && quantized_) {
+    fragments(Layout::kBf16, backward, FragmentOrder<false>::row_channels(backward),
+              backward_fragments_);
+    // The same with the channels of each tap filled up to whole tiles, where that differs.
+    if (integers_ && backward.in % kPairOutputs != 0) {
+      fragments(Layout::kBf16, backward, tiles_for(backward.in) * kFragmentRows, tap_fragments_);
+    }
+  } else if (plan_.backward_data == Kernel::kDense) {
+    values(backward, backward_values_);
   }
 }
 
@@ -293,6 +357,9 @@ Weights::Summary Weights::summary(Stream stream) const {
 }
 
 void Weights::backward(std::span<const WeightGradient> layers, Stream stream) {
+  std::vector<Weights*> all;
+  for (const WeightGradient& layer : layers) all.push_back(layer.weights);
+  add_up_gradients(all, stream);
   for_all(layers, [&](std::span<const WeightGradient> some) {
     Jobs jobs{};
     size_t largest = 0;
@@ -315,7 +382,6 @@ void Weights::backward(std::span<const WeightGradient> layers, Stream stream) {
     const auto rows = static_cast<unsigned>(some.size());
     const Shape shape{dim3(blocks_for(largest, kBlockThreads), rows), dim3(kBlockThreads)};
     launch(Where("scale_gradient", on), shape, scale_gradient, jobs);
-    launch(Where("share_gradient", on), Shape{dim3(1, rows), dim3(1)}, share_gradient, jobs);
     launch(Where("add_share", on), shape, add_share, jobs);
   });
 }

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/cuda/batch_norm.h"
 #include "kernels/cuda/device_ranks.h"
 #include "kernels/cuda/winners.h"
 
@@ -176,25 +177,28 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
 }
 
-// Adds up the blocks' sums: row y of blocks those of every (rows_of_all)th block of all rows, the
-// last two rows those of the first and of the last row.
-__global__ void __launch_bounds__(kBlockThreads)
-    add_products(Jobs jobs, int groups, int rows_of_all, const int* partial, WindowProducts to) {
-  const int count = groups * groups * kRegisters * kWarpLanes;
-  const int i = static_cast<int>(global_x());
-  if (i >= count) return;
-  const int job = block_y() < rows_of_all ? kAll : block_y() - rows_of_all + 1;
-  const int first = job == kAll ? block_y() : 0, stride = job == kAll ? rows_of_all : 1;
+// Adds up the blocks' sums of a job. A block has a register of a unit; its threads' rows share the
+// blocks.
+constexpr int kAddRows = 16;
+__global__ void __launch_bounds__(kWarpLanes* kAddRows)
+    add_products(Jobs jobs, int groups, const int* partial, WindowProducts to) {
+  __shared__ int64_t of_row[kAddRows][kWarpLanes];
+  const int job = block_y(), reg = block_x() % kRegisters, unit = block_x() / kRegisters;
+  const int lag = reg / 4 / kColumnTiles / kRowTiles;
+  if (job != kAll && lag > 0 && reg < kProducts) return;  // what no window has at its ends
+  const size_t count = static_cast<size_t>(groups * groups) * kRegisters * kWarpLanes;
+  partial += static_cast<size_t>(block_x()) * kWarpLanes + static_cast<size_t>(thread_x());
   int64_t sum = 0;
 #pragma unroll 8
-  for (int block = first; block < jobs.blocks_of(job); block += stride) {
-    sum += partial[static_cast<size_t>(jobs.first_block(job) + block) * static_cast<size_t>(count) +
-                   static_cast<size_t>(i)];
+  for (int block = thread_y(); block < jobs.blocks_of(job); block += kAddRows) {
+    sum += partial[static_cast<size_t>(jobs.first_block(job) + block) * count];
   }
+  of_row[thread_y()][thread_x()] = sum;
+  __syncthreads();
+  if (thread_y() != 0) return;
+  for (int row = 1; row < kAddRows; ++row) sum += of_row[row][thread_x()];
   const Total total = static_cast<Total>(sum);
-  const int lane = i % kWarpLanes, reg = i / kWarpLanes % kRegisters;
-  const int unit = i / kWarpLanes / kRegisters;
-  const int group = lane / kMembers, member = lane % kMembers;
+  const int group = thread_x() / kMembers, member = thread_x() % kMembers;
   const auto channel = [](int of_group, int quad, int in_quad) {
     return of_group * kGroupChannels + quad * kQuad + in_quad;
   };
@@ -202,28 +206,27 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (reg >= kProducts) {
     const int m = (reg - kProducts) / 4;
     if (unit % groups == 0 && member == 0 && e % 2 == 0) {
-      atomicAdd(to.sum(job, channel(unit / groups, group, 2 * m + e / 2)), total);
+      *to.sum(job, channel(unit / groups, group, 2 * m + e / 2)) = total;
     }
     return;
   }
   const int n = reg / 4 % kColumnTiles, m = reg / 4 / kColumnTiles % kRowTiles;
-  const int lag = reg / 4 / kColumnTiles / kRowTiles;
   const int a = channel(unit / groups, group, 2 * m + e / 2);
   const int b = channel(unit % groups, 2 * member + e % 2, n);
   if (job != kAll) {
-    if (lag == 0) atomicAdd(to.edge(job, b, a), total);
+    *to.edge(job, b, a) = total;
     return;
   }
-  atomicAdd(to.product(lag, b, a), total);
-  if (lag > 0) atomicAdd(to.product(-lag, a, b), total);
+  *to.product(lag, b, a) = total;
+  if (lag > 0) *to.product(-lag, a, b) = total;
 }
 
-// by_weights[O][T][C] = v. sums[channel][2]: of y and y^2. A block has an output; rows of its
-// threads share the sum over j.
+// by_weights[O][T][C] = v, and the output's sums of y and y^2 come to its constants. A block has an
+// output; rows of its threads share the sum over j.
 constexpr int kShares = 4;
 __global__ void __launch_bounds__(kBlockThreads* kShares, 1)
     multiply_by_weights(WindowProducts products, const float* codes, int in_channels,
-                        int64_t* by_weights, double* sums) {
+                        int64_t* by_weights, BatchNorm norm) {
   __shared__ int64_t of_share[kShares][kBlockThreads];
   __shared__ int64_t of_warp[kBlockWarps][3];
   const int elements = kTaps * in_channels;
@@ -277,8 +280,8 @@ __global__ void __launch_bounds__(kBlockThreads* kShares, 1)
     lower += of_warp[warp][1];
     upper += of_warp[warp][2];
   }
-  sums[2 * block_x()] = static_cast<double>(sum);
-  sums[2 * block_x() + 1] = static_cast<double>(upper) * 4294967296.0 + static_cast<double>(lower);
+  norm.set(block_x(), static_cast<double>(sum),
+           static_cast<double>(upper) * 4294967296.0 + static_cast<double>(lower));
 }
 
 struct Call {
@@ -309,30 +312,25 @@ size_t memory_for_products(const Input& x) {
   return static_cast<size_t>(call.jobs.blocks()) * call.size_of_block();
 }
 
-void sum_products(const Input& x, const Weights& weights, const WindowProducts& products,
-                  int* memory, int64_t* by_weights, double* sums, Stream stream) {
+void sum_products(const Input& x, const Weights& weights, const ProductSums& sums, int* memory,
+                  const BatchNorm& norm, Stream stream) {
   const Call call(x);
   const cudaStream_t on = native(stream);
-  set_bytes(products.data, 0, WindowProducts::size(x.tile.channels) * sizeof(*products.data),
-            stream);
   launch(Where("multiply_rows", on),
          Shape{dim3(static_cast<unsigned>(call.jobs.blocks()),
                     blocks_for(static_cast<size_t>(call.groups * call.groups), kWindowWarps)),
                dim3(kWarpLanes, kWindowWarps)},
          multiply_rows, call.rows, call.jobs, call.groups, memory);
-  const int rows_of_all = std::min(16, call.jobs.blocks_of_all);
   launch(Where("add_products", on),
-         Shape{dim3(blocks_for(call.size_of_block(), kBlockThreads),
-                    static_cast<unsigned>(rows_of_all + 2)),
-               dim3(kBlockThreads)},
-         add_products, call.jobs, call.groups, rows_of_all, static_cast<const int*>(memory),
-         products);
+         Shape{dim3(static_cast<unsigned>(call.groups * call.groups * kRegisters), kLast + 1),
+               dim3(kWarpLanes, kAddRows)},
+         add_products, call.jobs, call.groups, static_cast<const int*>(memory), sums.products);
   if (!x.tile.groups().are_all_here())
-    weights.ranks()->sum(products.data, WindowProducts::size(x.tile.channels), stream);
+    weights.ranks()->sum(sums.products.data, WindowProducts::size(x.tile.channels), stream);
   launch(
       Where("multiply_by_weights", on),
       Shape{dim3(static_cast<unsigned>(weights.conv().out_channels)), dim3(kBlockThreads, kShares)},
-      multiply_by_weights, products, weights.codes(), x.tile.channels, by_weights, sums);
+      multiply_by_weights, sums.products, weights.codes(), x.tile.channels, sums.v, norm);
 }
 
 }  // namespace fmp::cuda

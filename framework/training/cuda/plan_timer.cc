@@ -123,6 +123,7 @@ class LayerTimer {
       weights_.backward_data(out_, y_.data(), dx_.data(), stream_);
     } else {
       weights_.backward_weight(x, out_, y_.data(), grad_.data(), stream_);
+      weights_.add_up_gradients(stream_);
     }
   }
 
@@ -140,6 +141,7 @@ class LayerTimer {
         {grad_.data(), constant_gradients_.data(), constant_gradients_.data() + channels,
          constant_gradients_.data() + 2 * channels},
         dx, stream_);
+    weights_.add_up_gradients(stream_);
   }
 
   const Layer& layer_;
