@@ -17,6 +17,7 @@
 #include "kernels/cpu/simd.h"
 #include "tests/chain_of.h"
 #include "tests/random_batch.h"
+#include "tests/trained_network.h"
 
 namespace fmp {
 namespace {
@@ -35,31 +36,6 @@ ChainConfig small_config() {
   config.weight_bits = {4};
   config.act_bits = {4};
   return config;
-}
-
-void fill_random(Tensor& tensor, Random& random, float low, float high) {
-  for (float& value : tensor.floats()) value = random.uniform(low, high);
-}
-
-// As after some training: batch-norm and Adam in full swing, thresholds learned.
-Network trained_network(const NetworkConfig& config, uint64_t seed) {
-  Network network(config, seed);
-  Random random(seed, "trained");
-  network.steps = 1000;
-  network.optimizer_steps = 10;
-  for (Layer& layer : network.layers()) {
-    for (Parameter* parameter : layer.parameters()) {
-      fill_random(parameter->moment1, random, -0.01F, 0.01F);
-      fill_random(parameter->moment2, random, 0.01F, 0.02F);
-    }
-    if (layer.kind == Layer::Kind::kOutput) continue;
-    fill_random(layer.gamma.value, random, 0.5F, 1.5F);
-    fill_random(layer.beta.value, random, -0.2F, 0.8F);
-    fill_random(layer.running_mean, random, -0.1F, 0.1F);
-    fill_random(layer.running_var, random, 0.2F, 0.4F);
-    if (layer.threshold.value.defined()) layer.threshold.value.floats()[0] = 2.5F;
-  }
-  return network;
 }
 
 // Indices in layer `next` of what it reads from `channel` of the layer before: all positions of the

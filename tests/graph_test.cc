@@ -23,6 +23,7 @@
 #include "tests/random_batch.h"
 #include "tests/ranks_training.h"
 #include "tests/thread_ranks.h"
+#include "tests/trained_network.h"
 
 namespace fmp {
 namespace {
@@ -56,26 +57,6 @@ NetworkConfig lengths(int bits) {
   config.length = 53;
   config.classes = kClasses;
   return config;
-}
-
-void fill_random(Tensor& tensor, Random& random, float low, float high) {
-  for (float& value : tensor.floats()) value = random.uniform(low, high);
-}
-
-// As after some training: thresholds learned.
-Network trained_network(const NetworkConfig& config, uint64_t seed) {
-  Network network(config, seed);
-  Random random(seed, "trained");
-  network.steps = 1000;
-  for (Layer& layer : network.layers()) {
-    if (layer.threshold.value.defined()) layer.threshold.value.floats()[0] = 2.5F;
-    if (!layer.gamma.value.defined()) continue;
-    fill_random(layer.gamma.value, random, 0.5F, 1.5F);
-    fill_random(layer.beta.value, random, -0.2F, 0.8F);
-    fill_random(layer.running_mean, random, -0.1F, 0.1F);
-    fill_random(layer.running_var, random, 0.2F, 0.4F);
-  }
-  return network;
 }
 
 std::vector<float> all_values(const Network& network) {
