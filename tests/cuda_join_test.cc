@@ -4,15 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
-#include <ostream>
 #include <string>
 #include <vector>
 
 #include "framework/network/tensor.h"
-#include "framework/random.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cuda/ops.h"
+#include "tests/join_cases.h"
 
 namespace fmp {
 namespace {
@@ -22,70 +20,7 @@ constexpr int64_t kFrames = 37;
 constexpr int kOutPad = 2;
 constexpr double kScaleGradient = 0.37;
 
-struct Operand {
-  int channels;
-  bool is_signed;
-  float scale;
-  int pad = 0;
-};
-struct Case {
-  const char* name;
-  Join join;
-  int length;  // before the maximum
-  std::vector<Operand> inputs;
-  int window = 1, pool = 1, smallest_code = 0;
-  float threshold = 1.1F;
-  bool collect = false, add = false;
-};
-void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
-
-const std::vector<Case>& cases() {
-  static const std::vector<Case> kAll = {
-      {"Add", Join::kAdd, 6, {{5, true, 0.11F}, {5, false, 0.13F, 2}}, 1, 2},
-      {"AddSigned", Join::kAdd, 3, {{9, true, 0.11F, 1}, {9, true, 0.13F}}, 1, 3, -8, -0.7F},
-      {"AddPercentile", Join::kAdd, 4, {{3, true, 0.1F}, {3, false, 0.2F}}, 1, 2, 0, 0, true},
-      {"AddSignedPercentile",
-       Join::kAdd,
-       4,
-       {{3, true, 0.1F}, {3, true, 0.2F}},
-       1,
-       1,
-       -7,
-       0,
-       true,
-       true},
-      // Channels of an input begin and end within a quad, or are all in one.
-      {"Concat",
-       Join::kConcat,
-       4,
-       {{5, true, 0.11F}, {1, false, 0.2F, 3}, {1, true, 0.3F}, {9, false, 0.13F}},
-       1,
-       2,
-       0,
-       1.3F,
-       false,
-       true},
-      {"ConcatPercentile",
-       Join::kConcat,
-       4,
-       {{4, true, 0.1F}, {6, false, 0.2F}},
-       1,
-       1,
-       -8,
-       0,
-       true},
-      {"Average", Join::kAveragePool, 3, {{6, false, 0.11F, 1}}, 4, 1, 0, 0.9F},
-      {"AverageOfAll", Join::kAveragePool, 1, {{3, true, 0.11F}}, 19, 1, -8, 0.2F, false, true},
-      {"AveragePercentile", Join::kAveragePool, 4, {{5, true, 0.11F}}, 2, 2, -8, 0, true},
-  };
-  return kAll;
-}
-
-// Where an element of [N][L][C] lies in a tile of either backend.
-size_t cpu_place(const TileShape& tile, int64_t n, int l, int c) {
-  return static_cast<size_t>(n / kLanes * tile.tile_elements() +
-                             (l + tile.pad) * tile.row_elements() + c * kLanes + n % kLanes);
-}
+// Where an element of [N][L][C] lies in a tile of the device.
 size_t code_place(const cuda::Tile& tile, int64_t n, int l, int c) {
   return static_cast<size_t>(
       (((l + tile.pad) * tile.quads() + c / cuda::kQuad) * tile.lanes() + n) * cuda::kQuad +
@@ -94,31 +29,15 @@ size_t code_place(const cuda::Tile& tile, int64_t n, int l, int c) {
 size_t value_place(const cuda::Tile& tile, int64_t n, int l, int c) {
   return static_cast<size_t>(((l + tile.pad) * tile.channels + c) * tile.lanes() + n);
 }
-template <typename Body>
-void for_each(const TileShape& shape, const Body& body) {
-  for (int64_t n = 0; n < shape.frames; ++n) {
-    for (int l = 0; l < shape.length; ++l) {
-      for (int c = 0; c < shape.channels; ++c) body(n, l, c);
-    }
-  }
-}
 cuda::Tile tile_of(const TileShape& shape) {
   return {shape.frames, shape.length, shape.channels, shape.pad};
 }
 
-Tensor random_floats(const TileShape& shape, Random& random) {
-  Tensor tile = Tensor::tile(shape, ElementType::kF32);
-  tile.fill_zero();
-  for_each(shape, [&](int64_t n, int l, int c) {
-    tile.data<float>()[cpu_place(shape, n, l, c)] = random.uniform(-1.0F, 1.0F);
-  });
-  return tile;
-}
 cuda::DeviceBuffer<float> upload_floats(const Tensor& from) {
   const TileShape& shape = from.tile_shape();
   std::vector<float> values(tile_of(shape).floats(), 0.0F);
   for_each(shape, [&](int64_t n, int l, int c) {
-    values[value_place(tile_of(shape), n, l, c)] = from.data<float>()[cpu_place(shape, n, l, c)];
+    values[value_place(tile_of(shape), n, l, c)] = from.data<float>()[place(shape, n, l, c)];
   });
   return {std::span<const float>(values), kStream};
 }
@@ -126,7 +45,7 @@ cuda::DeviceBuffer<uint8_t> upload_codes(const Tensor& from) {
   const TileShape& shape = from.tile_shape();
   std::vector<uint8_t> codes(tile_of(shape).code_bytes(), 0);
   for_each(shape, [&](int64_t n, int l, int c) {
-    codes[code_place(tile_of(shape), n, l, c)] = from.data<uint8_t>()[cpu_place(shape, n, l, c)];
+    codes[code_place(tile_of(shape), n, l, c)] = from.data<uint8_t>()[place(shape, n, l, c)];
   });
   return {std::span<const uint8_t>(codes), kStream};
 }
@@ -138,7 +57,7 @@ T download(const T* value) {
   return result;
 }
 
-class CudaJoinTest : public testing::TestWithParam<Case> {
+class CudaJoinTest : public testing::TestWithParam<JoinCase> {
  protected:
   void SetUp() override {
     const char* why = "";
@@ -147,38 +66,23 @@ class CudaJoinTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(CudaJoinTest, EqualsTheCpu) {
-  const Case& test = GetParam();
-  Random random(11, test.name);
-  LayerShape shape;
-  shape.out_channels = 0;
-  std::vector<Tensor> codes, on_cpu;
+  JoinCase test = GetParam();
+  test.frames = kFrames;
+  JoinOperands o(test);
+  const LayerShape& shape = o.shape;
+  const std::vector<cpu::Input> cpu_inputs = o.inputs();
+  std::vector<Tensor>& on_cpu = o.before;
   std::vector<cuda::DeviceBuffer<uint8_t>> device_codes;
   std::vector<cuda::DeviceBuffer<float>> scales, on_device;
-  std::vector<cpu::Input> cpu_inputs;
   std::vector<cuda::Input> inputs;
-  for (const Operand& input : test.inputs) {
-    const TileShape tile{kFrames, test.length * test.window, input.channels, input.pad};
-    const ElementType type = input.is_signed ? ElementType::kS8 : ElementType::kU8;
-    Tensor& x = codes.emplace_back(Tensor::tile(tile, type));
-    x.fill_zero();
-    for_each(tile, [&](int64_t n, int l, int c) {
-      x.data<int8_t>()[cpu_place(tile, n, l, c)] =
-          static_cast<int8_t>(static_cast<int>(random.below(16)) - (input.is_signed ? 8 : 0));
-    });
+  for (size_t i = 0; i < o.codes.size(); ++i) {
+    const Tensor& x = o.codes[i];
     device_codes.push_back(upload_codes(x));
-    scales.emplace_back(std::span<const float>(&input.scale, 1), kStream);
-    inputs.push_back({tile_of(tile), type, device_codes.back().data(), scales.back().data()});
-    on_cpu.push_back(random_floats({kFrames, tile.length, tile.channels, 0}, random));
-    on_device.push_back(upload_floats(on_cpu.back()));
-    shape.out_channels =
-        test.join == Join::kConcat ? shape.out_channels + input.channels : input.channels;
+    scales.emplace_back(std::span<const float>(&test.inputs[i].scale, 1), kStream);
+    inputs.push_back(
+        {tile_of(x.tile_shape()), x.type(), device_codes.back().data(), scales.back().data()});
+    on_device.push_back(upload_floats(on_cpu[i]));
   }
-  for (const Tensor& x : codes)
-    cpu_inputs.push_back({x.view(), test.inputs[cpu_inputs.size()].scale});
-  shape.length = test.length;
-  shape.pool = test.pool;
-  shape.act_bits = 4;
-  shape.smallest_code = test.smallest_code;
 
   const TileShape out_shape{kFrames, test.length / test.pool, shape.out_channels, kOutPad};
   const cuda::Tile out_tile = tile_of(out_shape);
@@ -193,8 +97,7 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
   const auto expect_codes = [&] {
     std::vector<uint8_t> wanted(out_tile.code_bytes(), 0);  // also outside of the frames
     for_each(out_shape, [&](int64_t n, int l, int c) {
-      wanted[code_place(out_tile, n, l, c)] =
-          expected.data<uint8_t>()[cpu_place(out_shape, n, l, c)];
+      wanted[code_place(out_tile, n, l, c)] = expected.data<uint8_t>()[place(out_shape, n, l, c)];
     });
     EXPECT_GT(std::ranges::count_if(wanted, [](uint8_t code) { return code != 0; }), 20);
     EXPECT_EQ(out.to_host(kStream), wanted);
@@ -210,8 +113,6 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
                           out_tile, out.data(), kStream);
   expect_codes();
 
-  const Tensor dp =
-      random_floats({kFrames, test.length / test.pool, shape.out_channels, 0}, random);
   std::vector<cpu::JoinGradient> cpu_gradients;
   std::vector<cuda::JoinGradient> gradients;
   for (size_t i = 0; i < on_cpu.size(); ++i) {
@@ -219,9 +120,9 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
     gradients.push_back({on_device[i].data(), test.add});
   }
   const double of_threshold =
-      cpu::join_backward(test.join, shape, cpu_inputs, test.threshold, cpu_state, dp.view(),
+      cpu::join_backward(test.join, shape, cpu_inputs, test.threshold, cpu_state, o.dp.view(),
                          kScaleGradient, cpu_gradients, {});
-  const cuda::DeviceBuffer<float> device_dp = upload_floats(dp);
+  const cuda::DeviceBuffer<float> device_dp = upload_floats(o.dp);
   const cuda::DeviceBuffer<double> of_scale(std::span<const double>(&kScaleGradient, 1), kStream);
   cuda::DeviceBuffer<float> threshold_gradient(1);
   cuda::join_backward(test.join, shape, inputs, threshold.data(), state, device_dp.data(),
@@ -233,7 +134,7 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
     const TileShape& tile = on_cpu[i].tile_shape();
     for_each(tile, [&](int64_t n, int l, int c) {
       const float mine = actual[value_place(tile_of(tile), n, l, c)];
-      const float cpus = on_cpu[i].data<float>()[cpu_place(tile, n, l, c)];
+      const float cpus = on_cpu[i].data<float>()[place(tile, n, l, c)];
       EXPECT_NEAR(mine, cpus, 1e-4F) << "input " << i << ": " << n << ' ' << l << ' ' << c;
       if (mine != cpus) ++inexact;
     });
@@ -242,7 +143,7 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
   EXPECT_LE(inexact, test.collect ? 2 : 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Joins, CudaJoinTest, testing::ValuesIn(cases()),
+INSTANTIATE_TEST_SUITE_P(Joins, CudaJoinTest, testing::ValuesIn(kJoinCases),
                          [](const auto& parameter) { return std::string(parameter.param.name); });
 
 }  // namespace

@@ -11,212 +11,12 @@
 #include "framework/network/tensor.h"
 #include "framework/random.h"
 #include "kernels/cpu/ops.h"
+#include "tests/join_cases.h"
 
 namespace fmp {
 namespace {
 
 using Doubles = std::vector<double>;
-
-struct Operand {
-  int channels;
-  int bits;
-  bool is_signed;
-  float scale;
-  int pad = 0;
-};
-
-struct Case {
-  const char* name;
-  Join join;
-  int length;  // that is written, before the maximum
-  std::vector<Operand> inputs;
-  int window = 1, pool = 1;
-  int bits = 4, smallest_code = 0;
-  float threshold = 2.0371F;
-  bool collect = false;
-  bool add = false;  // gradients to those of other readers
-  int64_t frames = 19;
-};
-std::ostream& operator<<(std::ostream& stream, const Case& c) { return stream << c.name; }
-
-const Case kCases[] = {
-    {"Add", Join::kAdd, 6, {{5, 4, true, 0.1113F}, {5, 4, false, 0.1329F, 2}}},
-    {"AddPooled",
-     Join::kAdd,
-     6,
-     {{5, 4, true, 0.1113F, 1}, {5, 8, false, 0.00717F}},
-     1,
-     2,
-     4,
-     0,
-     1.2F},
-    {"AddWideWindow",
-     Join::kAdd,
-     9,
-     {{3, 4, true, 0.1037F}, {3, 4, true, 0.1707F}},
-     1,
-     3,
-     4,
-     -8,
-     0.9173F},
-    {"AddSigned",
-     Join::kAdd,
-     4,
-     {{7, 8, true, 0.01071F}, {7, 8, true, 0.01339F}},
-     1,
-     1,
-     8,
-     -128,
-     1.1F},
-    {"AddNarrow",
-     Join::kAdd,
-     4,
-     {{7, 4, true, 0.1037F}, {7, 4, true, 0.1329F}},
-     1,
-     1,
-     4,
-     -7,
-     -0.8F},
-    {"AddPercentile",
-     Join::kAdd,
-     4,
-     {{3, 4, true, 0.1037F}, {3, 4, false, 0.1329F}},
-     1,
-     2,
-     4,
-     0,
-     0,
-     true},
-    {"AddSignedPercentile",
-     Join::kAdd,
-     4,
-     {{3, 4, true, 0.1037F}, {3, 4, true, 0.1329F}},
-     1,
-     1,
-     4,
-     -8,
-     0,
-     true,
-     true},
-    {"AddToGradients",
-     Join::kAdd,
-     4,
-     {{3, 4, true, 0.1037F}, {3, 4, true, 0.1329F}},
-     1,
-     1,
-     4,
-     0,
-     1,
-     false,
-     true},
-    {"Concat",
-     Join::kConcat,
-     6,
-     {{5, 4, true, 0.1113F}, {2, 8, false, 0.01339F, 3}, {9, 2, false, 0.9173F}},
-     1,
-     2,
-     4,
-     0,
-     1.3F},
-    {"ConcatSigned",
-     Join::kConcat,
-     3,
-     {{4, 8, true, 0.01071F}, {4, 4, false, 0.1037F}},
-     1,
-     1,
-     6,
-     -32,
-     0.9173F},
-    {"ConcatPercentile",
-     Join::kConcat,
-     4,
-     {{4, 8, true, 0.01071F}, {4, 4, false, 0.1037F}},
-     1,
-     1,
-     4,
-     0,
-     0,
-     true,
-     true},
-    {"Average", Join::kAveragePool, 3, {{5, 4, false, 0.1113F, 1}}, 4, 1, 4, 0, 1.0183F},
-    {"AverageOfAll",
-     Join::kAveragePool,
-     1,
-     {{5, 8, false, 0.01339F}},
-     37,
-     1,
-     8,
-     0,
-     1.9F,
-     false,
-     true},
-    {"AverageSigned", Join::kAveragePool, 4, {{5, 4, true, 0.1113F}}, 3, 2, 4, -8, 0.3F},
-    {"AveragePercentile", Join::kAveragePool, 4, {{5, 4, true, 0.1113F}}, 2, 1, 4, -8, 0, true},
-};
-
-// Element (n, l, c) of a tile.
-size_t place(const TileShape& shape, int64_t n, int l, int c) {
-  return static_cast<size_t>(n / kLanes * shape.tile_elements() +
-                             (l + shape.pad) * shape.row_elements() + c * kLanes + n % kLanes);
-}
-template <typename Body>
-void for_each(const TileShape& shape, const Body& body) {
-  for (int64_t n = 0; n < shape.frames; ++n) {
-    for (int l = 0; l < shape.length; ++l) {
-      for (int c = 0; c < shape.channels; ++c) body(n, l, c);
-    }
-  }
-}
-int code_of(const Tensor& tile, size_t at) {
-  return tile.type() == ElementType::kS8 ? tile.data<int8_t>()[at] : tile.data<uint8_t>()[at];
-}
-
-Tensor random_floats(const TileShape& shape, Random& random) {
-  Tensor tile = Tensor::tile(shape, ElementType::kF32);
-  tile.fill_zero();
-  for_each(shape, [&](int64_t n, int l, int c) {
-    tile.data<float>()[place(shape, n, l, c)] = random.uniform(-1.0F, 1.0F);
-  });
-  return tile;
-}
-
-struct Operands {
-  explicit Operands(const Case& of) : test(of) {
-    Random random(5, test.name);
-    int channels = 0;
-    for (const Operand& input : test.inputs) {
-      const TileShape tile{test.frames, test.length * test.window, input.channels, input.pad};
-      Tensor& x = codes.emplace_back(
-          Tensor::tile(tile, input.is_signed ? ElementType::kS8 : ElementType::kU8));
-      x.fill_zero();
-      for_each(tile, [&](int64_t n, int l, int c) {
-        const int lowest = input.is_signed ? -(1 << (input.bits - 1)) : 0;
-        x.data<int8_t>()[place(tile, n, l, c)] =
-            static_cast<int8_t>(lowest + static_cast<int>(random.below(1U << input.bits)));
-      });
-      channels = test.join == Join::kConcat ? channels + input.channels : input.channels;
-      before.push_back(random_floats({tile.frames, tile.length, tile.channels, 0}, random));
-    }
-    shape.out_channels = channels;
-    shape.length = test.length;
-    shape.pool = test.pool;
-    shape.act_bits = test.bits;
-    shape.smallest_code = test.smallest_code;
-    dp = random_floats({test.frames, test.length / test.pool, channels, 0}, random);
-  }
-  std::vector<cpu::Input> inputs() const {
-    std::vector<cpu::Input> views;
-    for (size_t i = 0; i < codes.size(); ++i)
-      views.push_back({codes[i].view(), test.inputs[i].scale});
-    return views;
-  }
-
-  const Case& test;
-  LayerShape shape;
-  std::vector<Tensor> codes;
-  std::vector<Tensor> before;  // gradients of the inputs by others
-  Tensor dp;
-};
 
 // The element of an input and its share in a real value.
 struct Term {
@@ -224,7 +24,7 @@ struct Term {
   int position, channel;
   double share;
 };
-std::vector<Term> terms_of(const Operands& o, int l, int c) {
+std::vector<Term> terms_of(const JoinOperands& o, int l, int c) {
   std::vector<Term> terms;
   if (o.test.join == Join::kConcat) {
     size_t input = 0;
@@ -238,7 +38,7 @@ std::vector<Term> terms_of(const Operands& o, int l, int c) {
   }
   return terms;
 }
-double value_at(const Operands& o, int64_t n, int l, int c) {
+double value_at(const JoinOperands& o, int64_t n, int l, int c) {
   double value = 0;
   for (const Term& term : terms_of(o, l, c)) {
     const Tensor& x = o.codes[term.input];
@@ -255,7 +55,7 @@ struct Expected {
   std::vector<Doubles> dx;  // of each input, by its tile's place
 };
 
-Expected expected_of(const Operands& o, double act_scale_gradient) {
+Expected expected_of(const JoinOperands& o, double act_scale_gradient) {
   Expected e;
   const TileShape unpooled{o.test.frames, o.shape.length, o.shape.out_channels, 0};
   e.threshold = std::fabs(static_cast<double>(o.test.threshold));
@@ -342,7 +142,7 @@ struct Result {
 
 constexpr double kScaleGradient = 0.37;
 
-Result run(const Operands& o, int threads) {
+Result run(const JoinOperands& o, int threads) {
   Result r;
   TileShape out = o.dp.tile_shape();
   out.pad = 2;
@@ -367,10 +167,10 @@ Result run(const Operands& o, int threads) {
   return r;
 }
 
-class JoinTest : public testing::TestWithParam<Case> {};
+class JoinTest : public testing::TestWithParam<JoinCase> {};
 
 TEST_P(JoinTest, IsWhatPlainCodeSays) {
-  const Operands o(GetParam());
+  const JoinOperands o(GetParam());
   const Expected e = expected_of(o, kScaleGradient);
   const Result r = run(o, 2);
   EXPECT_NEAR(r.state.threshold, e.threshold, 1e-6);
@@ -395,7 +195,7 @@ TEST_P(JoinTest, IsWhatPlainCodeSays) {
 }
 
 TEST_P(JoinTest, ThreadsAndInstructionSetChangeNoBit) {
-  const Operands o(GetParam());
+  const JoinOperands o(GetParam());
   const Result expected = run(o, 1);
   const std::string best = cpu::target_name();
   for (const std::string& target : cpu::target_names()) {
@@ -416,7 +216,7 @@ TEST_P(JoinTest, ThreadsAndInstructionSetChangeNoBit) {
   cpu::use_target(best);
 }
 
-INSTANTIATE_TEST_SUITE_P(Joins, JoinTest, testing::ValuesIn(kCases),
+INSTANTIATE_TEST_SUITE_P(Joins, JoinTest, testing::ValuesIn(kJoinCases),
                          [](const auto& tested) { return std::string(tested.param.name); });
 
 TEST(AddGradientTest, AddsEveryElement) {
