@@ -14,6 +14,9 @@
 #include "framework/network/description.h"
 #include "framework/network/network.h"
 #include "framework/network/weight_codes.h"
+#ifdef FMP_SIMT
+#include "framework/training/cuda/cuda_engine.h"
+#endif
 #include "framework/training/functions.h"
 #include "framework/training/trainer.h"
 #include "kernels/cpu/ops.h"
@@ -263,13 +266,22 @@ TEST_P(Brevitas, ForwardInEvaluationGivesTheSameCodes) {
   expect_logits(file_, "evaluation/", *output_layer(x, layers.back(), workspaces.back(), context));
 }
 
+// tests/simt compiles this file, too, for networks trained on the CUDA engine.
+Trainer make_trainer(const TrainerOptions& options) {
+#ifdef FMP_SIMT
+  return Trainer(options, make_cuda_engine({.cache_memory = false}));
+#else
+  return Trainer(options);
+#endif
+}
+
 void expect_same_training(const FixtureFile& file, Network network, bool sparse) {
   const FrameBatch batch = read_batch(file);
   TrainerOptions options;
   options.batch = static_cast<int>(batch.count);
   options.threads = 2;
   options.sparse_threshold = sparse ? 2.0 : 0.0;  // every density is below 2
-  Trainer trainer(options);
+  Trainer trainer = make_trainer(options);
   trainer.plan(network);
 
   const std::vector<double> losses = file.read<double>("losses");
