@@ -57,7 +57,7 @@ Network initial_network(const Options& options, const Dataset& data) {
     network.class_names = data.class_names();
     return network;
   }
-  Network network = onnx::import_network(options.init);
+  Network network = onnx::import_network(options.init, options.init_bits);
   const NetworkConfig& config = network.config();
   constexpr int kChannels = 2;
   if (config.input_channels != kChannels || config.length != data.length() ||

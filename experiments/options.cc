@@ -200,9 +200,11 @@ void add_network_flags(CLI::App& app, Options& o) {
              "Groups of channels, likewise; as many as channels = depthwise");
   group.list("--pool", o.pool, "W,..", "Windows of the maximum behind them, likewise; 1 = none");
   group.list("--dense", o.dense, "C,..", "Outputs of the hidden dense layers, 0 = none");
-  group.text("--init", "FILE",
-             "Start from the network in this ONNX file, instead of the flags above; zeros stay",
-             [&o](const std::string& text) { o.init = text; });
+  group.text(
+      "--init", "FILE",
+      "Start from the network in this ONNX file, instead of the flags above; zeros stay. With "
+      "--bits, layers without a quantizer get one of so many bits",
+      [&o](const std::string& text) { o.init = text; });
 }
 
 void add_pruning_flags(CLI::App& app, Options& o) {
@@ -401,10 +403,14 @@ void adopt_described_network(const CLI::App& app, Options& options) {
 void adopt_initial_network(const CLI::App& app, Options& options) {
   if (options.init.empty()) return;
   for (const char* flag : kNetworkFlags) {
-    if (app.count(fmt::format("--{}", flag)) != 0)
+    if (flag != std::string_view("bits") && app.count(fmt::format("--{}", flag)) != 0)
       usage("--{} cannot be given with --init: the file says what the network is", flag);
   }
-  take_network(onnx::import_network(options.init).config(), options);
+  if (app.count("--bits") != 0) {
+    require(options.bits >= 2 && options.bits <= 8, "bits", "2..8 with --init", options.bits);
+    options.init_bits = options.bits;
+  }
+  take_network(onnx::import_network(options.init, options.init_bits).config(), options);
 }
 
 // --dense 0 stands for no hidden dense layer. The default accuracy holds unless --until-cost is the
@@ -616,6 +622,7 @@ std::vector<std::string> to_arguments(const Options& o) {
     }
   } else {
     add("init", o.init);
+    if (o.init_bits) add("bits", *o.init_bits);
   }
   if (o.accuracy) add("accuracy", to_string(*o.accuracy));
   if (o.until_cost) add("until-cost", *o.until_cost);

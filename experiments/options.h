@@ -74,6 +74,7 @@ struct Options {
   // ONNX file with the network to start from, whose settings then replace those above; its zero
   // weights stay pruned. Empty = random weights.
   std::string init;
+  std::optional<int> init_bits;  // --bits beside it: of quantizers that the file does not have
 
   // Pruning.
   // What a network must hold. Unset (--until-cost alone): every round trains to its end, and the

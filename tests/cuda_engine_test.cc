@@ -458,6 +458,24 @@ TEST_F(CudaEngineTest, GraphsChangeNothingForKernelsOfLibraries) {
   }
 }
 
+// A threshold that came with its layer is not taken from the batch, others are, from the first.
+TEST_F(CudaEngineTest, ThresholdsAreCollectedWhereTheirLayersSaySo) {
+  const TinyDataset data(80);
+  NetworkConfig config = all_operations(kBits, kLength, kClasses);
+  for (size_t i = 0; i < config.layers.size(); ++i) config.layers[i].collects = i % 2 != 0;
+  Network network(config, kSeed);
+  const auto given = [](size_t i) { return 0.5F + 0.1F * static_cast<float>(i); };
+  for (size_t i = 0; i < config.layers.size(); ++i)
+    network.layers()[i].threshold.value.floats()[0] = given(i);
+  Trainer cuda(trainer_options(), make_cuda_engine());
+  cuda.plan(network);
+  cuda.train_epoch(network, data, range_of(0, 2 * kBatch), kSeed, 1, 0.0);
+  for (size_t i = 0; i < config.layers.size(); ++i) {
+    const float threshold = network.layers()[i].threshold.value.floats()[0];
+    EXPECT_EQ(threshold != given(i), config.layers[i].collects) << i;
+  }
+}
+
 // Kernels of the device would leave positions out, or read others.
 TEST_F(CudaEngineTest, LengthsThatItDoesNotKnowAreRefused) {
   const TinyDataset data(80);

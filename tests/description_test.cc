@@ -86,6 +86,21 @@ TEST(NetworkDescription, ItsTextGivesTheSameNetwork) {
   }
 }
 
+TEST(NetworkDescription, KeepsPaddingAndWhoseThresholdIsLearned) {
+  const NetworkConfig config = read_network(
+      R"({"layers": [{"type": "conv", "outputs": 4, "kernel": 32, "stride": 4, "padding": [16, 16]},
+                     {"type": "conv", "outputs": 4, "kernel": 3, "pool": 2, "collects": false}]})",
+      4);
+  EXPECT_EQ(config.layers[0].form, (Convolution{32, 4, 16, 1, 1, 16}));
+  EXPECT_TRUE(config.layers[0].collects);
+  EXPECT_FALSE(config.layers[1].collects);
+  EXPECT_EQ(read_network(describe_network(config).dump(), 3), config);
+  const Network network(config, 1);  // of 1024 samples
+  EXPECT_EQ(network.layers()[0].out_length(), 257);
+  EXPECT_EQ(network.layers()[1].out_length(), 128);
+  EXPECT_FALSE(network.layers()[1].collects);
+}
+
 TEST(NetworkDescription, NamesTheLayerThatDoesNotFit) {
   const auto invalid = [](const std::string& layers) {
     const std::string first = R"({"layers": [{"type": "conv", "outputs": 4, "kernel": 3},)";

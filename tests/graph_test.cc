@@ -132,6 +132,26 @@ TEST(Graph, RanksGiveTheBitsOfOneProcess) {
   }
 }
 
+// A threshold that came with its layer is not taken from the batch, others are, from the first.
+TEST(Graph, ThresholdsAreCollectedWhereTheirLayersSaySo) {
+  for (const bool first : {false, true}) {
+    NetworkConfig config = branches(4);
+    for (size_t i = 0; i < config.layers.size(); ++i)
+      config.layers[i].collects = (i % 2 == 0) == first;
+    Network network(config, 1);
+    const auto given = [](size_t i) { return 0.5F + 0.1F * static_cast<float>(i); };
+    for (size_t i = 0; i < config.layers.size(); ++i)
+      network.layers()[i].threshold.value.floats()[0] = given(i);
+    Trainer trainer{TrainerOptions()};
+    for (uint64_t step = 0; step < 2; ++step)
+      trainer.train_step(network, random_batch(config, 40, step), 0.0);
+    for (size_t i = 0; i < config.layers.size(); ++i) {
+      const float threshold = network.layers()[i].threshold.value.floats()[0];
+      EXPECT_EQ(threshold != given(i), config.layers[i].collects) << i;
+    }
+  }
+}
+
 // With many channels, dense layers of three taps run on algorithms of their own, which must see all
 // positions of what is read.
 TEST(Graph, EveryAlgorithmSeesAllPositions) {

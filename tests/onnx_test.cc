@@ -30,6 +30,7 @@
 #include "framework/onnx/export.h"
 #include "framework/onnx/graph_cost.h"
 #include "framework/onnx/import.h"
+#include "framework/training/functions.h"
 #include "framework/training/trainer.h"
 #include "tests/chain_of.h"
 #include "tests/fixture_file.h"
@@ -426,6 +427,91 @@ TEST(OnnxImport, LayersHaveTheirNamesOrNone) {
   EXPECT_EQ(names_with("mixed_1.Concat", "output.Concat"), none);
 }
 
+// What loading (or importing) the model fails with.
+std::string complaint(const ::onnx::ModelProto& model, bool import = false) {
+  const TemporaryFile file("broken.onnx");
+  file.write(model.SerializeAsString());
+  try {
+    const onnx::Graph graph = onnx::load(file.path());
+    if (import) onnx::import_network(graph);
+  } catch (const Error& error) {
+    std::string message = error.what();
+    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+    EXPECT_EQ(message.find(file.path().string()), 0U) << message;
+    return message;
+  }
+  return "";
+}
+
+// A layer that the file leaves without a quantizer gets one with `bits`, and only that takes its
+// threshold from the first batch.
+TEST(OnnxImport, AddsQuantizersWhereBitsAreGiven) {
+  ChainConfig chain = export_configs().front();
+  chain.act_bits = {4, kFloatBits, 4, 4, 4};
+  const NetworkConfig config(chain);
+  const Network network = trained_network(config, 47);
+  ExportedModel exported(network);
+  for (const bool has_relu : {true, false}) {
+    SCOPED_TRACE(has_relu);
+    if (!has_relu) {
+      auto& nodes = *exported.model.mutable_graph()->mutable_node();
+      for (int i = 0; i < nodes.size(); ++i) {
+        if (nodes[i].name() != "conv2.Relu") continue;
+        for (auto& node : nodes)
+          if (node.input(0) == nodes[i].output(0)) node.set_input(0, nodes[i].input(0));
+        nodes.DeleteSubrange(i, 1);
+        break;
+      }
+      EXPECT_THAT(complaint(exported.model, true),
+                  testing::HasSubstr("expected Relu or Quant after conv2.Conv (fmp_radioml --init "
+                                     "adds quantizers with --bits N)"));
+    }
+    const TemporaryFile file("float_activations.onnx");
+    file.write(exported.model.SerializeAsString());
+    Network found = onnx::import_network(file.path(), 6);
+    EXPECT_EQ(found.steps, 0);
+    EXPECT_EQ(found.layers()[1].act_bits, 6);
+    EXPECT_EQ(found.layers()[1].smallest_code, has_relu ? 0 : -32);
+
+    // What the batch's largest value is: of the network without that quantizer, in training mode.
+    FrameBatch batch = batch_of(random_frames(config, 20, 48), config);
+    batch.labels.assign(static_cast<size_t>(batch.count), 0);
+    batch.snr_db.assign(static_cast<size_t>(batch.count), 0);
+    Network reference = network;
+    std::vector<LayerWorkspace> workspaces(reference.layers().size());
+    Tape tape;
+    Variable x = input_frames(batch, reference, {});
+    for (size_t i = 0; i < 2; ++i) {
+      Layer& layer = reference.layers()[i];
+      x = hidden_layer(tape, x, layer, workspaces[i], false, false,
+                       reference.layers()[i + 1].input_padding(), {});
+    }
+    float largest = 0;
+    for (const float value : x->value.floats()) largest = std::max(largest, value);
+
+    Trainer{TrainerOptions()}.train_step(found, batch, 0.0);
+    for (size_t i = 0; i < config.layers.size(); ++i) {
+      const float threshold = found.layers()[i].threshold.value.floats()[0];
+      EXPECT_EQ(found.layers()[i].collects, i == 1);
+      if (i != 1) {
+        EXPECT_FLOAT_EQ(threshold, network.layers()[i].threshold.value.floats()[0]) << i;
+      } else if (has_relu) {
+        EXPECT_FLOAT_EQ(threshold, largest);
+      } else {
+        EXPECT_GE(threshold, largest);  // of the magnitudes
+      }
+    }
+  }
+  const TemporaryFile file("quantized.onnx");
+  onnx::export_network(trained_network(export_configs().front(), 47), file.path());
+  try {
+    onnx::import_network(file.path(), 6);
+    ADD_FAILURE() << "not refused";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), testing::HasSubstr("every layer has a quantizer"));
+  }
+}
+
 // qonnx's cleanup computes the codes of the weights beforehand. Their scale is then known from the
 // factor of the sums alone.
 TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
@@ -472,22 +558,6 @@ TEST(OnnxImport, FactorsThatDoNotCancelGoIntoTheWeights) {
     if (node.op_type() == op) return node;
   }
   throw std::logic_error("no node " + op);
-}
-
-// What loading (or importing) the model fails with.
-std::string complaint(const ::onnx::ModelProto& model, bool import = false) {
-  const TemporaryFile file("broken.onnx");
-  file.write(model.SerializeAsString());
-  try {
-    const onnx::Graph graph = onnx::load(file.path());
-    if (import) onnx::import_network(graph);
-  } catch (const Error& error) {
-    std::string message = error.what();
-    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-    EXPECT_EQ(message.find(file.path().string()), 0U) << message;
-    return message;
-  }
-  return "";
 }
 
 struct Damage {
@@ -1032,10 +1102,57 @@ TEST(OnnxPublished, GivesTheLogitsOfPyTorch) {
     const std::vector<float> reference = file.read<float>(name);
     EXPECT_LT(largest_difference(onnx::GraphEvaluator(graph).run(frames, 2), reference), 1e-4F)
         << name;
-    if (name == std::string("aaronnet32_float")) continue;  // has branches
+    if (name == std::string("aaronnet32_float")) continue;  // has floats between its layers
     EXPECT_LT(largest_difference(logits_of(onnx::import_network(graph), frames), reference), 1e-4F)
         << name;
   }
+}
+
+// A network with floats between its layers: quantizers of 8 bits, whose ranges come from frames,
+// change little of its answers.
+TEST(OnnxPublished, AnswersAlikeWithQuantizersAdded) {
+  const fs::path path = published_dir() / "aaronnet32_float.onnx";
+  if (!fs::exists(path)) GTEST_SKIP() << "skipped: there is no " << path;
+  const onnx::Graph graph = onnx::load(path);
+  const Network found = onnx::import_network(graph, 8);
+  const std::vector<Layer>& layers = found.layers();
+  EXPECT_EQ(layers[0].length, 257);
+  EXPECT_EQ(std::ranges::count(layers, true, &Layer::collects), 9 + 1);  // and the output layer
+
+  const FixtureFile file("onnx_published");
+  std::vector<float> frames;
+  for (const int8_t code : file.read<int8_t>("codes")) {
+    frames.push_back(static_cast<float>(code) / 64);
+  }
+  FrameBatch batch = batch_of(frames, found.config());
+  batch.labels.assign(static_cast<size_t>(batch.count), 0);
+  batch.snr_db.assign(static_cast<size_t>(batch.count), 0);
+  Trainer trainer{TrainerOptions()};
+  Network collected = found;
+  trainer.train_step(collected, batch, 0.0);
+  for (size_t i = 0; i < layers.size(); ++i) {  // of the file
+    collected.layers()[i].running_mean = layers[i].running_mean;
+    collected.layers()[i].running_var = layers[i].running_var;
+  }
+  const std::vector<float> ours = trainer.logits(collected, batch);
+  const std::vector<float> theirs = file.read<float>("aaronnet32_float");
+  int same = 0;
+  double product = 0, of_ours = 0, of_theirs = 0;
+  const auto classes = static_cast<size_t>(found.config().classes);
+  for (size_t i = 0; i < ours.size(); i += classes) {
+    const auto best = [&](const std::vector<float>& logits) {
+      const auto first = logits.begin() + static_cast<ptrdiff_t>(i);
+      return std::max_element(first, first + static_cast<ptrdiff_t>(classes)) - first;
+    };
+    same += best(ours) == best(theirs);
+  }
+  for (size_t i = 0; i < ours.size(); ++i) {
+    product += double{ours[i]} * double{theirs[i]};
+    of_ours += double{ours[i]} * double{ours[i]};
+    of_theirs += double{theirs[i]} * double{theirs[i]};
+  }
+  EXPECT_GE(same, batch.count - 2);
+  EXPECT_GT(product / std::sqrt(of_ours * of_theirs), 0.99);
 }
 
 }  // namespace

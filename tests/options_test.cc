@@ -11,6 +11,7 @@
 
 #include "experiments/run_directory.h"
 #include "framework/error.h"
+#include "framework/onnx/export.h"
 #include "tests/chain_of.h"
 
 namespace fmp {
@@ -168,6 +169,23 @@ TEST(Options, InitTakesTheNetworkFromTheFile) {
   EXPECT_NE(message.find("--filters"), std::string::npos) << message;
   EXPECT_NE(message.find("--init"), std::string::npos) << message;
   EXPECT_THROW(parse({"--init=/nowhere/model.onnx"}), Error);
+}
+
+// Bits for the layers that the file leaves without a quantizer are kept with the run.
+TEST(Options, BitsBesideInitAreOfQuantizersThatTheFileDoesNotHave) {
+  const std::string file = std::string(FMP_FIXTURES_DIR) + "/onnx_brevitas_chain.onnx";
+  const std::string message = error_of({"--init", file, "--bits=5"});
+  EXPECT_NE(message.find("every layer has a quantizer"), std::string::npos) << message;
+  EXPECT_NE(error_of({"--init", file, "--bits=32"}).find("2..8 with --init"), std::string::npos);
+  NetworkConfig config = layers_of(parse({"--filters=3", "--dense=0", "--bits=4"}));
+  config.layers[0].act_bits = kFloatBits;
+  const std::string without =
+      fs::temp_directory_path() / ("fmp_options_float" + std::to_string(::getpid()) + ".onnx");
+  onnx::export_network(Network(config, 1), without);
+  const Options options = parse({"--init", without, "--bits=5"});
+  EXPECT_EQ(layers_of(options).layers[0].act_bits, 5);
+  EXPECT_EQ(parse_options(to_arguments(options)).value(), options);
+  fs::remove(without);
 }
 
 TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {

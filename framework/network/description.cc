@@ -55,9 +55,9 @@ class Fields {
     if (!value->is_string()) fail("{}: '{}': expected a text", where_, name);
     return value->get<std::string>();
   }
-  bool take_flag(const char* name) {
+  bool take_flag(const char* name, bool otherwise = false) {
     const Json* value = take(name);
-    if (value == nullptr) return false;
+    if (value == nullptr) return otherwise;
     if (!value->is_boolean()) fail("{}: '{}': expected true or false", where_, name);
     return value->get<bool>();
   }
@@ -174,6 +174,7 @@ void read_layer(Fields fields, int bits, NetworkConfig& config, std::vector<std:
       fail("{}: 'signed': only with act_bits of 2..8", fields.where());
     layer.smallest_code = -(1 << (layer.act_bits - 1)) + (is_narrow ? 1 : 0);
   }
+  layer.collects = fields.take_flag("collects", true);
   fields.refuse_others();
   names.push_back(config.name_of(config.layers.size() - 1));
 }
@@ -207,6 +208,7 @@ Json describe_layer(const NetworkConfig& config, size_t index) {
   if (layer.smallest_code < 0) json["signed"] = true;
   if (layer.smallest_code < 0 && layer.smallest_code != -(1 << (layer.act_bits - 1)))
     json["narrow"] = true;
+  if (!layer.collects) json["collects"] = false;
   return json;
 }
 

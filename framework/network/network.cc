@@ -287,6 +287,7 @@ std::vector<Layer> describe_layers(const NetworkConfig& config) {
         read == kReadsFrames ? config.input_bits : layers[static_cast<size_t>(read)].act_bits;
     layer.act_bits = from.act_bits;
     layer.smallest_code = from.smallest_code;
+    layer.collects = from.collects;
     switch (from.kind) {
       case LayerKind::kConv:
         layer.form = from.form;

@@ -70,6 +70,9 @@ struct LayerConfig {
   Convolution form{1, 1, 0, 1, 1};
   int weight_bits = 8, act_bits = 8;  // 2..8 or 32 = float; without weights: weight_bits is unused
   int smallest_code = 0;              // LayerShape::smallest_code
+  // Whether its threshold is taken from the batches of the first steps, see Layer::threshold. Else
+  // it is learned from the first step on, as that of a layer that came with one.
+  bool collects = true;
 
   bool operator==(const LayerConfig&) const = default;
 };
@@ -161,9 +164,11 @@ struct Layer : LayerShape {
   // read as one, by a stride or flattened: in_channels index = position * channels + channel.
   Parameter weight;
   Parameter gamma, beta;  // batch-norm's, [out_channels]; hidden layers
-  // The quantizer's largest value v, [1]; hidden layers with act_bits < 32. A QuantReLU's is in the
-  // first training steps the running mean of the batches' percentiles, afterwards learned.
+  // The quantizer's largest value v, [1]; hidden layers with act_bits < 32. Where the layer
+  // collects, it is in the first training steps the running mean of the batches' percentiles;
+  // afterwards learned.
   Parameter threshold;
+  bool collects = true;
   Parameter bias;  // [out_channels]; output layer
   // Of each class's scale to the layer's, fixed, [out_channels]: logit = sum * scale * gain + bias;
   // output layer with class_scales.
@@ -228,8 +233,8 @@ class Network {
   int64_t steps = 0;            // optimizer steps taken since the parameters were drawn
   int64_t optimizer_steps = 0;  // Adam's t: steps since its moments were last reset
 
-  // Whether the next step still takes QuantReLU thresholds from its batch, as the first
-  // `statistic_steps` steps do.
+  // Whether the next step still takes thresholds from its batch, of the layers that do (see
+  // Layer::collects), as the first `statistic_steps` steps do.
   bool collects_thresholds(int64_t statistic_steps = kThresholdStatisticSteps) const {
     return steps < statistic_steps;
   }

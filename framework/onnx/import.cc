@@ -62,6 +62,7 @@ struct FoundLayer {
   std::vector<double> scale_ratio;
   float act_scale = 1;
   int smallest_code = 0;  // of its activations
+  bool collects = false;  // its quantizer is not the file's
   const GraphNode* quantizer_node = nullptr;
   // Scalars that the file multiplies the layer's operands and sums by, all in one. Its own output
   // is multiplied by act_factor.
@@ -83,7 +84,7 @@ struct WeightOperand {
 
 class Importer {
  public:
-  explicit Importer(const Graph& graph) : graph_(graph) {
+  Importer(const Graph& graph, std::optional<int> bits) : graph_(graph), bits_(bits) {
     for (const GraphNode& node : graph.nodes) {
       if (graph.value(node.output).constant) continue;
       for (size_t i = 0; i < node.inputs.size(); ++i) {
@@ -112,7 +113,13 @@ class Importer {
     network.apply_masks();
     network.class_names = graph_.class_names;
     // The thresholds are learned ones: further training must not replace them by percentiles.
-    network.steps = kThresholdStatisticSteps;
+    const bool collects = std::ranges::any_of(layers_, &FoundLayer::collects);
+    if (bits_ && !collects) {
+      throw UsageError(
+          fmt::format("{}: every layer has a quantizer, expected no bits for others (--bits {})",
+                      graph_.file, *bits_));
+    }
+    network.steps = collects ? 0 : kThresholdStatisticSteps;
     return network;
   }
 
@@ -881,18 +888,24 @@ class Importer {
     }
     skip_transparent();
     if (at("BatchNormalization") && has_weights(layer.kind)) read_batch_norm(layer);
-    const bool has_activation = read_activation(layer);
+    bool has_activation = read_activation(layer);
+    if (bits_ && layer.act_bits == kFloatBits && !at_output()) {
+      layer.act_bits = *bits_;
+      layer.smallest_code = has_activation ? 0 : -(1 << (*bits_ - 1));  // it is a Relu
+      layer.collects = has_activation = true;
+    }
     check_activation(layer, has_activation);
     finished_[value_] = static_cast<int>(layers_.size()) - 1;
   }
 
   void check_activation(const FoundLayer& layer, bool has_activation) const {
     if (!has_weights(layer.kind) && layer.act_bits == kFloatBits) {
-      fail_at(graph_, *layer_node_, "no Quant follows it: what it writes must be quantized");
+      fail_at(graph_, *layer_node_,
+              fmt::format("no Quant follows it: what it writes must be quantized{}", kAddsOnes));
     }
     if (!at_output() && !has_activation) {
       fail_at(graph_, node_ != nullptr ? *node_ : *layer_node_,
-              fmt::format("expected Relu or Quant after {}", layer_node_->name));
+              fmt::format("expected Relu or Quant after {}{}", layer_node_->name, kAddsOnes));
     }
     if (at_output() && (has_activation || !layer.gamma.empty())) {
       fail_at(graph_, *layer_node_, "the last layer has a batch-norm or an activation");
@@ -1026,6 +1039,7 @@ class Importer {
       layer.weight_bits = found.weight_bits;
       layer.act_bits = found.act_bits;
       layer.smallest_code = found.smallest_code;
+      layer.collects = found.collects || std::ranges::none_of(layers_, &FoundLayer::collects);
       if (found.kind == Layer::Kind::kDense) continue;
       layer.form = {static_cast<int>(found.kernel),  static_cast<int>(found.stride),
                     static_cast<int>(found.padding), static_cast<int>(found.groups),
@@ -1047,7 +1061,7 @@ class Importer {
       }
       std::ranges::copy(from, to.begin());
     };
-    if (found.act_bits != kFloatBits) {
+    if (found.act_bits != kFloatBits && !found.collects) {
       layer.threshold.value.floats()[0] = threshold_for(found.act_scale, layer.largest_code());
     }
     if (!layer.has_weights()) return;
@@ -1097,7 +1111,10 @@ class Importer {
     }
   }
 
+  static constexpr const char* kAddsOnes = " (fmp_radioml --init adds quantizers with --bits N)";
+
   const Graph& graph_;
+  std::optional<int> bits_;  // of quantizers that the file does not have
   std::map<int, std::vector<const GraphNode*>> readers_;  // of values that depend on the input
   std::map<int, int> finished_;            // values that layers write, or the frames: which
   std::set<const GraphNode*> passed_;      // nodes that are parts of layers
@@ -1114,8 +1131,12 @@ class Importer {
 
 }  // namespace
 
-Network import_network(const Graph& graph) { return Importer(graph).read(); }
+Network import_network(const Graph& graph, std::optional<int> bits) {
+  return Importer(graph, bits).read();
+}
 
-Network import_network(const std::filesystem::path& file) { return import_network(load(file)); }
+Network import_network(const std::filesystem::path& file, std::optional<int> bits) {
+  return import_network(load(file), bits);
+}
 
 }  // namespace fmp::onnx

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 
 #include "framework/network/network.h"
 #include "framework/onnx/graph.h"
@@ -11,7 +12,7 @@ namespace fmp::onnx {
 // Reads an ONNX file with Quant nodes (of any of the domains that Brevitas, FINN and QONNX write,
 // see framework/onnx/graph.h) as a Network that computes the same function, so that it can be
 // trained, pruned and compiled further:
-//   [Quant] -> n x [Conv (any stride that divides, groups) -> [BatchNormalization] -> [Relu] and
+//   [Quant] -> n x [Conv (any stride, groups, padding) -> [BatchNormalization] -> [Relu] and
 //   Quant -> [MaxPool]] -> Flatten or Reshape -> m x [Gemm or MatMul -> [BatchNormalization] ->
 //   [Relu] and Quant] -> Gemm or MatMul, with a bias quantized at input scale * weight scale.
 // Instead of a convolution, Add or Concat (axis 1) of earlier layers -> [Relu] and Quant ->
@@ -30,8 +31,12 @@ namespace fmp::onnx {
 //
 // Throws Error, in one line that names the file and the node, when the file cannot be read or is
 // not a graph of this form: such a graph may still be evaluated (framework/onnx/evaluate.h).
-Network import_network(const std::filesystem::path& file);
+//
+// bits: of quantizers for the activations of hidden layers that have none: QuantReLU behind a Relu,
+// signed ones elsewhere. They collect their thresholds in the first steps of training, those that
+// the file has keep theirs (Layer::collects). Throws UsageError where it has all of them.
+Network import_network(const std::filesystem::path& file, std::optional<int> bits = {});
 // The same for a graph that is already read.
-Network import_network(const Graph& graph);
+Network import_network(const Graph& graph, std::optional<int> bits = {});
 
 }  // namespace fmp::onnx

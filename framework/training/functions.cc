@@ -494,15 +494,17 @@ Variable forward(Tape& tape, Network& network, std::span<LayerWorkspace> workspa
     if (context.share != nullptr && !layers[i].has_positions())
       values.gather_before(i, *std::exchange(context.share, nullptr));
     if (!layers[i].has_weights()) {
-      values.put(i, join_layer(tape, values.take_all(i), layers[i], workspaces[i], collect,
-                               first_collected, values.padding(i), context));
+      values.put(i, join_layer(tape, values.take_all(i), layers[i], workspaces[i],
+                               collect && layers[i].collects, first_collected, values.padding(i),
+                               context));
       continue;
     }
     const int reader = values.only_reader(i);
-    values.put(i, hidden_layer(tape, values.take(i), layers[i], workspaces[i], collect,
-                               first_collected, values.padding(i), context,
-                               reader < 0 ? nullptr : &workspaces[static_cast<size_t>(reader)],
-                               values.has_one_reader(i)));
+    values.put(
+        i, hidden_layer(tape, values.take(i), layers[i], workspaces[i],
+                        collect && layers[i].collects, first_collected, values.padding(i), context,
+                        reader < 0 ? nullptr : &workspaces[static_cast<size_t>(reader)],
+                        values.has_one_reader(i)));
   }
   if (context.share != nullptr)
     values.gather_before(hidden, *std::exchange(context.share, nullptr));

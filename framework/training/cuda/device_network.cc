@@ -125,6 +125,7 @@ struct DeviceNetwork::DeviceLayer {
       : hidden(layer.kind != Layer::Kind::kOutput),
         quantized(layer.act_bits != kFloatBits),
         has_weights(layer.has_weights()),
+        collects(layer.collects),
         kind(layer.kind),
         reads(layer.reads),
         stride(stride_of(layer)),
@@ -187,7 +188,7 @@ struct DeviceNetwork::DeviceLayer {
     return data;
   }
 
-  bool hidden, quantized, has_weights;
+  bool hidden, quantized, has_weights, collects;
   LayerKind kind;
   std::vector<int> reads;
   int stride, pad;
@@ -424,6 +425,7 @@ void DeviceNetwork::compile() {
 }
 
 void DeviceNetwork::forward(DeviceLayer& layer, bool collect, bool first) {
+  collect = collect && layer.collects;
   const cuda::Range range(layer.forward_name);
   layer.xs.clear();
   if (layer.has_weights) {
