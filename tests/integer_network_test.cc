@@ -15,8 +15,10 @@
 #include <stdexcept>
 
 #include "framework/error.h"
+#include "framework/training/engine.h"
 #include "framework/training/trainer.h"
 #include "tests/integer_fixture.h"
+#include "tests/random_batch.h"
 
 namespace fmp {
 namespace {
@@ -205,6 +207,28 @@ TEST(IntegerNetwork, PredictsAsNetworksOfAnyLengths) {
     SCOPED_TRACE(testing::Message() << bits << " bits");
     const Network network = random_network(lengths_config(bits), 0.9, 11);
     EXPECT_GE(classes_seen(expect_same(network, IntegerNetwork(network), 2001, 9)), 2);
+  }
+}
+
+// The processor evaluates the first frames with the float network and the rest on integers.
+TEST(IntegerNetwork, EvaluationGivesWhatTheFloatNetworkDoes) {
+  const Network network = random_network(small_config(8), 0.8, 5);
+  const FrameBatch batch = random_batch(network.config(), 2048, 5);
+  std::vector<double> losses;
+  std::vector<std::vector<uint8_t>> predicted;
+  constexpr size_t kBatches = 3;  // the same one
+  size_t given = 0;
+  make_cpu_engine(kThreads, nullptr)
+      ->evaluate(
+          network, {}, [&] { return given++ < kBatches ? &batch : nullptr; },
+          [&](const BatchResult& result) {
+            losses.push_back(result.loss_sum);
+            predicted.emplace_back(result.predicted.begin(), result.predicted.end());
+          });
+  ASSERT_EQ(losses.size(), kBatches);
+  for (size_t i = 1; i < kBatches; ++i) {
+    EXPECT_EQ(losses[i], losses[0]);
+    EXPECT_EQ(predicted[i], predicted[0]);
   }
 }
 

@@ -316,9 +316,9 @@ void add_dense_equivalents(const Subject& subject, double train_seconds, double 
 // Best wall-clock seconds of a batch in a pass over a data set, as fmp_radioml makes it: from one
 // batch's loss to the next. pass(data, frames, progress): trains or evaluates.
 template <typename Pass>
-double best_seconds_of_pass(const BenchOptions& o, const NetworkConfig& config,
+double best_seconds_of_pass(const BenchOptions& o, const NetworkConfig& config, int warm_up,
                             const FrameBatch& batch, const Pass& pass) {
-  const int warm_up = o.warm_up.value_or(2), batches = warm_up + o.steps.value_or(4) + 1;
+  const int batches = warm_up + o.steps.value_or(4) + 1;
   const RepeatedFrames data(batch, config, static_cast<int64_t>(o.batch) * batches);
   std::vector<int64_t> frames(static_cast<size_t>(data.size()));
   std::iota(frames.begin(), frames.end(), int64_t{0});
@@ -337,17 +337,21 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
   Network& network = subject.network;
   const FrameBatch batch = random_frames(network.config(), o.batch, o.seed);
   cpu::Profile training;
-  const auto best_of = [&](const auto& pass) {
-    return best_seconds_of_pass(o, network.config(), batch, pass);
-  };
-  const double train_seconds = best_of([&](const Dataset& data, const std::vector<int64_t>& frames,
-                                           const ProgressCallback& progress) {
-    trainer.train_epoch(network, data, frames, o.seed, 1, subject.options.learning_rate, progress);
-  });
+  const int warm_up = o.warm_up.value_or(2);
+  const double train_seconds =
+      best_seconds_of_pass(o, network.config(), warm_up, batch,
+                           [&](const Dataset& data, const std::vector<int64_t>& frames,
+                               const ProgressCallback& progress) {
+                             trainer.train_epoch(network, data, frames, o.seed, 1,
+                                                 subject.options.learning_rate, progress);
+                           });
   trainer.set_profile(&training);
   trainer.train_step(network, batch, subject.options.learning_rate);
   trainer.set_profile(nullptr);
-  const double eval_seconds = best_of(
+  // The engine compiles the network to integers once it has seen so many frames.
+  constexpr int kFramesBeforeIntegers = 2048;
+  const double eval_seconds = best_seconds_of_pass(
+      o, network.config(), std::max(warm_up, kFramesBeforeIntegers / o.batch + 1), batch,
       [&](const Dataset& data, const std::vector<int64_t>& frames,
           const ProgressCallback& progress) { trainer.evaluate(network, data, frames, progress); });
 
@@ -358,7 +362,7 @@ void time_on_cpu(const BenchOptions& o, Subject& subject, Trainer& trainer, Json
     std::vector<int32_t> logits(static_cast<size_t>(o.batch) *
                                 static_cast<size_t>(network.config().classes));
     integer_seconds = std::numeric_limits<double>::infinity();
-    for (int i = 0; i < o.warm_up.value_or(2) + o.steps.value_or(4); ++i) {
+    for (int i = 0; i < warm_up + o.steps.value_or(4); ++i) {
       const auto start = Clock::now();
       integers.run(batch.codes, logits, {}, o.threads);
       integer_seconds = std::min(integer_seconds, seconds_since(start));

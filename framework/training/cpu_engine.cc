@@ -26,6 +26,9 @@ std::optional<IntegerNetwork> integers_of(const Network& network) {
   }
 }
 
+// To compile it takes about as long as it saves on as many frames.
+constexpr int64_t kFramesBeforeIntegers = 2048;
+
 class CpuEngine final : public Engine {
  public:
   CpuEngine(int threads, Communicator* ranks) : ranks_(ranks) {
@@ -69,9 +72,14 @@ class CpuEngine final : public Engine {
     const std::span<LayerWorkspace> workspaces = prepare(network, plan);
     WorkingPart part(network);
     const Network& evaluated = part.for_evaluation(network);
-    const std::optional<IntegerNetwork> integers = integers_of(evaluated);
+    std::optional<IntegerNetwork> integers;
+    bool compiled = false;
+    int64_t frames = 0;
     std::vector<uint8_t> predicted;
     while (const FrameBatch* batch = batches()) {
+      if (frames >= kFramesBeforeIntegers && !std::exchange(compiled, true))
+        integers = integers_of(evaluated);
+      frames += batch->count;
       predicted.resize(static_cast<size_t>(batch->count));
       Tensor logits;
       if (integers) {

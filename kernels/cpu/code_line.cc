@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace fmp::cpu {
 namespace {
@@ -38,13 +39,22 @@ double best_slope(std::span<const int32_t> steps, int first) {
   const double span = static_cast<double>(steps.back()) - steps.front();
   const double middle = static_cast<double>(std::max<size_t>(steps.size() - 1, 1)) / (span + 1);
   double low = middle / 2, high = middle * 2;
-  constexpr int kHalvings = 60;  // nearly: a third goes each time
-  for (int i = 0; i < kHalvings; ++i) {
-    const double a = low + (high - low) / 3, b = high - (high - low) / 3;
-    if (offsets_of(steps, first, a).width() < offsets_of(steps, first, b).width()) {
-      low = a;
+  // Golden sections, so that one of two points is known already, up to the precision of a float.
+  constexpr double kSection = 0.6180339887498949, kPrecision = 0x1p-26;
+  const auto room = [&](double slope) { return offsets_of(steps, first, slope).width(); };
+  double a = high - kSection * (high - low), b = low + kSection * (high - low);
+  double at_a = room(a), at_b = room(b);
+  while (high - low > kPrecision * high) {
+    if (at_a < at_b) {
+      low = std::exchange(a, b);
+      at_a = at_b;
+      b = low + kSection * (high - low);
+      at_b = room(b);
     } else {
-      high = b;
+      high = std::exchange(b, a);
+      at_b = at_a;
+      a = high - kSection * (high - low);
+      at_a = room(a);
     }
   }
   return (low + high) / 2;
