@@ -453,25 +453,21 @@ Network with_fewer_bits(const Network& network, size_t layer, bool of_weights) {
   return fewer;
 }
 
-// Each step takes the bit with the least loss for what the whole network's cost then falls by,
-// computed here from the network with that bit less.
-TEST(Graph, FewerBitsTakesWhatAllReadersSave) {
-  Network network = trained_network(branches(4), kSeed);
-  network.optimizer_steps = 1;  // squared gradients are moment2 / (1 - beta2)
+// Random gradients of the weights, of about the same size. As of one step: moment2 / (1 - beta2).
+void fill_weight_moments(Network& network) {
+  network.optimizer_steps = 1;
   Random random(kSeed, "moments");
   for (Layer& layer : network.layers()) {
     if (layer.has_weights()) fill_random(layer.weight.moment2, random, 1e-9F, 2e-9F);
   }
-  const std::map<std::string, double> shift = {{"stem", 3}, {"left", 1},  {"half", 2},
-                                               {"deep", 1}, {"conv5", 4}, {"dense1", 0.5}};
-  for (Layer& layer : network.layers()) {
-    if (layer.gamma.value.defined())
-      std::ranges::fill(layer.beta.moment2.floats(), static_cast<float>(shift.at(layer.name)));
-  }
-  // By layer, the sum over the channels: stem, left, add1 = the larger of both, half, deep, mean =
-  // add1, sum = the larger of deep and mean, concat1 = half and sum.
-  const std::vector<double> gradients = {8 * 3, 8 * 1, 8 * 3,         6 * 2, 8 * 1,
-                                         8 * 3, 8 * 3, 6 * 2 + 8 * 3, 5 * 4, 7 * 0.5};
+}
+
+// Each step takes the bit with the least loss for what the whole network's cost then falls by,
+// computed here from the network with that bit less. shifts: by layer, what stands for the squared
+// gradient of its values, summed over the channels. Leaves no bit that can go. Returns which layers
+// lost bits of their values, in order.
+std::vector<size_t> expect_fewer_bits(Network& network, const std::vector<double>& shifts) {
+  std::vector<size_t> order;
   const auto loss = [&](size_t i, bool of_weights) {
     const Layer& layer = network.layers()[i];
     double sum = 0;
@@ -493,10 +489,22 @@ TEST(Graph, FewerBitsTakesWhatAllReadersSave) {
     const auto distance = [&](int bits) {
       return range / ((1 << (layer.smallest_code < 0 ? bits - 1 : bits)) - 1);
     };
-    return gradients[i] / 12 *
+    double squares = shifts[i];
+    if (layer.smallest_code < 0) {  // 9 / range^2 of what multiplies it
+      squares = 0;
+      for (const Layer& reader : network.layers()) {
+        if (!reader.has_weights() || reader.reads[0] != static_cast<int>(i)) continue;
+        for (size_t k = 0; k < reader.weight.mask.size(); ++k) {
+          if (reader.weight.mask[k] == 0) continue;
+          const double w = reader.weight.value.floats()[k];
+          squares += w * w * reader.weight.moment2.floats()[k];
+        }
+      }
+      squares *= 9 / (range * range);
+    }
+    return squares / 12 *
            (std::pow(distance(layer.act_bits - 1), 2) - std::pow(distance(layer.act_bits), 2));
   };
-  int of_joins = 0;
   for (;;) {
     struct Bit {
       double score;
@@ -524,14 +532,57 @@ TEST(Graph, FewerBitsTakesWhatAllReadersSave) {
     EXPECT_EQ(result.bits_removed, 1);
     const Bit best = *std::ranges::min_element(bits, {}, &Bit::score);
     EXPECT_EQ(network.config(), with_fewer_bits(old, best.layer, best.of_weights).config());
-    of_joins += network.layers()[best.layer].has_weights() ? 0 : 1;
+    if (!best.of_weights) order.push_back(best.layer);
   }
-  EXPECT_GT(of_joins, 2);
+  return order;
+}
+
+TEST(Graph, FewerBitsTakesWhatAllReadersSave) {
+  Network network = trained_network(branches(4), kSeed);
+  fill_weight_moments(network);
+  const std::map<std::string, double> shift = {{"stem", 3}, {"left", 1},  {"half", 2},
+                                               {"deep", 1}, {"conv5", 4}, {"dense1", 0.5}};
+  for (Layer& layer : network.layers()) {
+    if (layer.gamma.value.defined())
+      std::ranges::fill(layer.beta.moment2.floats(), static_cast<float>(shift.at(layer.name)));
+  }
+  // By layer, the sum over the channels: stem, left, add1 = the larger of both, half, deep, mean =
+  // add1, sum = the larger of deep and mean, concat1 = half and sum.
+  const std::vector<double> gradients = {8 * 3, 8 * 1, 8 * 3,         6 * 2, 8 * 1,
+                                         8 * 3, 8 * 3, 6 * 2 + 8 * 3, 5 * 4, 7 * 0.5};
+  const std::vector<size_t> order = expect_fewer_bits(network, gradients);
+  EXPECT_GT(
+      std::ranges::count_if(order, [&](size_t i) { return !network.layers()[i].has_weights(); }),
+      2);
   // What no weight is multiplied with keeps its bits: left, half, deep, mean and sum.
   std::vector<int> left;
   for (const LayerConfig& layer : network.config().layers) left.push_back(layer.act_bits);
   EXPECT_EQ(left, (std::vector<int>{2, 4, 2, 4, 4, 4, 4, 2, 2, 2}));
   EXPECT_EQ(network.layers()[9].input_bits, 2);
+}
+
+// Gradients of a shift that batch-norm takes off again add up to 0. That says nothing of the
+// values.
+TEST(Graph, FewerBitsOfSignedValuesLookAtWhatReadsThem) {
+  NetworkConfig config = read_network(R"({"layers": [
+    {"type": "conv", "outputs": 8, "kernel": 3},
+    {"type": "conv", "outputs": 6, "kernel": 1, "signed": true},
+    {"type": "conv", "outputs": 6, "kernel": 3, "groups": 6},
+    {"type": "dense", "outputs": 5}]})",
+                                      4);
+  config.length = 32;
+  config.classes = kClasses;
+  Network network = trained_network(config, kSeed);
+  fill_weight_moments(network);
+  for (Layer& layer : network.layers()) {
+    if (!layer.gamma.value.defined()) continue;
+    const float square = layer.smallest_code < 0 ? 0 : 1e-8F;
+    std::ranges::fill(layer.beta.moment2.floats(), square);
+  }
+  const std::vector<size_t> order =
+      expect_fewer_bits(network, {8 * 1e-8F, 0, 6 * 1e-8F, 5 * 1e-8F});
+  EXPECT_EQ(std::ranges::count(order, 1U), 2);
+  EXPECT_NE(order.at(0), 1U);
 }
 
 // Torch-Pruning's dependency graph of the same network. It ties a depthwise convolution's channel
