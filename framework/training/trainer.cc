@@ -157,6 +157,15 @@ void Trainer::train(Network& network, double learning_rate, const BatchSource& b
   check_finite(network);
 }
 
+void Trainer::train(Network& network, double learning_rate, const Dataset& data,
+                    std::span<const int64_t> frames, const ResultSink& results) {
+  SharedReader reader(source(data, frames), {frames.begin(), frames.end()}, options_.batch,
+                      network.config().input_bits, SharedReader::Give::kShares, options_.ranks,
+                      kSmallestBatch, engine_->share_units());
+  train(
+      network, learning_rate, [&] { return reader.next(); }, results);
+}
+
 Trainer::StepResult Trainer::train_step(Network& network, const FrameBatch& batch,
                                         double learning_rate) {
   const FrameBatch* next = &batch;
@@ -174,26 +183,21 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
                                  double learning_rate, const ProgressCallback& progress) {
   const auto start = std::chrono::steady_clock::now();
   const std::vector<int64_t> order = epoch_order(frames, options_.epoch_frames, seed, epoch);
-  SharedReader reader(source(data, order), order, options_.batch, network.config().input_bits,
-                      SharedReader::Give::kShares, options_.ranks, kSmallestBatch,
-                      engine_->share_units());
   EpochResult result;
   double loss_sum = 0;
   int64_t correct = 0;
-  train(
-      network, learning_rate, [&] { return reader.next(); },
-      [&](const BatchResult& batch) {
-        loss_sum += batch.loss_sum;
-        correct += batch.correct;
-        result.frames += batch.frames();
-        const double done = static_cast<double>(result.frames);
-        result.loss = loss_sum / done;
-        result.accuracy = static_cast<double>(correct) / done;
-        if (progress) {
-          progress({result.frames, static_cast<int64_t>(order.size()), result.loss,
-                    done / seconds_since(start)});
-        }
-      });
+  train(network, learning_rate, data, order, [&](const BatchResult& batch) {
+    loss_sum += batch.loss_sum;
+    correct += batch.correct;
+    result.frames += batch.frames();
+    const double done = static_cast<double>(result.frames);
+    result.loss = loss_sum / done;
+    result.accuracy = static_cast<double>(correct) / done;
+    if (progress) {
+      progress({result.frames, static_cast<int64_t>(order.size()), result.loss,
+                done / seconds_since(start)});
+    }
+  });
   const int64_t settling = options_.batch_norm_steps * options_.batch;
   if (settling > 0) {
     settle_batch_norm(
@@ -210,12 +214,7 @@ void Trainer::settle_batch_norm(Network& network, const Dataset& data,
                                 std::span<const int64_t> frames) {
   Network still = network;
   still.steps = std::max(still.steps, options_.threshold_statistic_steps);  // thresholds stay, too
-  const std::vector<int64_t> order(frames.begin(), frames.end());
-  SharedReader reader(source(data, order), order, options_.batch, network.config().input_bits,
-                      SharedReader::Give::kShares, options_.ranks, kSmallestBatch,
-                      engine_->share_units());
-  train(
-      still, 0, [&] { return reader.next(); }, [](const BatchResult&) {});
+  train(still, 0, data, frames, [](const BatchResult&) {});
   for (size_t i = 0; i < network.layers().size(); ++i) {
     network.layers()[i].running_mean = std::move(still.layers()[i].running_mean);
     network.layers()[i].running_var = std::move(still.layers()[i].running_var);

@@ -122,6 +122,9 @@ class Trainer {
   // engine.train() with divergence told from other errors.
   void train(Network& network, double learning_rate, const BatchSource& batches,
              const ResultSink& results);
+  // The same on these frames of `data`, in their order.
+  void train(Network& network, double learning_rate, const Dataset& data,
+             std::span<const int64_t> frames, const ResultSink& results);
   // Batch-norm's running statistics of these frames.
   void settle_batch_norm(Network& network, const Dataset& data, std::span<const int64_t> frames);
   void check_agreement(const Network& network) const;

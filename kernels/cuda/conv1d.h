@@ -71,6 +71,9 @@ class LayoutWriter {
   LayoutWriter& operator=(const LayoutWriter&) = delete;
 
   void add(const LayoutJob& job);
+  // The codes in `places`, each multiplied by its row's `scale`; null = 1.
+  void gather(const float* codes, const DeviceBuffer<int>& places, const float* scale,
+              const DeviceBuffer<float>& to);
   void write();  // what was added
 
   const Stream stream;

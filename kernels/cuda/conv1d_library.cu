@@ -122,20 +122,11 @@ SparsePattern Weights::TapMatrices::pattern(int tap) const {
 }
 
 void Weights::add_layouts_of_libraries(LayoutWriter& writer) {
-  const auto gather = [&](const TapMatrices& taps, const float* by) {
-    writer.add({Layout::kGathered,
-                {},
-                0,
-                0,
-                static_cast<int>(taps.place.size()),
-                codes_.data(),
-                by,
-                taps.place.data(),
-                taps.value.data()});
-  };
-  if (plan_.forward == Kernel::kCusparse) gather(forward_taps_, nullptr);
+  if (plan_.forward == Kernel::kCusparse)
+    writer.gather(codes_.data(), forward_taps_.place, nullptr, forward_taps_.value);
   if (!backward_) return;
-  if (plan_.backward_data == Kernel::kCusparse) gather(backward_taps_, scale());
+  if (plan_.backward_data == Kernel::kCusparse)
+    writer.gather(codes_.data(), backward_taps_.place, scale(), backward_taps_.value);
   if (plan_.backward_data == Kernel::kCublas) {
     const auto count = static_cast<size_t>(layer_.weights());
     writer.add({Layout::kRows, packing_of(shape_, true), 0, 0, static_cast<int>(count),

@@ -242,6 +242,19 @@ void LayoutWriter::add(const LayoutJob& job) {
   largest_ = std::max(largest_, job.count);
 }
 
+void LayoutWriter::gather(const float* codes, const DeviceBuffer<int>& places, const float* scale,
+                          const DeviceBuffer<float>& to) {
+  add({Layout::kGathered,
+       {},
+       0,
+       0,
+       static_cast<int>(places.size()),
+       codes,
+       scale,
+       places.data(),
+       to.data()});
+}
+
 void LayoutWriter::write() {
   if (largest_ > 0) {
     launch(Where("write_layouts", native(stream)),
@@ -298,17 +311,6 @@ void Weights::compile(std::span<Weights* const> layers, Stream stream) {
 }
 
 void Weights::add_layouts(LayoutWriter& writer) {
-  const auto gather = [&](const Sparse& sparse, const float* by) {
-    writer.add({Layout::kGathered,
-                {},
-                0,
-                0,
-                static_cast<int>(sparse.place.size()),
-                codes_.data(),
-                by,
-                sparse.place.data(),
-                sparse.value.data()});
-  };
   const auto values = [&](const Packing& p, DeviceBuffer<float>& to) {
     const size_t count =
         static_cast<size_t>(p.taps * p.quads() * kQuad) * static_cast<size_t>(p.out_stride());
@@ -328,7 +330,7 @@ void Weights::add_layouts(LayoutWriter& writer) {
   add_layouts_of_libraries(writer);
   const Packing forward = packing_of(shape_, false), backward = packing_of(shape_, true);
   if (plan_.forward == Kernel::kSparse) {
-    gather(forward_sparse_, nullptr);
+    writer.gather(codes_.data(), forward_sparse_.place, nullptr, forward_sparse_.value);
   } else if (plan_.forward == Kernel::kDense && integers_) {
     fragments(Layout::kBytes, forward, FragmentOrder<true>::row_channels(forward),
               forward_fragments_);
@@ -337,7 +339,7 @@ void Weights::add_layouts(LayoutWriter& writer) {
   }
   if (!backward_) return;
   if (plan_.backward_data == Kernel::kSparse) {
-    gather(backward_sparse_, scale());
+    writer.gather(codes_.data(), backward_sparse_.place, scale(), backward_sparse_.value);
   } else if (plan_.backward_data == Kernel::kDense && quantized_) {
     fragments(Layout::kBf16, backward, FragmentOrder<false>::row_channels(backward),
               backward_fragments_);
