@@ -4,8 +4,17 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <set>
 #include <string>
+#include <vector>
 
+#include "framework/data/augmented_frames.h"
+#include "framework/data/split.h"
+#include "framework/inference/model_file.h"
+#include "framework/synth/modulation.h"
+#include "framework/synth/synth.h"
+#include "framework/training/trainer.h"
 #include "tests/program_fixture.h"
 
 namespace fmp {
@@ -49,6 +58,7 @@ class SynthRunTest : public testing::Test {
     return reproducible(rounds_of(root_ / name));
   }
   std::string log(const std::string& name) const { return read(root_ / (name + ".log")); }
+  std::string result(const std::string& name) const { return read(root_ / name / "result.fmp"); }
 
   fs::path root_;
 };
@@ -96,6 +106,73 @@ TEST_F(SynthRunTest, ATeacherIsHeardTheSameWithAnyThreadsAndAfterAStop) {
   EXPECT_EQ(whole, rounds_after({"--resume=" + (root_ / "stopped").string(), "--time-limit=0"},
                                 "stopped"));
   EXPECT_NE(whole.at(0).at("history"), alone.at(0).at("history"));
+}
+
+TEST_F(SynthRunTest, AugmentedFramesAreTheSameWithAnyThreadsAndAfterAStop) {
+  const auto with = [](const Arguments& more) {
+    Arguments flags = {"--synth-frames=fixed", "--batch-norm-steps=2"};
+    flags.insert(flags.end(), more.begin(), more.end());
+    return flags;
+  };
+  std::set<std::string> histories;  // each kind changes something
+  for (const char* kinds : {"", "rotate", "shift", "swap"}) {
+    const Arguments flags =
+        *kinds == 0 ? Arguments{} : Arguments{std::string("--augment=") + kinds};
+    const nlohmann::json rounds = run(std::string("kind-") + kinds, with(flags));
+    histories.insert(rounds.at(0).at("history").dump());
+  }
+  EXPECT_EQ(histories.size(), 4U);
+
+  const Arguments augmented = with({"--augment=rotate,shift,swap", "--threads=1"});
+  const nlohmann::json one = run("one", augmented);
+  Arguments other_threads = augmented;
+  other_threads.back() = "--threads=2";
+  EXPECT_EQ(one, run("two", other_threads));
+  EXPECT_EQ(result("one"), result("two"));
+
+  // What a teacher says of a frame is not kept: it is another one in the next epoch.
+  const fs::path file = root_ / "teacher.fmp";
+  fs::copy_file(root_ / "one" / "baseline.fmp", file);
+  const Arguments taught = with({"--distill=" + file.string(), "--augment=shift,rotate"});
+  const nlohmann::json whole = run("whole", taught);
+  Arguments stopped = taught;
+  stopped.emplace_back("--time-limit=0.001");  // after an epoch
+  run("stopped", stopped);
+  EXPECT_EQ(whole, rounds_after({"--resume=" + (root_ / "stopped").string(), "--time-limit=0"},
+                                "stopped"));
+  EXPECT_EQ(result("whole"), result("stopped"));
+  EXPECT_GE(whole.at(0).at("epochs"), 2) << "or nothing could have been kept";
+  EXPECT_NE(run("unchanged", with({"--distill=" + file.string()})).at(0).at("history"),
+            whole.at(0).at("history"));
+}
+
+TEST_F(SynthRunTest, FramesOfEvaluationsAreNeverAugmented) {
+  run("augmented", {"--synth-frames=fixed", "--augment=rotate,shift,swap"});
+  const nlohmann::json loss =
+      nlohmann::json::parse(read(root_ / "augmented" / "summary.json")).at("result").at("loss");
+  synth::SynthDataset::Options set;
+  set.seed = 5;
+  set.frames_per_block = 20;
+  for (const char* name : {"BPSK", "FM", "AM-SSB-WC"})
+    set.classes.push_back(synth::class_index(name));
+  set.snrs_db = {28, 30};
+  set.input_bits = 4;
+  const synth::SynthDataset data(set);
+  std::vector<Block> blocks(static_cast<size_t>(data.size() / 20), Block(20));
+  for (size_t i = 0; i < blocks.size(); ++i)
+    std::iota(blocks[i].begin(), blocks[i].end(), static_cast<int64_t>(20 * i));
+  const Split split = make_split(blocks, 0.3);
+  const Network network = load_model(root_ / "augmented" / "result.fmp");
+  const AugmentedFrames augmented(data, network.config().input_quantizer(), {true, true, true}, 1,
+                                  1);
+  Trainer trainer{TrainerOptions()};
+  const auto loss_on = [&](const Dataset& frames, const std::vector<int64_t>& part) {
+    return trainer.evaluate(network, frames, part).loss;
+  };
+  EXPECT_NEAR(loss_on(data, split.validation), loss.at("validation"), 1e-9);
+  EXPECT_NEAR(loss_on(data, split.test), loss.at("test"), 1e-9);
+  EXPECT_GT(std::abs(loss_on(augmented, split.validation) - loss.at("validation").get<double>()),
+            1e-6);
 }
 
 }  // namespace
