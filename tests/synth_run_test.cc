@@ -2,6 +2,8 @@
 // Runs on synthesized frames, as a user starts them: where frames are held changes no bit.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -9,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "experiments/options.h"
 #include "framework/data/augmented_frames.h"
 #include "framework/data/split.h"
 #include "framework/inference/model_file.h"
@@ -146,10 +149,8 @@ TEST_F(SynthRunTest, AugmentedFramesAreTheSameWithAnyThreadsAndAfterAStop) {
             whole.at(0).at("history"));
 }
 
-TEST_F(SynthRunTest, FramesOfEvaluationsAreNeverAugmented) {
-  run("augmented", {"--synth-frames=fixed", "--augment=rotate,shift,swap"});
-  const nlohmann::json loss =
-      nlohmann::json::parse(read(root_ / "augmented" / "summary.json")).at("result").at("loss");
+// What run() trains on, made here.
+synth::SynthDataset frames_of_a_run() {
   synth::SynthDataset::Options set;
   set.seed = 5;
   set.frames_per_block = 20;
@@ -157,22 +158,50 @@ TEST_F(SynthRunTest, FramesOfEvaluationsAreNeverAugmented) {
     set.classes.push_back(synth::class_index(name));
   set.snrs_db = {28, 30};
   set.input_bits = 4;
-  const synth::SynthDataset data(set);
+  return synth::SynthDataset(set);
+}
+
+Split split_of_a_run(const Dataset& data) {
   std::vector<Block> blocks(static_cast<size_t>(data.size() / 20), Block(20));
   for (size_t i = 0; i < blocks.size(); ++i)
     std::iota(blocks[i].begin(), blocks[i].end(), static_cast<int64_t>(20 * i));
-  const Split split = make_split(blocks, 0.3);
-  const Network network = load_model(root_ / "augmented" / "result.fmp");
-  const AugmentedFrames augmented(data, network.config().input_quantizer(), {true, true, true}, 1,
-                                  1);
-  Trainer trainer{TrainerOptions()};
+  return make_split(blocks, 0.3);
+}
+
+TEST_F(SynthRunTest, EveryEpochTrainsOnFramesOfItsOwnAndEvaluatesThoseOfTheSet) {
+  constexpr Augmentation kAll{true, true, true};
+  const nlohmann::json history =
+      run("augmented", {"--synth-frames=fixed", "--augment=rotate,shift,swap", "--seed=3"})
+          .at(0)
+          .at("history");
+  const synth::SynthDataset data = frames_of_a_run();
+  const Split split = split_of_a_run(data);
+  const Options flags =
+      parse_options(Arguments{"--resume=" + (root_ / "augmented").string()}).value();
+  Network network(network_config(flags, data.length(), static_cast<int>(data.class_names().size())),
+                  3);
+  AugmentedFrames augmented(data, network.config().input_quantizer(), kAll, 3, 1);
+  TrainerOptions options;
+  options.batch = 16;
+  Trainer trainer(options);
+  ASSERT_EQ(history.size(), 2U);
+  for (const uint64_t epoch : {1, 2}) {
+    augmented.set_epoch(epoch);
+    const EpochResult trained =
+        trainer.train_epoch(network, augmented, split.train, 3, epoch, 0.01);
+    EXPECT_EQ(trained.loss, history.at(epoch - 1).at("train_loss")) << epoch;
+  }
+
+  const nlohmann::json loss =
+      nlohmann::json::parse(read(root_ / "augmented" / "summary.json")).at("result").at("loss");
+  const Network best = load_model(root_ / "augmented" / "result.fmp");
   const auto loss_on = [&](const Dataset& frames, const std::vector<int64_t>& part) {
-    return trainer.evaluate(network, frames, part).loss;
+    return trainer.evaluate(best, frames, part).loss;
   };
   EXPECT_NEAR(loss_on(data, split.validation), loss.at("validation"), 1e-9);
   EXPECT_NEAR(loss_on(data, split.test), loss.at("test"), 1e-9);
-  EXPECT_GT(std::abs(loss_on(augmented, split.validation) - loss.at("validation").get<double>()),
-            1e-6);
+  const double changed = loss_on(augmented, split.validation);
+  EXPECT_GT(std::abs(changed - loss.at("validation").get<double>()), 1e-6);
 }
 
 }  // namespace
