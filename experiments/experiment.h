@@ -55,7 +55,7 @@ class FmpExperiment final : public FmpTask {
   void restore(std::map<std::string, Network> networks, const RoundRecord* open);
 
   const Engine& engine() const { return trainer_.engine(); }
-  // Whether the frames lie in the engine's own memory.
+  // Whether the frames lie in the engine's own memory; with --augment, those of evaluations.
   bool frames_given() const { return frames_given_; }
   const Dataset& dataset() const { return *data_.dataset; }
   const Split& split() const { return data_.split; }
