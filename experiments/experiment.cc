@@ -99,6 +99,10 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
       current_(initial_network(options, *data_.dataset)) {
   for (const std::string& name : options.p_methods) methods_.push_back(make_pruning_method(name));
   for (const Layer& layer : current_.layers()) weights_original_.push_back(layer.weights_total());
+  if (const Augmentation augmentation = augmentation_of(options.augment); augmentation.any()) {
+    augmented_.emplace(*data_.dataset, current_.config().input_quantizer(), augmentation,
+                       options.seed, threads_or_all_cores(options.threads));
+  }
   if (!data_.begin_epoch) give_frames();
   // A run that goes on has the teacher in its checkpoint.
   if (has_file_teacher(options) && options.resume.empty()) load_teacher();
@@ -106,8 +110,10 @@ FmpExperiment::FmpExperiment(const Options& options, LoadedData data, Console& c
 
 void FmpExperiment::give_frames() {
   std::vector<int64_t> frames;
-  for (const auto* part : {&data_.split.train, &data_.split.validation, &data_.split.test})
+  for (const auto* part : {&data_.split.train, &data_.split.validation, &data_.split.test}) {
+    if (augmented_ && part == &data_.split.train) continue;  // each epoch makes others of them
     frames.insert(frames.end(), part->begin(), part->end());
+  }
   frames_given_ = trainer_.give_frames(*data_.dataset, frames);
 }
 
@@ -118,9 +124,10 @@ void FmpExperiment::load_teacher() {
 
 void FmpExperiment::learn_from(const Network& teacher) {
   try {
-    taught_ = std::make_unique<TaughtFrames>(
-        *data_.dataset, current_.config().input_quantizer(), teacher, options_.distill_temperature,
-        threads_or_all_cores(options_.threads), !data_.begin_epoch);
+    taught_ = std::make_unique<TaughtFrames>(frames_to_learn(), current_.config().input_quantizer(),
+                                             teacher, options_.distill_temperature,
+                                             threads_or_all_cores(options_.threads),
+                                             !data_.begin_epoch && !augmented_);
   } catch (const UsageError&) {
     throw;
   } catch (const Error& error) {
@@ -156,6 +163,7 @@ std::vector<LayerPlan> FmpExperiment::plan_baseline() { return trainer_.plan(cur
 EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
                                        const std::string& label) {
   if (data_.begin_epoch) data_.begin_epoch(static_cast<uint64_t>(epoch));
+  if (augmented_) augmented_->set_epoch(static_cast<uint64_t>(epoch));
   if (has_file_teacher(options_) && !taught_) load_teacher();
   const auto show = [&](const Progress& progress) {
     check_interrupt(ranks_);
@@ -164,8 +172,8 @@ EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
         fmt::format("{:.0f} frames/s  loss {:.4f}", progress.frames_per_second, progress.loss));
   };
   const EpochResult trained =
-      trainer_.train_epoch(current_, taught_ ? *taught_ : *data_.dataset, data_.split.train,
-                           options_.seed, static_cast<uint64_t>(epoch), learning_rate, show);
+      trainer_.train_epoch(current_, taught_frames(), data_.split.train, options_.seed,
+                           static_cast<uint64_t>(epoch), learning_rate, show);
   EpochRecord record;
   record.train_loss = trained.loss;
   record.train_accuracy = trained.accuracy;

@@ -12,6 +12,7 @@
 #include "experiments/data_source.h"
 #include "experiments/fmp_controller.h"
 #include "experiments/options.h"
+#include "framework/data/augmented_frames.h"
 #include "framework/inference/teacher.h"
 #include "framework/network/checkpoint.h"
 #include "framework/network/network.h"
@@ -54,7 +55,7 @@ class FmpExperiment final : public FmpTask {
   void restore(std::map<std::string, Network> networks, const RoundRecord* open);
 
   const Engine& engine() const { return trainer_.engine(); }
-  // Whether the frames lie in the engine's own memory.
+  // Whether the frames lie in the engine's own memory; with --augment, those of evaluations.
   bool frames_given() const { return frames_given_; }
   const Dataset& dataset() const { return *data_.dataset; }
   const Split& split() const { return data_.split; }
@@ -70,6 +71,12 @@ class FmpExperiment final : public FmpTask {
   void learn_from(const Network& teacher);
   void load_teacher();  // that of --distill FILE
   void give_frames();   // to the engine
+  // What training reads, without a teacher and with.
+  const Dataset& frames_to_learn() const {
+    if (augmented_) return *augmented_;
+    return *data_.dataset;
+  }
+  const Dataset& taught_frames() const { return taught_ ? *taught_ : frames_to_learn(); }
   NetworkDescription describe(const Network& network) const;
   Evaluation evaluate_on(const Network& network, const std::vector<int64_t>& frames,
                          const std::string& label);
@@ -83,9 +90,10 @@ class FmpExperiment final : public FmpTask {
   bool frames_given_ = false;
   Network current_;
   std::optional<Network> best_, baseline_;
-  std::optional<Network> teacher_;         // of --distill FILE
-  std::unique_ptr<TaughtFrames> taught_;   // null: there is no teacher, or not yet
-  std::vector<int64_t> weights_original_;  // of every layer
+  std::optional<AugmentedFrames> augmented_;  // unset: without --augment
+  std::optional<Network> teacher_;            // of --distill FILE
+  std::unique_ptr<TaughtFrames> taught_;      // null: there is no teacher, or not yet
+  std::vector<int64_t> weights_original_;     // of every layer
 };
 
 }  // namespace fmp

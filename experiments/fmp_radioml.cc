@@ -179,8 +179,12 @@ void Run::show_options(const FmpExperiment& experiment, const std::string& stora
   if (!options_.distill.empty())
     console_.line(fmt::format("teacher   {}, weight {}, temperature {}", options_.distill,
                               options_.distill_weight, options_.distill_temperature));
-  console_.line(fmt::format("device    {}{}", experiment.engine().description(),
-                            experiment.frames_given() ? ", with the frames in its memory" : ""));
+  if (!options_.augment.empty())
+    console_.line(fmt::format("augment   {}", fmt::join(options_.augment, ", ")));
+  const char* given = !experiment.frames_given() ? ""
+                      : options_.augment.empty() ? ", with the frames in its memory"
+                                                 : ", with the frames of evaluations in its memory";
+  console_.line(fmt::format("device    {}{}", experiment.engine().description(), given));
   if (directory_) console_.line(fmt::format("results   {}", directory_->path().string()));
   console_.line("");
 }

@@ -14,6 +14,7 @@
 
 #include "experiments/run_file.h"
 #include "framework/command_line.h"
+#include "framework/data/augmented_frames.h"
 #include "framework/error.h"
 #include "framework/network/description.h"
 #include "framework/network/pruning.h"
@@ -265,6 +266,10 @@ void add_training_flags(CLI::App& app, Options& o) {
               "Batches after each epoch in which batch-norm's running statistics alone follow");
   group.value("--label-smoothing", o.label_smoothing, "F",
               "Share of a label that is spread over all classes");
+  group.list(
+      "--augment", o.augment, "KIND,..",
+      "Vary training frames: rotate = by a random phase, shift = in time, circularly, swap = "
+      "I and Q in half of them, which turns AM-SSB's sideband round");
   group.text("--distill", "FILE",
              "Learn from this network, too (.onnx or .fmp), or from the run's own baseline",
              [&o](const std::string& text) { o.distill = text; });
@@ -484,6 +489,11 @@ void validate_training(const Options& o) {
           "batch-norm-steps", "0..1000000", o.batch_norm_steps);
   require(o.label_smoothing >= 0 && o.label_smoothing < 1, "label-smoothing",
           "a fraction in [0, 1)", o.label_smoothing);
+  try {
+    augmentation_of(o.augment);
+  } catch (const UsageError& error) {
+    usage("--augment: {}", error.what());
+  }
   require(o.distill_weight > 0 && o.distill_weight <= 1, "distill-weight", "a fraction in (0, 1]",
           o.distill_weight);
   require(o.distill_temperature > 0 && std::isfinite(o.distill_temperature), "distill-temperature",
@@ -642,6 +652,7 @@ std::vector<std::string> to_arguments(const Options& o) {
   add("epoch-frames", o.epoch_frames);
   add("batch-norm-steps", o.batch_norm_steps);
   add("label-smoothing", o.label_smoothing);
+  add_list("augment", o.augment);
   if (!o.distill.empty()) {
     add("distill", o.distill);
     add("distill-weight", o.distill_weight);
@@ -712,6 +723,7 @@ nlohmann::json to_json(const Options& o) {
           {"epoch-frames", o.epoch_frames},
           {"batch-norm-steps", o.batch_norm_steps},
           {"label-smoothing", o.label_smoothing},
+          {"augment", o.augment},
           {"distill", o.distill.empty() ? nlohmann::json(nullptr) : nlohmann::json(o.distill)},
           {"distill-weight", of_teacher(o.distill_weight)},
           {"distill-temperature", of_teacher(o.distill_temperature)},

@@ -97,9 +97,10 @@ struct Options {
   LrSchedule lr_schedule = LrSchedule::kPlateau;
   int lr_patience = 5;  // of the plateau's schedule
   int batch = 1024;
-  int64_t epoch_frames = 0;    // at most, of an epoch; 0 = all
-  int batch_norm_steps = 0;    // after an epoch, of batch-norm's statistics alone
-  double label_smoothing = 0;  // in [0, 1)
+  int64_t epoch_frames = 0;          // at most, of an epoch; 0 = all
+  int batch_norm_steps = 0;          // after an epoch, of batch-norm's statistics alone
+  double label_smoothing = 0;        // in [0, 1)
+  std::vector<std::string> augment;  // of training frames, see augmentation_of(); empty = none
   // Teacher: a file with a quantized network, or kDistillBaseline; empty = none.
   std::string distill;
   double distill_weight = 0.9;                // of the teacher in the loss, in (0, 1]

@@ -689,6 +689,32 @@ TEST_F(CudaRunTest, MasksAndAccuraciesAreThoseOfTheCpu) {
   });
 }
 
+// Not on those that the device holds: augmented frames are read on the host.
+TEST_F(CudaRunTest, TrainsOnAugmentedFrames) {
+  Options options = run_options();
+  options.accuracy.reset();
+  options.until_cost = 100;  // the baseline alone
+  options.epochs = 2;
+  const auto losses = [](const RunResult& result) {
+    std::vector<double> values;
+    for (const EpochRecord& epoch : result.state.rounds.at(0).history)
+      values.push_back(epoch.train_loss);
+    return values;
+  };
+  const std::vector<double> unchanged =
+      losses(run([] { return make_cpu_engine(1); }, false, options));
+  options.augment = {"rotate", "shift", "swap"};
+  const std::vector<double> expected =
+      losses(run([] { return make_cpu_engine(1); }, false, options));
+  const std::vector<double> actual = losses(run_on_cuda(false, options));
+  ASSERT_EQ(expected.size(), 2U);
+  ASSERT_EQ(actual.size(), 2U);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_NEAR(actual[i], expected[i], 1e-3);
+    EXPECT_GT(std::abs(unchanged[i] - expected[i]), 3e-3);
+  }
+}
+
 // By magnitude, with equal ones among the weights, and on top of what was pruned before.
 TEST_F(CudaEngineTest, PrunesByMagnitudeAsTheCpuDoes) {
   const std::unique_ptr<Engine> engine = make_cuda_engine();

@@ -192,9 +192,10 @@ def test_killed_rank(scratch):
 
 
 def test_resumed_by_other_ranks(scratch):
-    run([PROGRAM, *FLAGS, f"--out={scratch / 'whole'}"])
+    flags = [*FLAGS, "--augment=rotate,shift,swap"]
+    run([PROGRAM, *flags, f"--out={scratch / 'whole'}"])
     directory = scratch / "parts"
-    run(mpirun(2, *FLAGS, "--time-limit=0.01", f"--out={directory}"))  # an epoch
+    run(mpirun(2, *flags, "--time-limit=0.01", f"--out={directory}"))  # an epoch
     run(mpirun(3, f"--resume={directory}", "--time-limit=0.01"))
     run(mpirun(4, f"--resume={directory}", "--time-limit=0.01"))
     run([PROGRAM, f"--resume={directory}", "--time-limit=0"])

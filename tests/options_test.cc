@@ -139,6 +139,7 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
       {"--until-cost=0.0123", "--accuracy=0.56"},
       {"--distill=teacher.onnx", "--distill-weight=0.3", "--distill-temperature=4",
        "--label-smoothing=0.1", "--epoch-frames=5000"},
+      {"--augment=swap,rotate", "--augment=shift"},
       {"--bits=32", "--accuracy=0.97x", "--dense=0", "--filters=8", "--lr=0.0003"},
       {"--weight-bits=4,8,8", "--filters=8", "--dense=5", "--snr-min=-20", "--classes=A,B",
        "--p=0.1234567890123", "--sparse-threshold=0.1", "--time-limit=90s", "--memory-limit=8G"}};
@@ -151,6 +152,14 @@ TEST(Options, TheWrittenCommandLineGivesTheSameOptions) {
 TEST(Options, TheCostAloneLeavesTheAccuracyFree) {
   EXPECT_EQ(parse({"--until-cost=0.01"}).accuracy, std::nullopt);
   EXPECT_EQ(parse({"--until-cost=0.01", "--accuracy=0.56"}).accuracy, (AccuracyGoal{0.56, false}));
+}
+
+TEST(Options, AugmentationIsOffUnlessItIsAskedFor) {
+  EXPECT_TRUE(parse({}).augment.empty());
+  for (const std::string& argument : to_arguments(parse({})))
+    EXPECT_FALSE(argument.starts_with("--augment")) << "as a run of before has it";
+  EXPECT_EQ(parse({"--augment=rotate, shift"}).augment, (Arguments{"rotate", "shift"}));
+  EXPECT_EQ(to_json(parse({"--augment=swap"})).at("augment"), nlohmann::json({"swap"}));
 }
 
 TEST(Options, NoDenseLayersAreZero) { EXPECT_TRUE(parse({"--dense", "0"}).dense.empty()); }
@@ -216,6 +225,9 @@ TEST(Options, WrongValuesNameTheFlagAndWhatIsExpected) {
       {{"--data=synth:1", "--epoch-frames=100000"}, {"--epoch-frames", "--synth-frames fixed"}},
       {{"--batch-norm-steps=-1"}, {"--batch-norm-steps", "0..1000000"}},
       {{"--label-smoothing=1"}, {"--label-smoothing", "[0, 1)"}},
+      {{"--augment=rotate,flip"}, {"--augment", "rotate, shift or swap", "flip"}},
+      {{"--augment=swap,shift,swap"}, {"--augment", "swap", "twice"}},
+      {{"--augment="}, {"--augment", "empty"}},
       {{"--gradients=half"}, {"--gradients", "float32 or bf16", "half"}},
       {{"--distill=baseline", "--distill-weight=0"}, {"--distill-weight", "(0, 1]"}},
       {{"--distill=baseline", "--distill-temperature=0"}, {"--distill-temperature", "above 0"}},
@@ -287,7 +299,7 @@ TEST_F(ResumedOptions, MayChangeWhatDoesNotChangeResults) {
 TEST_F(ResumedOptions, RefusesWhatWould) {
   { const RunDirectory directory = RunDirectory::create(path_, to_arguments(parse({}))); }
   for (const char* flag : {"--bits=4", "--seed=2", "--out=elsewhere", "--p-methods=random",
-                           "--until-cost=0.1", "--p-methods-order=alternate"})
+                           "--until-cost=0.1", "--p-methods-order=alternate", "--augment=shift"})
     EXPECT_THROW(parse_options(Arguments{"--resume", path_.string(), flag}), UsageError) << flag;
 }
 

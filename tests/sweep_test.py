@@ -39,6 +39,7 @@ accuracy = "0.5x"
 p-threshold = 0.4
 """
 GRID = """epochs = 2
+augment = ["rotate", "shift"]
 [grid]
 p = [0.5, 0.6]
 seed = [1, 2]
@@ -152,7 +153,7 @@ class SweepTest(unittest.TestCase):
         self.assertEqual(set(self.states(out).values()), {"done"}, out)
         self.check_results()
         arguments = json.loads(self.read("runs", "p-0.6_seed-2", "run.json"))["arguments"]
-        for argument in ("--p=0.6", "--seed=2", "--classes=BPSK,FM", "--epochs=2"):
+        for argument in ("--p=0.6", "--seed=2", "--classes=BPSK,FM", "--epochs=2", "--augment=rotate,shift"):
             self.assertIn(argument, arguments)
         before = os.stat(self.at("runs", "p-0.5_seed-1", "summary.json")).st_mtime_ns
         self.assertIn("4 settings, 0 to run", self.sweep(spec))

@@ -2,10 +2,22 @@
 // Runs on synthesized frames, as a user starts them: where frames are held changes no bit.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <set>
 #include <string>
+#include <vector>
 
+#include "experiments/options.h"
+#include "framework/data/augmented_frames.h"
+#include "framework/data/split.h"
+#include "framework/inference/model_file.h"
+#include "framework/synth/modulation.h"
+#include "framework/synth/synth.h"
+#include "framework/training/trainer.h"
 #include "tests/program_fixture.h"
 
 namespace fmp {
@@ -49,6 +61,7 @@ class SynthRunTest : public testing::Test {
     return reproducible(rounds_of(root_ / name));
   }
   std::string log(const std::string& name) const { return read(root_ / (name + ".log")); }
+  std::string result(const std::string& name) const { return read(root_ / name / "result.fmp"); }
 
   fs::path root_;
 };
@@ -96,6 +109,99 @@ TEST_F(SynthRunTest, ATeacherIsHeardTheSameWithAnyThreadsAndAfterAStop) {
   EXPECT_EQ(whole, rounds_after({"--resume=" + (root_ / "stopped").string(), "--time-limit=0"},
                                 "stopped"));
   EXPECT_NE(whole.at(0).at("history"), alone.at(0).at("history"));
+}
+
+TEST_F(SynthRunTest, AugmentedFramesAreTheSameWithAnyThreadsAndAfterAStop) {
+  const auto with = [](const Arguments& more) {
+    Arguments flags = {"--synth-frames=fixed", "--batch-norm-steps=2"};
+    flags.insert(flags.end(), more.begin(), more.end());
+    return flags;
+  };
+  std::set<std::string> histories;  // each kind changes something
+  for (const char* kinds : {"", "rotate", "shift", "swap"}) {
+    const Arguments flags =
+        *kinds == 0 ? Arguments{} : Arguments{std::string("--augment=") + kinds};
+    const nlohmann::json rounds = run(std::string("kind-") + kinds, with(flags));
+    histories.insert(rounds.at(0).at("history").dump());
+  }
+  EXPECT_EQ(histories.size(), 4U);
+
+  const Arguments augmented = with({"--augment=rotate,shift,swap", "--threads=1"});
+  const nlohmann::json one = run("one", augmented);
+  Arguments other_threads = augmented;
+  other_threads.back() = "--threads=2";
+  EXPECT_EQ(one, run("two", other_threads));
+  EXPECT_EQ(result("one"), result("two"));
+
+  // What a teacher says of a frame is not kept: it is another one in the next epoch.
+  const fs::path file = root_ / "teacher.fmp";
+  fs::copy_file(root_ / "one" / "baseline.fmp", file);
+  const Arguments taught = with({"--distill=" + file.string(), "--augment=shift,rotate"});
+  const nlohmann::json whole = run("whole", taught);
+  Arguments stopped = taught;
+  stopped.emplace_back("--time-limit=0.001");  // after an epoch
+  run("stopped", stopped);
+  EXPECT_EQ(whole, rounds_after({"--resume=" + (root_ / "stopped").string(), "--time-limit=0"},
+                                "stopped"));
+  EXPECT_EQ(result("whole"), result("stopped"));
+  EXPECT_GE(whole.at(0).at("epochs"), 2) << "or nothing could have been kept";
+  EXPECT_NE(run("unchanged", with({"--distill=" + file.string()})).at(0).at("history"),
+            whole.at(0).at("history"));
+}
+
+// What run() trains on, made here.
+synth::SynthDataset frames_of_a_run() {
+  synth::SynthDataset::Options set;
+  set.seed = 5;
+  set.frames_per_block = 20;
+  for (const char* name : {"BPSK", "FM", "AM-SSB-WC"})
+    set.classes.push_back(synth::class_index(name));
+  set.snrs_db = {28, 30};
+  set.input_bits = 4;
+  return synth::SynthDataset(set);
+}
+
+Split split_of_a_run(const Dataset& data) {
+  std::vector<Block> blocks(static_cast<size_t>(data.size() / 20), Block(20));
+  for (size_t i = 0; i < blocks.size(); ++i)
+    std::iota(blocks[i].begin(), blocks[i].end(), static_cast<int64_t>(20 * i));
+  return make_split(blocks, 0.3);
+}
+
+TEST_F(SynthRunTest, EveryEpochTrainsOnFramesOfItsOwnAndEvaluatesThoseOfTheSet) {
+  constexpr Augmentation kAll{true, true, true};
+  const nlohmann::json history =
+      run("augmented", {"--synth-frames=fixed", "--augment=rotate,shift,swap", "--seed=3"})
+          .at(0)
+          .at("history");
+  const synth::SynthDataset data = frames_of_a_run();
+  const Split split = split_of_a_run(data);
+  const Options flags =
+      parse_options(Arguments{"--resume=" + (root_ / "augmented").string()}).value();
+  Network network(network_config(flags, data.length(), static_cast<int>(data.class_names().size())),
+                  3);
+  AugmentedFrames augmented(data, network.config().input_quantizer(), kAll, 3, 1);
+  TrainerOptions options;
+  options.batch = 16;
+  Trainer trainer(options);
+  ASSERT_EQ(history.size(), 2U);
+  for (const uint64_t epoch : {1, 2}) {
+    augmented.set_epoch(epoch);
+    const EpochResult trained =
+        trainer.train_epoch(network, augmented, split.train, 3, epoch, 0.01);
+    EXPECT_EQ(trained.loss, history.at(epoch - 1).at("train_loss")) << epoch;
+  }
+
+  const nlohmann::json loss =
+      nlohmann::json::parse(read(root_ / "augmented" / "summary.json")).at("result").at("loss");
+  const Network best = load_model(root_ / "augmented" / "result.fmp");
+  const auto loss_on = [&](const Dataset& frames, const std::vector<int64_t>& part) {
+    return trainer.evaluate(best, frames, part).loss;
+  };
+  EXPECT_NEAR(loss_on(data, split.validation), loss.at("validation"), 1e-9);
+  EXPECT_NEAR(loss_on(data, split.test), loss.at("test"), 1e-9);
+  const double changed = loss_on(augmented, split.validation);
+  EXPECT_GT(std::abs(changed - loss.at("validation").get<double>()), 1e-6);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/data/augmented_frames.h"
 #include "framework/error.h"
 #include "framework/training/trainer.h"
 #include "tests/integer_fixture.h"
@@ -148,6 +149,24 @@ TEST(TeacherTest, RepeatsWhatItSaid) {
     kept.read(frames, actual);
     EXPECT_EQ(actual.soft_targets, expected.soft_targets);
     EXPECT_EQ(actual.codes, expected.codes);
+  }
+}
+
+TEST(TeacherTest, SeesAugmentedFrames) {
+  const MemoryDataset data(40, 4);
+  const Network teacher = random_network(config_with(4), 0.6, kSeed);
+  AugmentedFrames augmented(data, InputQuantizer::of(4), {true, true, true}, kSeed, 1);
+  const TaughtFrames frames(augmented, InputQuantizer::of(4), teacher, 2, 1, false);
+  FrameBatch changed, taught;
+  std::vector<float> before;
+  for (const uint64_t epoch : {1, 2}) {
+    augmented.set_epoch(epoch);
+    augmented.read(all_of(data), changed);
+    frames.read(all_of(data), taught);
+    EXPECT_EQ(taught.codes, changed.codes);
+    expect_shares(taught, expected_shares(teacher, changed, 2));
+    EXPECT_NE(taught.soft_targets, before);
+    before = taught.soft_targets;
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "framework/synth/audio.h"
 
-#include "framework/synth/deterministic_math.h"
+#include "framework/deterministic_math.h"
 
 namespace fmp::synth {
 

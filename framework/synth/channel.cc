@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "framework/synth/deterministic_math.h"
+#include "framework/deterministic_math.h"
 
 namespace fmp::synth {
 namespace {

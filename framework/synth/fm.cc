@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Frequency modulation: constant envelope, instantaneous frequency proportional to the message.
+#include "framework/deterministic_math.h"
 #include "framework/synth/audio.h"
-#include "framework/synth/deterministic_math.h"
 #include "framework/synth/families.h"
 
 namespace fmp::synth {

@@ -3,7 +3,7 @@
 // by a Gaussian of bandwidth-time product BT, a quarter turn of phase per bit.
 #include <vector>
 
-#include "framework/synth/deterministic_math.h"
+#include "framework/deterministic_math.h"
 #include "framework/synth/families.h"
 
 namespace fmp::synth {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "framework/synth/deterministic_math.h"
+#include "framework/deterministic_math.h"
 #include "framework/synth/pulse.h"
 
 namespace fmp::synth {

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "framework/synth/deterministic_math.h"
+#include "framework/deterministic_math.h"
 
 namespace fmp::synth {
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
 // Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", 2011)
 // and normal numbers from it by the method of Box and Muller, with elementary functions of our own
-// (see deterministic_math.h).
+// (see framework/deterministic_math.h).
 #include "framework/synth/rng.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "framework/synth/deterministic_math.h"
+#include "framework/deterministic_math.h"
 
 namespace fmp::synth {
 namespace {

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "framework/deterministic_math.h"
 #include "framework/error.h"
-#include "framework/synth/deterministic_math.h"
 #include "kernels/cpu/parallel.h"
 
 namespace fmp::synth {

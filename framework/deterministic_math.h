@@ -7,9 +7,9 @@
 
 // Elementary functions built from +, -, * and / alone, which IEEE 754 rounds the same everywhere.
 // The C library's sin, cos, exp and log differ in their last bits between versions and processors;
-// frames made from them would not be bit-identical on every machine. (std::sqrt and std::floor are
+// what is made from them would not be bit-identical on every machine. (std::sqrt and std::floor are
 // exact by the standard and are used as they are.)
-namespace fmp::synth {
+namespace fmp {
 
 inline constexpr double kPi = 3.14159265358979323846;
 
@@ -78,4 +78,4 @@ inline float log_det(float x) {
   return static_cast<float>(exponent) * 0.69314718f + p;
 }
 
-}  // namespace fmp::synth
+}  // namespace fmp
