@@ -30,9 +30,9 @@ struct LayerShape {
   int in_channels = 0, out_channels = 0;
   int taps = 1;  // odd; same padding, stride 1
   // Positions written before pooling. A convolution reads position p - padding() .. p + padding()
-  // for position p: on the CPU its input may have more positions, up to padding() of them.
+  // for position p: its input may have more positions, up to padding() of them.
   int length = 1;
-  int pool = 1;  // MaxPool1d window and stride; 1 = none. On the CPU it may leave positions over
+  int pool = 1;  // MaxPool1d window and stride; 1 = none. It may leave positions over
   int input_bits = 8, weight_bits = 8, act_bits = 8;  // 2..8 or kFloatBits
   // Of the codes that a layer with act_bits < kFloatBits writes: 0, those of a QuantReLU; or
   // -2^(b-1), or one more (a narrow range), the codes of a signed quantizer without a ReLU.

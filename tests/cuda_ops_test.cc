@@ -138,6 +138,7 @@ struct Case {
   bool collect = false;
   float threshold = 2.0F;
   int rows = 1;  // > 1: a dense layer behind a convolution; in_channels = rows * channels
+  int more = 0;  // positions that are read than written
 };
 std::ostream& operator<<(std::ostream& stream, const Case& c) { return stream << c.name; }
 
@@ -186,6 +187,24 @@ const Case kCases[] = {
     {"SignedPercentile", {4, 6, 3, 8, 2, 8, 8, 4, -8}, 19, kS8, false, true},
     {"SignedPercentileTies", {2, 5, 3, 9, 1, 2, 2, 2, -2}, 50, kU8, false, true, 0.4F},
     {"FloatInput", {6, 17, 3, 2, 2, kFloat, 8, 8}, 20, kF32},
+    // Pools that leave positions over.
+    {"LeftOver", {9, 7, 3, 9, 2, 4, 4, 4}, 33, kU8},
+    {"LeftOverMasked", {20, 34, 3, 11, 3, 8, 8, 8}, 40, kU8, true},
+    {"LeftOverFirstLayer", {2, 17, 3, 15, 2, 8, 8, 8}, 7, kS8},
+    {"LeftOverFiveTaps", {4, 5, 5, 11, 2, 8, 8, 3, -3}, 10, kS8, true, false, 0.5F},
+    {"LeftOverPercentile", {3, 5, 3, 7, 4, 8, 8, 8}, 19, kU8, false, true},
+    {"LeftOverPercentileMasked", {3, 4, 5, 3, 2, 4, 4, 4}, 21, kU8, true, true},
+    {"LeftOverFloat", {3, 5, 3, 8, 3, kFloat, kFloat, kFloat}, 19, kF32},
+    {"LeftOverOfManyPositions", {4, 5, 3, 301, 299, 4, 4, 4}, 3, kU8},
+    // More positions read than written.
+    {"More", {9, 7, 3, 8, 2, 4, 4, 4}, 33, kU8, false, false, 2.0F, 1, 1},
+    {"MoreMasked", {20, 34, 5, 7, 2, 8, 8, 8}, 40, kU8, true, false, 2.0F, 1, 2},
+    {"MoreUnpooled", {33, 40, 3, 5, 1, 8, 8, 8}, 40, kU8, false, false, 2.0F, 1, 1},
+    {"MoreFirstLayer", {2, 17, 5, 15, 2, 8, 8, 8}, 7, kS8, false, false, 2.0F, 1, 2},
+    {"MoreSigned", {34, 21, 3, 7, 2, 4, 4, 4, -7}, 33, kS8, true, false, 1.0F, 1, 1},
+    {"MorePercentile", {3, 4, 7, 4, 3, 4, 4, 4}, 21, kU8, false, true, 2.0F, 1, 3},
+    {"MoreFloat", {3, 9, 5, 6, 3, kFloat, kFloat, kFloat}, 9, kF32, true, false, 2.0F, 1, 2},
+    {"MoreFloatWeights", {4, 5, 3, 3, 1, 8, kFloat, 4}, 10, kU8, false, false, 2.0F, 1, 1},
 // Layers of VGG10, three warps of frames; on the host runtime with fewer positions.
 #ifdef FMP_SIMT
     {"RealConv2", {64, 64, 3, 4, 2, 8, 8, 8}, 96, kU8},
@@ -219,7 +238,7 @@ struct Operands {
   explicit Operands(const Case& t)
       : test(t),
         shape(t.shape),
-        in{t.frames, t.rows > 1 ? t.rows : shape.length, shape.in_channels / t.rows},
+        in{t.frames, t.rows > 1 ? t.rows : shape.length + t.more, shape.in_channels / t.rows},
         out{t.frames, shape.length / shape.pool, shape.out_channels},
         pad((shape.taps - 1) / 2) {
     Random random(kSeed, test.name);
@@ -408,7 +427,7 @@ TEST_P(CudaOpsTest, TrainingStepOfAHiddenLayer) {
   const cpu::Input cpu_x{o.cpu_x.view(), o.x_scale};
   cpu::hidden_forward_train(cpu_x, cpu_weights, parameters, o.test.collect, {mean, var}, cpu_state,
                             out.view(), nullptr, {});
-  const Dims seen{o.in.frames, s.length, s.in_channels};
+  const Dims seen{o.in.frames, s.length + o.test.more, s.in_channels};
   Tensor dx = Tensor::tile({seen.frames, seen.length, seen.channels, 0}, kF32);
   cpu::HiddenGradients cpu_gradients{dw, dgamma, dbeta};
   const Tensor dp = cpu_tile(o.dp, o.out, 0, kF32);
@@ -495,9 +514,9 @@ TEST_P(CudaOpsTest, LayersOfThreeTapsHaveNoDyInMemory) {
   const LayerShape& s = o.shape;
   const DeviceWeights device(o, Kernel::kDense);
   const bool fits = s.in_channels <= 64 && s.out_channels <= 64;
-  const bool expected = s.taps == 3 && s.length > 1 && s.pool <= 2 && o.integers() && fits &&
-                        s.weight_bits != kFloatBits && s.act_bits != kFloatBits &&
-                        o.input().type == kU8;
+  const bool expected = s.taps == 3 && s.length > 1 && s.pool <= 2 && s.length % s.pool == 0 &&
+                        o.test.more == 0 && o.integers() && fits && s.weight_bits != kFloatBits &&
+                        s.act_bits != kFloatBits && o.input().type == kU8;
   if (fits) {
     EXPECT_EQ(cuda::forms_dy_on_chip(o.input(), device.weights), expected);
   }
@@ -918,7 +937,9 @@ TEST_F(CudaOpTest, LibrariesRunOnlyWhatIsExactOnTheirStream) {
 TEST_F(CudaOpTest, TilesThatALayerDoesNotReadAreRefused) {
   const LayerShape layer{3, 2, 3, 8, 1, 8, 8, 8};
   EXPECT_NO_THROW(cuda::conv_shape(layer, {5, 8, 3, 1}));
-  for (const cuda::Tile& tile : {cuda::Tile{5, 8, 4, 1}, {5, 7, 3, 1}, {5, 8, 3, 0}}) {
+  EXPECT_NO_THROW(cuda::conv_shape(layer, {5, 9, 3, 1}));  // which the last position reads
+  for (const cuda::Tile& tile :
+       {cuda::Tile{5, 8, 4, 1}, {5, 7, 3, 1}, {5, 10, 3, 1}, {5, 8, 3, 0}}) {
     EXPECT_THROW(cuda::conv_shape(layer, tile), std::invalid_argument);
   }
 }

@@ -88,10 +88,11 @@ void expect_close(const Network& actual, const Network& expected) {
 struct Case {
   std::string name;
   Kernel kernel;
-  bool pruned, is_float;
+  bool pruned = false, is_float = false;
   bool forms = false;      // of convolutions
   bool is_signed = false;  // and another scale of the input
   bool branches = false;
+  int bits_of_any_lengths = 0;  // 0: whole lengths
 };
 
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
@@ -127,6 +128,10 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
   if (GetParam().branches) {
     network_config = all_operations(4, config.length, config.classes);
     network_config.input_bits = config.input_bits;
+  }
+  if (GetParam().bits_of_any_lengths != 0) {
+    network_config = any_lengths(GetParam().bits_of_any_lengths, config.classes);
+    if (!GetParam().is_float) network_config.input_bits = config.input_bits;
   }
   Network network(network_config, kSeed);
   if (GetParam().pruned) {
@@ -172,18 +177,34 @@ TEST_P(CudaStepTest, TrainsAsTheCpuDoes) {
 
 INSTANTIATE_TEST_SUITE_P(
     Plans, CudaStepTest,
-    testing::Values(Case{"Dense", Kernel::kDense, false, false},
-                    Case{"PrunedSparse", Kernel::kSparse, true, false},
-                    Case{"Float", Kernel::kDense, false, true},
-                    Case{"Cublas", Kernel::kCublas, false, false},
-                    Case{"FloatCublas", Kernel::kCublas, false, true},
-                    Case{"Cusparse", Kernel::kCusparse, true, false},
-                    Case{"Forms", Kernel::kDense, false, false, true},
-                    Case{"FormsSparse", Kernel::kSparse, false, false, true},
-                    Case{"Signed", Kernel::kDense, false, false, false, true},
-                    Case{"SignedCusparse", Kernel::kCusparse, true, false, false, true},
-                    Case{"Branches", Kernel::kDense, false, false, false, false, true},
-                    Case{"BranchesPrunedSparse", Kernel::kSparse, true, false, false, false, true}),
+    testing::Values(
+        Case{"Dense", Kernel::kDense, false, false},
+        Case{"PrunedSparse", Kernel::kSparse, true, false},
+        Case{"Float", Kernel::kDense, false, true}, Case{"Cublas", Kernel::kCublas, false, false},
+        Case{"FloatCublas", Kernel::kCublas, false, true},
+        Case{"Cusparse", Kernel::kCusparse, true, false},
+        Case{"Forms", Kernel::kDense, false, false, true},
+        Case{"FormsSparse", Kernel::kSparse, false, false, true},
+        Case{"Signed", Kernel::kDense, false, false, false, true},
+        Case{"SignedCusparse", Kernel::kCusparse, true, false, false, true},
+        Case{"Branches", Kernel::kDense, false, false, false, false, true},
+        Case{"BranchesPrunedSparse", Kernel::kSparse, true, false, false, false, true},
+        Case{.name = "AnyLengths", .kernel = Kernel::kDense, .bits_of_any_lengths = 4},
+        Case{.name = "AnyLengthsOfEightBits", .kernel = Kernel::kDense, .bits_of_any_lengths = 8},
+        Case{.name = "AnyLengthsSparse", .kernel = Kernel::kSparse, .bits_of_any_lengths = 8},
+        Case{.name = "AnyLengthsPrunedSparse",
+             .kernel = Kernel::kSparse,
+             .pruned = true,
+             .bits_of_any_lengths = 4},
+        Case{.name = "AnyLengthsFloat",
+             .kernel = Kernel::kDense,
+             .is_float = true,
+             .bits_of_any_lengths = kFloatBits},
+        Case{.name = "AnyLengthsCublas", .kernel = Kernel::kCublas, .bits_of_any_lengths = 4},
+        Case{.name = "AnyLengthsCusparse",
+             .kernel = Kernel::kCusparse,
+             .pruned = true,
+             .bits_of_any_lengths = 4}),
     [](const auto& parameter) { return std::string(parameter.param.name); });
 
 class CudaRealStepTest : public CudaStepTest {};

@@ -25,7 +25,7 @@ struct JoinCase {
   Join join;
   int length;  // that is written, before the maximum
   std::vector<JoinOperand> inputs;
-  int window = 1, pool = 1;
+  int window = 1, pool = 1;  // what is left over of the maximum's window takes part in none
   int bits = 4, smallest_code = 0;
   float threshold = 2.0371F;
   bool collect = false;
@@ -150,6 +150,37 @@ inline const JoinCase kJoinCases[] = {
      0,
      true,
      true},
+    {"AddLeftOver", Join::kAdd, 11, {{5, 4, true, 0.1113F}, {5, 4, false, 0.1329F, 2}}, 1, 4},
+    {"AddLeftOverToGradients",
+     Join::kAdd,
+     5,
+     {{5, 4, true, 0.1113F}, {5, 4, false, 0.1329F, 2}},
+     1,
+     2,
+     4,
+     0,
+     1.2F,
+     false,
+     true},
+    {"AddLeftOverPercentile",
+     Join::kAdd,
+     3,
+     {{3, 8, true, 0.01037F}, {3, 8, false, 0.01329F}},
+     1,
+     2,
+     4,
+     0,
+     0,
+     true},
+    {"ConcatLeftOver",
+     Join::kConcat,
+     7,
+     {{5, 4, true, 0.1113F}, {2, 8, false, 0.01339F, 3}, {9, 2, false, 0.9173F}},
+     1,
+     3,
+     4,
+     0,
+     1.3F},
     {"Average", Join::kAveragePool, 3, {{5, 4, false, 0.1113F, 1}}, 4, 1, 4, 0, 1.0183F},
     {"AverageOfAll",
      Join::kAveragePool,

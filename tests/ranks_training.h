@@ -83,7 +83,8 @@ struct RanksCase {
   bool pruned = false;
   int length = 16;
   uint64_t epochs = 2;
-  bool branches = false;  // tests/all_operations.h instead of filters
+  // tests/all_operations.h instead of filters
+  bool branches = false, any_lengths = false;
 };
 
 // Where a rank trains.
@@ -99,8 +100,10 @@ inline std::vector<uint32_t> trained(const RanksCase& test, int threads, Communi
   config.dense = test.dense;
   config.input_bits = test.input_bits;
   config.weight_bits = config.act_bits = {test.bits};
-  Network network(
-      test.branches ? all_operations(test.bits, test.length, kClasses) : NetworkConfig(config), 3);
+  NetworkConfig layers = config;
+  if (test.branches) layers = all_operations(test.bits, test.length, kClasses);
+  if (test.any_lengths) layers = any_lengths(test.bits, kClasses);
+  Network network(layers, 3);
   if (test.pruned) {
     for (Layer& layer : network.layers()) {
       layer.weight.mask.assign(static_cast<size_t>(layer.weight.size()), 1);

@@ -25,6 +25,7 @@ struct Activation {
   FrameGroups groups;
   int batch_frames, first_frame;
 
+  // Windows; positions that are left over have none.
   __host__ __device__ int pooled_length() const { return length / pool; }
   __device__ __forceinline__ size_t place(int row, int channel, int lane) const {
     return (static_cast<size_t>(row) * static_cast<size_t>(channels) +
@@ -287,9 +288,9 @@ void activate(const Activation& a, Mode mode, const HiddenState& state, const Ti
 void sum_gradients(const Activation& a, const HiddenState& state, const float* dp,
                    const BackwardNormOf& end, Stream stream);
 
-// dy of every position, with `pad` rows of zeros at each end.
+// dy of every position, and the tile's rows of zeros around them.
 void apply_gradients(const Activation& a, const HiddenState& state, const float* dp,
-                     const GradientAffine& gradient, int pad, float* dy, Stream stream);
+                     const GradientAffine& gradient, const Tile& dy_tile, float* dy, Stream stream);
 
 // The same without y, where can_recompute(); the last two only after a forward pass that did so.
 // Layers whose inputs and weights are codes, are multiplied by tensor cores and come to codes
@@ -308,14 +309,14 @@ void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
                    const HiddenState& state, const float* dp, const BackwardNormOf& end,
                    Stream stream);
 void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
-                     const GradientAffine& gradient, int pad, float* dy, Stream stream);
+                     const GradientAffine& gradient, const Tile& dy_tile, float* dy, Stream stream);
 
 // Hidden layers whose training step needs neither y nor dy in memory nor the search for winners
-// twice: where can_recompute(), inputs are unsigned codes, windows are of three taps and pooled by
-// one or two, and both gradients are planned to run dense. The forward pass sums up products of
-// elements of windows (window_products.cu) and keeps the winners, the backward pass gets along with
-// those (recompute_backward.cu).
-// memory: memory_for_products() ints.
+// twice: where can_recompute(), inputs are unsigned codes with as many positions as are written,
+// windows are of three taps and pooled by one or two, which leaves none over, and both gradients
+// are planned to run dense. The forward pass sums up products of elements of windows
+// (window_products.cu) and keeps the winners, the backward pass gets along with those
+// (recompute_backward.cu). memory: memory_for_products() ints.
 size_t memory_for_products(const Input& x);
 void sum_products(const Input& x, const Weights& weights, const ProductSums& sums, int* memory,
                   const BatchNorm& norm, Stream stream);

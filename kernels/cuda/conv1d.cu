@@ -251,18 +251,19 @@ __global__ void __launch_bounds__(kBlockThreads)
 }  // namespace
 
 ConvShape conv_shape(const LayerShape& shape, const Tile& input) {
-  ConvShape conv{input.channels, shape.out_channels, shape.taps, shape.length, true};
+  ConvShape conv{input.channels, shape.out_channels, shape.taps, shape.length, true, input.length};
   const bool rows_as_channels =
       shape.taps == 1 && shape.length == 1 && input.pad == 0 && input.length > 1;
   if (rows_as_channels) {
     conv.taps = input.length;
-    conv.out_length = 1;
+    conv.out_length = conv.in_length = 1;
     conv.same_padding = false;
   }
+  const int more = input.length - shape.length;  // positions than are written
   const bool fits = rows_as_channels
                         ? shape.in_channels == input.channels * input.length
-                        : shape.in_channels == input.channels && shape.length == input.length &&
-                              input.pad == (shape.taps - 1) / 2;
+                        : shape.in_channels == input.channels && input.pad == shape.padding() &&
+                              more >= 0 && more <= shape.padding();
   constexpr int kLimit = 1 << 15;  // what an entry of the sparse kernels holds
   if (!fits || conv.taps >= kLimit || conv.in_channels >= kLimit || conv.out_channels >= kLimit) {
     throw std::invalid_argument("CUDA: a tile is not what its layer reads");
@@ -314,11 +315,11 @@ void Weights::backward_data(const Tile& dy_tile, const float* dy, float* dx, Str
     const SparseRows rows{backward_sparse_.row_begin.data(), backward_sparse_.entry.data(),
                           backward_sparse_.value.data()};
     launch_sparse<float>("conv_sparse_backward_data", reader, rows, packing.out, dy_tile.rows(),
-                         shape_.out_length, dy_tile.lanes(), dx, stream);
+                         shape_.in_length, dy_tile.lanes(), dx, stream);
   } else if (quantized_) {
     backward_data_tensor(dy_tile, dy, dx, stream);
   } else {
-    launch_dense("conv_dense_backward_data", reader, dy_tile, packing, shape_.out_length,
+    launch_dense("conv_dense_backward_data", reader, dy_tile, packing, shape_.in_length,
                  backward_values_.data(), dx, stream);
   }
 }

@@ -159,8 +159,8 @@ const float* Weights::values_of_input(const Input& x, Stream stream) const {
   return values;
 }
 
-void Weights::multiply_taps(const TapMatrices& taps, int lanes, const float* x, bool deterministic,
-                            float* y, Stream stream) const {
+void Weights::multiply_taps(const TapMatrices& taps, int lanes, const float* x, int positions,
+                            bool deterministic, float* y, Stream stream) const {
   bool written = false;
   for (int t = 0; t < taps.taps; ++t) {
     const int begin = taps.begin[static_cast<size_t>(t)];
@@ -170,7 +170,7 @@ void Weights::multiply_taps(const TapMatrices& taps, int lanes, const float* x, 
     libraries_->run(BatchedSpmm{.a = taps.pattern(t),
                                 .values = taps.value.data() + begin,
                                 .n = lanes,
-                                .batches = shape_.out_length,
+                                .batches = positions,
                                 .b = x + static_cast<size_t>(t) * row,
                                 .c = y,
                                 .add = written,
@@ -178,8 +178,8 @@ void Weights::multiply_taps(const TapMatrices& taps, int lanes, const float* x, 
     written = true;
   }
   if (written) return;
-  const size_t elements = static_cast<size_t>(shape_.out_length) * static_cast<size_t>(taps.rows) *
-                          static_cast<size_t>(lanes);
+  const size_t elements =
+      static_cast<size_t>(positions) * static_cast<size_t>(taps.rows) * static_cast<size_t>(lanes);
   set_bytes(y, 0, elements * sizeof(float), stream);
 }
 
@@ -188,7 +188,7 @@ void Weights::forward_library(const Input& x, float* y, Stream stream) const {
   const int lanes = x.tile.lanes();
   if (plan_.forward == Kernel::kCusparse) {
     // Integers are the same in every order.
-    multiply_taps(forward_taps_, lanes, values, !integers_, y, stream);
+    multiply_taps(forward_taps_, lanes, values, shape_.out_length, !integers_, y, stream);
     return;
   }
   const int fan_in = shape_.taps * shape_.in_channels;
@@ -206,14 +206,14 @@ void Weights::backward_data_library(const Tile& dy_tile, const float* dy, float*
                                     Stream stream) const {
   const int lanes = dy_tile.lanes();
   if (plan_.backward_data == Kernel::kCusparse) {
-    multiply_taps(backward_taps_, lanes, dy, true, dx, stream);
+    multiply_taps(backward_taps_, lanes, dy, shape_.in_length, true, dx, stream);
     return;
   }
   const int out = backward_taps_.rows, fan_out = backward_taps_.taps * shape_.out_channels;
   libraries_->run(BatchedGemm{.m = out,
                               .n = lanes,
                               .k = fan_out,
-                              .batches = shape_.out_length,
+                              .batches = shape_.in_length,
                               .a = {transposed_.data(), fan_out, 0},
                               .b = {dy, lanes, int64_t{shape_.out_channels} * lanes},
                               .c = dx,

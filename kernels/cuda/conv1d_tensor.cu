@@ -237,7 +237,7 @@ void Weights::forward_tensor(const Input& x, float* y, Stream stream) const {
 
 void Weights::backward_data_tensor(const Tile& dy_tile, const float* dy, float* dx,
                                    Stream stream) const {
-  const Windows s = windows<false>(packing_of(shape_, true), shape_.out_length, dy_tile.lanes());
+  const Windows s = windows<false>(packing_of(shape_, true), shape_.in_length, dy_tile.lanes());
   launch_windows<GradientWindow>("conv_tensor_backward_data", dy, s, backward_fragments_.data(),
                                  scale(), dx, stream);
 }

@@ -149,7 +149,13 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
   end.finish<kBlockWarps>();
 }
 
-// Every pooled row of dy; past the last one: a row of padding.
+// Windows, and one for the positions that none has.
+__host__ __device__ __forceinline__ int begun_windows(const Activation& a) {
+  return (a.length + a.pool - 1) / a.pool;
+}
+
+// dy of every window, the last of which may be a part of one that is no window; past it: a row of
+// zeros.
 template <bool kQuantized>
 __global__ void __launch_bounds__(kBlockThreads)
     activation_backward_apply(Activation a, WarpsByRows grid, const float* y, const float* dp,
@@ -158,19 +164,20 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int lane = grid.first_lane() + thread_x();
   const int channel = block_y() * kChannelRows + thread_y();
   if (channel >= a.channels) return;
-  const int row = grid.row();
-  if (row >= a.pooled_length()) {
-    const int i = row - a.pooled_length();  // 0 .. 2 pad - 1
+  const int row = grid.row(), windows = begun_windows(a);
+  if (row >= windows) {
+    const int i = row - windows;  // from 0 on, `pad` of them before the first position
     dy[a.place(i < pad ? i : a.length + i, channel, lane)] = 0.0F;
     return;
   }
   Winner w{};
   float g = 0;
-  if (lane < a.frames) {
+  if (row < a.pooled_length() && lane < a.frames) {
     w = find_winner<kQuantized>(a, y, row, channel, lane);
     g = passed<kQuantized>(a, w, dp[a.place(row, channel, lane)]);
   }
-  for (int j = 0; j < a.pool; ++j) {
+  const int positions = min(a.pool, a.length - row * a.pool);
+  for (int j = 0; j < positions; ++j) {
     const int position = row * a.pool + j;
     float value = 0;
     if (lane < a.frames) {
@@ -232,11 +239,14 @@ void sum_gradients(const Activation& a, const HiddenState& state, const float* d
 }
 
 void apply_gradients(const Activation& a, const HiddenState& state, const float* dp,
-                     const GradientAffine& gradient, int pad, float* dy, Stream stream) {
-  const WarpsByRows grid = warps_by_rows(a.lanes, a.pooled_length() + 2 * pad, state.walk);
+                     const GradientAffine& gradient, const Tile& dy_tile, float* dy,
+                     Stream stream) {
+  const int zeros = dy_tile.rows() - a.length;
+  const WarpsByRows grid = warps_by_rows(a.lanes, begun_windows(a) + zeros, state.walk);
   launch(Where("activation_backward_apply", native(stream)), elementwise(grid, a.channels),
          a.max_code > 0 ? activation_backward_apply<true> : activation_backward_apply<false>, a,
-         grid, state.y.data(), dp, gradient, state.collected, state.scalars.data(), pad, dy);
+         grid, state.y.data(), dp, gradient, state.collected, state.scalars.data(), dy_tile.pad,
+         dy);
 }
 
 }  // namespace fmp::cuda

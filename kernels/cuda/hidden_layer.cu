@@ -318,14 +318,14 @@ void hidden_backward(const Input& x, Weights& weights, const HiddenParameters& p
     launch(Where("backward_constants", native(stream)), Shape{dim3(1), dim3(kBlockThreads)},
            backward_constants, sums);
   }
-  const Tile dy{x.tile.frames,       a.length,
+  const Tile dy{x.tile.frames,       shape.in_length,
                 a.channels,          shape.same_padding ? (shape.taps - 1) / 2 : 0,
                 x.tile.batch_frames, x.tile.first_frame};
   float* dy_data = state.dy.reserve(dy.floats());
   if (state.keeps_y) {
-    apply_gradients(a, state, dp, gradient, dy.pad, dy_data, stream);
+    apply_gradients(a, state, dp, gradient, dy, dy_data, stream);
   } else {
-    apply_gradients(x, weights, a, dp, gradient, dy.pad, dy_data, stream);
+    apply_gradients(x, weights, a, dp, gradient, dy, dy_data, stream);
   }
   weights.backward_weight(x, dy, dy_data, gradients.weight, stream);
   if (dx != nullptr) weights.backward_data(dy, dy_data, dx, stream);

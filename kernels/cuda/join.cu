@@ -4,6 +4,7 @@
 // Nothing is kept for the backward pass: a real value follows from a few codes.
 //
 // A part is what one launch computes: all channels, or those of one of concat's inputs.
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -279,7 +280,7 @@ class JoinPass {
  public:
   JoinPass(Join join, const LayerShape& shape, std::span<const Input> inputs, HiddenState& state,
            Stream stream)
-      : join_(join), state_(state), stream_(stream) {
+      : join_(join), inputs_(inputs), state_(state), stream_(stream) {
     const Tile& x = inputs[0].tile;
     state.channels = static_cast<size_t>(shape.out_channels);
     state.constants.reserve(state.channels * HiddenState::kConstants);
@@ -348,6 +349,7 @@ class JoinPass {
   void backward(const float* threshold, const float* dp, const double* act_scale_gradient,
                 std::span<const JoinGradient> gradients, float* threshold_gradient,
                 DeviceRanks* ranks) {
+    for (size_t i = 0; i < gradients.size(); ++i) clear_left_over(gradients[i], i);
     GroupSlices slices(of_, of_.pooled_length());
     double* partial = state_.partial.reserve(static_cast<size_t>(slices.count()) * state_.channels);
     for (size_t i = 0; i < parts_.size(); ++i) {
@@ -378,6 +380,15 @@ class JoinPass {
 
  private:
   cudaStream_t on() const { return native(stream_); }
+  // No gradient comes from positions that no window has.
+  void clear_left_over(const JoinGradient& gradient, size_t input) const {
+    if (gradient.dx == nullptr || gradient.add) return;
+    const Tile& x = inputs_[input].tile;
+    const size_t row = static_cast<size_t>(x.channels) * static_cast<size_t>(x.lanes());
+    const int used = of_.pooled_length() * of_.pool * std::max(1, parts_[0].window);
+    set_bytes(gradient.dx + static_cast<size_t>(used) * row, 0,
+              static_cast<size_t>(x.length - used) * row * sizeof(float), stream_);
+  }
   static Shape shape_of(const WarpsByRows& grid, int rows) {
     return {dim3(grid.blocks(), blocks_for(static_cast<size_t>(rows), kChannelRows)),
             dim3(kWarpLanes, kChannelRows)};
@@ -389,6 +400,7 @@ class JoinPass {
   }
 
   Join join_;
+  std::span<const Input> inputs_;
   HiddenState& state_;
   Stream stream_;
   Activation of_;

@@ -107,7 +107,10 @@ struct Input {
 // tile: it is a convolution without padding whose taps are all the rows, its weights [O][L][C].
 struct ConvShape {
   int in_channels = 0, out_channels = 0, taps = 1, out_length = 1;
-  bool same_padding = false;  // out_length is the input's; otherwise 1
+  bool same_padding = false;  // otherwise out_length is 1
+  // Positions that the gradient of the input has. With padding: the input's, which are out_length
+  // or more, up to the padding of the taps. Otherwise 1.
+  int in_length = 1;
 };
 // Throws std::invalid_argument when the tile is not what the layer reads.
 ConvShape conv_shape(const LayerShape& shape, const Tile& input);
@@ -198,8 +201,8 @@ class Weights {
 
   // y = W * x, the sums of codes or values as floats. y: [out_length][O][lane].
   void forward(const Input& x, float* y, Stream stream) const;
-  // dy: float tile [O] with the padding of the layer's taps (none if not same_padding). dx:
-  // [L][C][lane] without padding.
+  // dy: float tile [in_length][O] with the padding of the layer's taps (none if not same_padding),
+  // zeros from out_length on. dx: the same positions, [in_length][C][lane], without padding.
   void backward_data(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const;
   // Gradient of the fake-quantized weights, [O][T][C]; of surviving ones only if the plan is sparse
   // (own kernels do not write the others). Sums of slices of the batch may be left to
@@ -243,8 +246,8 @@ class Weights {
   void add_up(const FrameGroups& groups, int each, int count, const int* places, const float* scale,
               float* grad, Stream stream);
   const float* values_of_input(const Input& x, Stream stream) const;
-  void multiply_taps(const TapMatrices& taps, int lanes, const float* x, bool deterministic,
-                     float* y, Stream stream) const;
+  void multiply_taps(const TapMatrices& taps, int lanes, const float* x, int positions,
+                     bool deterministic, float* y, Stream stream) const;
   void forward_library(const Input& x, float* y, Stream stream) const;
   void backward_data_library(const Tile& dy_tile, const float* dy, float* dx, Stream stream) const;
   void backward_weight_library(const Input& x, const Tile& dy_tile, const float* dy, float* grad,
@@ -299,8 +302,10 @@ void pack_frames(const int8_t* frames, const Tile& out, void* codes, Stream stre
 void pack_frames(const float* frames, const Tile& out, float* values, Stream stream,
                  const uint32_t* which = nullptr);
 
-// The same codes or values with fewer rows of zeros around them, in the same memory.
-Input with_padding(const Input& x, int pad);
+// Rows of the same memory: `length` positions from the first on, with `pad` rows before and behind
+// them. Positions behind the last one are rows of zeros; the rows behind fewer positions than there
+// are hold the next ones.
+Input positions_of(const Input& x, int length, int pad);
 
 // Several positions seen as one with the channels of all, as a stride reads them. `factor` divides
 // the length and the padding. Floats, and codes whose channels fill up quads, are in that order

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kQuadRows = 8;  // quads of a block
 
-// Every row of `out`, padding included, which is zero in the input, too.
+// Every row of `out`, padding included, from the same rows of the input.
 __global__ void __launch_bounds__(kBlockThreads)
     put_side_by_side(CodeTile from, int channels, int factor, WarpsByRows grid, int quads,
                      uint32_t* words) {
@@ -33,13 +33,15 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 }  // namespace
 
-Input with_padding(const Input& x, int pad) {
-  if (pad > x.tile.pad) throw std::invalid_argument("CUDA: a tile has too few rows of zeros");
+Input positions_of(const Input& x, int length, int pad) {
+  if (pad > x.tile.pad || length + pad > x.tile.length + x.tile.pad)
+    throw std::invalid_argument("CUDA: a tile has too few rows of zeros");
   const auto columns =
       static_cast<size_t>(x.type == ElementType::kF32 ? x.tile.channels : x.tile.quads());
   const size_t row_bytes = columns * static_cast<size_t>(x.tile.lanes()) * sizeof(uint32_t);
   Input view = x;
   view.data = static_cast<const char*>(x.data) + static_cast<size_t>(x.tile.pad - pad) * row_bytes;
+  view.tile.length = length;
   view.tile.pad = pad;
   return view;
 }

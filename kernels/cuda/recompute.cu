@@ -25,7 +25,8 @@ constexpr int kForwardTiles = 2, kSumTiles = 1, kApplyTiles = 1;
 constexpr int kBlockOutputs = kForwardTiles * kFragmentRows;
 // Blocks on a multiprocessor, at least, so that loads of some wait while others compute.
 constexpr int kBlocksEach = 4;
-constexpr int kRun = 8;  // times that a warp adds up y
+constexpr int kMostPooled = 256;  // whose winner's position fits a byte
+constexpr int kRun = 8;           // times that a warp adds up y
 // Sums of a warp's positions and frames, of a lane each time, must fit 32 bits, and sums of a block
 // 64 bits.
 constexpr int64_t kLargestSum = int64_t{1} << 26;
@@ -277,6 +278,36 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
 }
 
+// dy of the positions that no window has: batch-norm's part of it alone.
+template <bool kSigned>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    recompute_left_over(Recompute r, Activation a, GradientAffine k, int pad, float* dy) {
+  const int position = a.pooled_length() * a.pool + r.grid.row() * kWindowWarps + thread_y();
+  if (position >= a.length) return;
+  const int first_tile = block_y() * kApplyTiles;
+  const int frame = first_frame_of_lane(r.grid.first_lane());
+  LaneSums<kApplyTiles> y[1];
+  multiply_positions<kSigned, 1, kApplyTiles>(r, position, first_tile, y);
+#pragma unroll
+  for (int m = 0; m < kApplyTiles; ++m) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int channel = output_of(first_tile + m, group_of_lane(), e / 2);
+      if (channel >= a.channels) continue;
+      const float of_y = k.of_y[channel], of_one = k.of_one[channel];
+      const int first = frame + 4 * (e % 2);
+      float of_frame[kFrameTiles];
+#pragma unroll
+      for (int i = 0; i < kFrameTiles; ++i) {
+        const float value = __fmaf_rn(of_y, static_cast<float>(y[0][m][i][e]), of_one);
+        of_frame[i] = first + i < a.frames ? value : 0.0F;
+      }
+      *reinterpret_cast<float4*>(dy + a.place(position + pad, channel, first)) =
+          float4{of_frame[0], of_frame[1], of_frame[2], of_frame[3]};
+    }
+  }
+}
+
 // --- Launches ------------------------------------------------------------------------------------
 
 // tiles: of a warp.
@@ -293,7 +324,7 @@ void run(const char* name, const RecomputeCall& of, const WarpsByRows& grid, int
 
 bool can_recompute(const Weights& weights) {
   return weights.byte_fragments() != nullptr && largest_sum(weights.layer()) < kLargestSum &&
-         weights.layer().act_bits != kFloatBits;
+         weights.layer().act_bits != kFloatBits && weights.layer().pool <= kMostPooled;
 }
 
 void sum_channels(const Input& x, const Weights& weights, const BatchNormOf<ExactSums>& end,
@@ -345,12 +376,25 @@ void sum_gradients(const Input& x, const Weights& weights, const Activation& a,
 }
 
 void apply_gradients(const Input& x, const Weights& weights, const Activation& a, const float* dp,
-                     const GradientAffine& gradient, int pad, float* dy, Stream stream) {
+                     const GradientAffine& gradient, const Tile& dy_tile, float* dy,
+                     Stream stream) {
   const RecomputeCall of(x, weights, stream);
+  const int pad = dy_tile.pad, left_over = a.length % a.pool;
   of.with_constants(a.pool == kPair, [&]<bool kSigned, int kPositions>() {
     run("recompute_gradients", of, of.warps_by(a.pooled_length() + 2 * pad, kWindowWarps),
         kApplyTiles, recompute_gradients<kSigned, kPositions>, a, dp, gradient, pad, dy);
   });
+  if (left_over != 0) {
+    of.with_constants(false, [&]<bool kSigned, int>() {
+      run("recompute_left_over", of, of.warps_by(left_over, kWindowWarps), kApplyTiles,
+          recompute_left_over<kSigned>, a, gradient, pad, dy);
+    });
+  }
+  // Rows of zeros behind those of the padding.
+  const size_t row = static_cast<size_t>(a.channels) * static_cast<size_t>(a.lanes);
+  const auto more = static_cast<size_t>(dy_tile.length - a.length);
+  set_bytes(dy + row * static_cast<size_t>(a.length + 2 * pad), 0, more * row * sizeof(float),
+            stream);
 }
 
 }  // namespace fmp::cuda

@@ -452,8 +452,8 @@ bool forms_dy_on_chip(const Input& x, const Weights& weights) {
   const ConvShape& s = weights.conv();
   return can_recompute(weights) && weights.tap_fragments() != nullptr &&
          weights.plan().backward_weight == Kernel::kDense && x.type == ElementType::kU8 &&
-         s.same_padding && s.taps == kTaps && s.out_length > 1 &&
-         (layer.pool == 1 || layer.pool == kPair) &&
+         s.same_padding && s.taps == kTaps && s.out_length > 1 && s.in_length == s.out_length &&
+         (layer.pool == 1 || (layer.pool == kPair && s.out_length % kPair == 0)) &&
          bytes_of_x(layer.pool, x.tile.quads()) <= kUsualSharedBytes &&
          bytes_of_dy(layer.pool, tiles_for(s.out_channels)) <= kUsualSharedBytes;
 }

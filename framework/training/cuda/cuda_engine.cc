@@ -219,7 +219,6 @@ class CudaEngine final : public Engine {
   }
 
   LayerPlan plan_by_timing(const Layer& layer, int batch) override {
-    require_whole_lengths(layer, layer.length * layer.form.stride);
     const cuda::MemoryStream memory(compute());
     const int64_t share =
         ranks_ ? BatchShare::of(batch, 0, *options_.ranks, share_units()).frames : int64_t{batch};

@@ -50,13 +50,41 @@ void scatter(const DeviceBuffer<float>& block, Network& network, Tensor Paramete
   }
 }
 
-// What a layer with weights reads: rows of zeros as its taps want them, and positions that its
-// stride joins. A layer of one position reads rows as taps (conv_shape()).
-int stride_of(const Layer& layer) {
-  return layer.has_weights() && layer.has_positions() ? layer.form.stride : 1;
+// How a layer with weights reads a value of `positions`: so many of them, rows of zeros behind the
+// last one included, with rows of zeros as its taps want them; and how many of these its stride
+// joins. A layer of one position reads rows as taps (conv_shape()).
+struct Reading {
+  int length, pad = 0, factor = 1;
+
+  Reading(const Layer& layer, int positions) : length(positions) {
+    if (layer.kind != LayerKind::kConv) return;
+    const int stride = layer.form.stride;
+    length = layer.positions_read((positions + stride - 1) / stride) * stride;
+    if (!layer.has_positions()) return;
+    pad = layer.input_padding();
+    factor = stride;
+  }
+  // The same of positions that are joined already.
+  Reading of_joined() const {
+    Reading joined = *this;
+    joined.length /= factor;
+    joined.pad /= factor;
+    joined.factor = 1;
+    return joined;
+  }
+  // Rows of zeros that a value needs at each end.
+  int padding_of_value(int positions) const { return std::max(pad, pad + length - positions); }
+};
+
+// How many samples of a frame a layer reads as one position: frames lie in memory as such layers
+// read them. Where a stride does not divide the samples, they are joined as what layers write is.
+int joined_samples(const Layer& layer, int samples) {
+  if (!layer.has_weights() || !layer.has_positions()) return 1;
+  return samples % layer.form.stride == 0 ? layer.form.stride : 1;
 }
-int padding_of(const Layer& layer) {  // of positions that are joined already
-  return layer.has_weights() && layer.has_positions() ? layer.padding() : 0;
+Reading reading_of_frames(const Layer& layer, int samples) {
+  const Reading reading(layer, samples);
+  return joined_samples(layer, samples) == 1 ? reading : reading.of_joined();
 }
 
 size_t gradient_elements(const cuda::Tile& tile) {
@@ -118,20 +146,20 @@ void ParameterBlock::store(Network& network, Stream stream) const {
 
 // A layer with the memory of its passes, and what its work is called on a timeline.
 struct DeviceNetwork::DeviceLayer {
-  // input: of a layer with weights, as it reads it.
-  DeviceLayer(const Layer& layer, const cuda::Tile& input, int output_pad,
-              const LayerPlan& layer_plan, const ParameterBlock& parameters, bool training,
-              cuda::Libraries& libraries, cuda::DeviceRanks* ranks)
+  // samples: see joined_samples().
+  DeviceLayer(const Layer& layer, const cuda::Tile& value_read, const Reading& how, int samples,
+              int output_pad, const LayerPlan& layer_plan, const ParameterBlock& parameters,
+              bool training, cuda::Libraries& libraries, cuda::DeviceRanks* ranks)
       : hidden(layer.kind != Layer::Kind::kOutput),
         quantized(layer.act_bits != kFloatBits),
         has_weights(layer.has_weights()),
         collects(layer.collects),
         kind(layer.kind),
         reads(layer.reads),
-        stride(stride_of(layer)),
-        pad(padding_of(layer)),
+        reading(how),
+        joined_samples(samples),
         shape(layer),
-        conv(has_weights ? cuda::conv_shape(shape, input) : cuda::ConvShape{}),
+        conv(has_weights ? cuda::conv_shape(shape, as_read(value_read, how)) : cuda::ConvShape{}),
         plan(layer_plan),
         out{0, layer.length / layer.pool, layer.out_channels, output_pad},
         forward_name(fmt::format("{} forward {}", layer.name, kernel_name(plan.forward))),
@@ -176,6 +204,12 @@ struct DeviceNetwork::DeviceLayer {
     }
   }
 
+  static cuda::Tile as_read(cuda::Tile tile, const Reading& how) {
+    tile.length = how.length;
+    tile.pad = how.pad;
+    return cuda::joined_positions(tile, how.factor);
+  }
+
   // Where this layer's output goes.
   void* make_output(const cuda::Tile& in) {
     out.frames = in.frames;
@@ -191,7 +225,8 @@ struct DeviceNetwork::DeviceLayer {
   bool hidden, quantized, has_weights, collects;
   LayerKind kind;
   std::vector<int> reads;
-  int stride, pad;
+  Reading reading;
+  int joined_samples;
   LayerShape shape;
   cuda::ConvShape conv;
   PassPlan plan;
@@ -217,16 +252,6 @@ struct DeviceNetwork::DeviceLayer {
   float* gradient = nullptr;  // of that; null: no reader has given any
 };
 
-void require_whole_lengths(const Layer& layer, int samples) {
-  const bool is_conv = layer.kind == LayerKind::kConv;
-  const int stride = is_conv ? layer.form.stride : 1;
-  if (layer.length % layer.pool == 0 && (!is_conv || layer.length * stride == samples)) return;
-  fail(
-      "{}: {} positions of {} samples at stride {}, pool {}: padding that adds or drops positions, "
-      "and pools that leave some over, run with --device cpu only",
-      layer.name, layer.length, samples, stride, layer.pool);
-}
-
 DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> plan, Use use,
                              cuda::Libraries& libraries, cuda::DeviceRanks* ranks)
     : config_(network.config()),
@@ -234,47 +259,36 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
       ranks_(ranks),
       parameters_(network, use == Use::kTraining, stream_),
       factors_(1) {
-  for (const Layer& layer : network.layers()) {
-    const int read = layer.reads[0];
-    require_whole_lengths(layer, read == kReadsFrames
-                                     ? config_.length
-                                     : network.layers()[static_cast<size_t>(read)].out_length());
-  }
   const float scale = config_.input_quantizer().scale;
   input_scale_ = DeviceBuffer<float>(std::span(&scale, 1), stream_);
   const std::vector<Layer>& layers = network.layers();
   for (const Layer& layer : layers) {
     if (std::ranges::find(layer.reads, kReadsFrames) == layer.reads.end()) continue;
-    const int stride = stride_of(layer);
-    cuda::Tile& tile = frames_[stride].tile;
-    tile.length = config_.length / stride;
-    tile.channels = config_.input_channels * stride;
-    tile.pad = std::max(tile.pad, padding_of(layer));
+    const int samples = joined_samples(layer, config_.length);
+    cuda::Tile& tile = frames_[samples].tile;
+    tile.length = config_.length / samples;
+    tile.channels = config_.input_channels * samples;
+    const Reading reading = reading_of_frames(layer, config_.length);
+    tile.pad = std::max(tile.pad, reading.padding_of_value(tile.length));
   }
   const std::vector<std::vector<int>> readers = readers_of(layers);
   for (size_t i = 0; i < layers.size(); ++i) {
     int output_pad = 0;
     for (const int reader : readers[i]) {
-      const Layer& reading = layers[static_cast<size_t>(reader)];
-      output_pad = std::max(output_pad, padding_of(reading) * stride_of(reading));
+      const int positions = layers[i].out_length();
+      const Reading reading(layers[static_cast<size_t>(reader)], positions);
+      output_pad = std::max(output_pad, reading.padding_of_value(positions));
     }
     const int read = layers[i].reads[0];
-    cuda::Tile tile;
-    bool integers = true;
-    if (read == kReadsFrames) {
-      tile = frames_.at(stride_of(layers[i])).tile;
-      integers = config_.input_bits != kFloatBits;
-    } else {
-      const DeviceLayer& from = *layers_[static_cast<size_t>(read)];
-      tile = from.out;
-      if (layers[i].has_weights()) {
-        tile.pad = padding_of(layers[i]) * stride_of(layers[i]);
-        tile = cuda::joined_positions(tile, stride_of(layers[i]));
-      }
-      integers = from.quantized;
-    }
-    tile.pad = padding_of(layers[i]);
-    layers_.push_back(std::make_unique<DeviceLayer>(layers[i], tile, output_pad,
+    const bool reads_frames = read == kReadsFrames;
+    const int samples = joined_samples(layers[i], config_.length);
+    const cuda::Tile& tile =
+        reads_frames ? frames_.at(samples).tile : layers_[static_cast<size_t>(read)]->out;
+    const Reading reading = reads_frames ? reading_of_frames(layers[i], config_.length)
+                                         : Reading(layers[i], tile.length);
+    const bool integers = reads_frames ? config_.input_bits != kFloatBits
+                                       : layers_[static_cast<size_t>(read)]->quantized;
+    layers_.push_back(std::make_unique<DeviceLayer>(layers[i], tile, reading, samples, output_pad,
                                                     plan_of(plan, layers[i]), parameters_,
                                                     use == Use::kTraining, libraries, ranks));
     DeviceLayer& layer = *layers_.back();
@@ -287,7 +301,7 @@ DeviceNetwork::DeviceNetwork(const Network& network, std::span<const LayerPlan> 
   for (size_t i = behind_shares_; i < layers.size(); ++i) {
     for (const int read : layers[i].reads) {
       std::vector<int>& list = read == kReadsFrames ? gathered_frames_ : gathered_;
-      const int item = read == kReadsFrames ? stride_of(layers[i]) : read;
+      const int item = read == kReadsFrames ? joined_samples(layers[i], config_.length) : read;
       if (read >= static_cast<int>(behind_shares_)) continue;
       if (std::ranges::find(list, item) == list.end()) list.push_back(item);
     }
@@ -320,7 +334,7 @@ void DeviceNetwork::plan_gradients() {
 
 void DeviceNetwork::put_frames() {
   const bool are_codes = config_.input_bits != kFloatBits;
-  for (auto& [stride, frames] : frames_) {
+  for (auto& [samples, frames] : frames_) {
     frames.value = {frames.tile, are_codes ? ElementType::kS8 : ElementType::kF32,
                     frames.data.data(), are_codes ? input_scale_.data() : nullptr};
   }
@@ -328,15 +342,14 @@ void DeviceNetwork::put_frames() {
 }
 
 const cuda::Input& DeviceNetwork::value(const DeviceLayer& reader, int read) const {
-  return read == kReadsFrames ? frames_.at(reader.stride).value
+  return read == kReadsFrames ? frames_.at(reader.joined_samples).value
                               : layers_[static_cast<size_t>(read)]->value;
 }
 
 cuda::Input DeviceNetwork::read(DeviceLayer& layer) {
-  const cuda::Input& x = value(layer, layer.reads[0]);
-  if (layer.reads[0] == kReadsFrames) return cuda::with_padding(x, layer.pad);
-  return cuda::join_positions(cuda::with_padding(x, layer.pad * layer.stride), layer.stride,
-                              layer.joined, stream_);
+  const Reading& how = layer.reading;
+  const cuda::Input x = cuda::positions_of(value(layer, layer.reads[0]), how.length, how.pad);
+  return cuda::join_positions(x, how.factor, layer.joined, stream_);
 }
 
 cuda::Input DeviceNetwork::whole(const cuda::Input& share, DeviceBuffer<uint32_t>& memory) {
@@ -356,8 +369,8 @@ cuda::Input DeviceNetwork::whole(const cuda::Input& share, DeviceBuffer<uint32_t
 }
 
 void DeviceNetwork::gather() {
-  for (const int stride : gathered_frames_) {
-    Frames& frames = frames_.at(stride);
+  for (const int samples : gathered_frames_) {
+    Frames& frames = frames_.at(samples);
     frames.value = whole(frames.value, frames.of_batch);
   }
   for (const int i : gathered_) {
@@ -383,7 +396,7 @@ void DeviceNetwork::load(const void* frames, const uint32_t* which, const uint8_
   const cuda::Range range("input");
   frames_here_ = count;
   frames_of_batch_ = batch_frames;
-  for (auto& [stride, as_read] : frames_) {
+  for (auto& [samples, as_read] : frames_) {
     cuda::Tile& tile = as_read.tile;
     tile.frames = count;
     tile.batch_frames = count == batch_frames ? 0 : batch_frames;
@@ -458,13 +471,14 @@ void DeviceNetwork::forward_output(float* dlogits, uint8_t* predicted) {
                               loss_.data(), stream_);
 }
 
-float* DeviceNetwork::gradient_for(int read, bool& add) {
+float* DeviceNetwork::gradient_for(int read, size_t elements, bool& add) {
   add = false;
   if (read == kReadsFrames) return nullptr;
   DeviceLayer& layer = *layers_[static_cast<size_t>(read)];
   add = layer.gradient != nullptr;
   if (!add) {
-    layer.gradient = gradients_[layer.gradient_memory].reserve(gradient_elements(layer.value.tile));
+    const size_t of_value = gradient_elements(layer.value.tile);
+    layer.gradient = gradients_[layer.gradient_memory].reserve(std::max(of_value, elements));
   }
   return layer.gradient;
 }
@@ -472,9 +486,10 @@ float* DeviceNetwork::gradient_for(int read, bool& add) {
 void DeviceNetwork::backward(DeviceLayer& layer, const double* of_scale) {
   const cuda::Range range(layer.backward_name);
   const cuda::Input& x = layer.xs[0];
+  const int read = layer.reads[0];
   bool add = false;
-  float* const sum = gradient_for(layer.reads[0], add);
   const size_t elements = gradient_elements(x.tile);
+  float* const sum = gradient_for(read, elements, add);
   float* const dx = add ? added_.reserve(elements) : sum;
   if (!layer.hidden) {
     cuda::output_backward(x, layer.weights, layer.output_values, dlogits_.data(),
@@ -488,7 +503,14 @@ void DeviceNetwork::backward(DeviceLayer& layer, const double* of_scale) {
     std::swap(layer.state.dy, dy_);
     weight_gradients_.push_back({&layer.weights, layer.gradients.weight, nullptr});
   }
-  if (add) cuda::add_gradient(dx, elements, sum, stream_);
+  if (sum == nullptr) return;
+  // The layer may have read fewer positions than there are, or rows of zeros behind them.
+  const size_t of_value = gradient_elements(value(layer, read).tile);
+  if (add) {
+    cuda::add_gradient(dx, std::min(elements, of_value), sum, stream_);
+  } else if (elements < of_value) {
+    cuda::set_bytes(sum + elements, 0, (of_value - elements) * sizeof(float), stream_);
+  }
 }
 
 void DeviceNetwork::backward_join(DeviceLayer& layer, const double* of_scale) {
@@ -496,7 +518,7 @@ void DeviceNetwork::backward_join(DeviceLayer& layer, const double* of_scale) {
   std::vector<cuda::JoinGradient> gradients;
   for (const int read : layer.reads) {
     bool add = false;
-    float* const dx = gradient_for(read, add);
+    float* const dx = gradient_for(read, 0, add);
     gradients.push_back({dx, add});
   }
   cuda::join_backward(join_of(layer.kind), layer.shape, layer.xs, layer.threshold, layer.state,

@@ -37,11 +37,6 @@ class ParameterBlock {
   cuda::DeviceBuffer<uint8_t> mask_;
 };
 
-// Refuses, with a message that names it, a layer whose positions are not those of what it reads
-// over the stride, or whose pool leaves some over: kernels of the device know no others. samples:
-// positions of what it reads.
-void require_whole_lengths(const Layer& layer, int samples);
-
 class DeviceNetwork {
  public:
   enum class Use : uint8_t { kTraining, kEvaluation };
@@ -88,7 +83,7 @@ class DeviceNetwork {
 
  private:
   struct DeviceLayer;
-  // The frames as layers with one stride read them.
+  // The frames as layers read them that join as many samples.
   struct Frames {
     cuda::Tile tile;
     cuda::DeviceBuffer<uint8_t> data;
@@ -106,8 +101,9 @@ class DeviceNetwork {
   void compile();          // from the weights as they are now
   void forward(DeviceLayer& layer, bool collect, bool first);
   void forward_output(float* dlogits, uint8_t* predicted);
-  // Memory for the gradient that a layer has for what it reads; add: another reader's is there.
-  float* gradient_for(int read, bool& add);
+  // Memory for the gradient that a layer has for what it reads, with room for `elements`; add:
+  // another reader's is there.
+  float* gradient_for(int read, size_t elements, bool& add);
   void backward(DeviceLayer& layer, const double* of_scale);
   void backward_join(DeviceLayer& layer, const double* of_scale);
   void plan_gradients();
@@ -117,7 +113,7 @@ class DeviceNetwork {
   cuda::DeviceRanks* ranks_;
   ParameterBlock parameters_;
   int64_t frames_here_ = 0, frames_of_batch_ = 0;
-  std::map<int, Frames> frames_;  // by stride
+  std::map<int, Frames> frames_;  // by samples that are joined
   cuda::DeviceBuffer<uint8_t> labels_, predicted_;
   cuda::DeviceBuffer<float> input_scale_, logits_, dlogits_, soft_;
   bool has_soft_ = false;
@@ -131,7 +127,7 @@ class DeviceNetwork {
   // Layers from here on compute the whole batch, from these values.
   size_t behind_shares_ = 0;
   std::vector<int> gathered_;
-  std::vector<int> gathered_frames_;  // by stride
+  std::vector<int> gathered_frames_;  // likewise
   cuda::DeviceBuffer<uint32_t> parts_;
   std::vector<std::unique_ptr<DeviceLayer>> layers_;
   std::vector<cuda::Weights*> weights_;                 // of the layers that have any

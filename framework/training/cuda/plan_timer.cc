@@ -37,6 +37,17 @@ Kernel& kernel_of(LayerPlan& plan, Pass pass) {
                                        : plan.backward_weight;
 }
 
+// Positions of what a convolution reads, in the tile that it reads. A network may have some samples
+// more than its layer tells, fewer than the stride.
+int positions_read(const Layer& layer) {
+  const Convolution& form = layer.form;
+  if (layer.kind != LayerKind::kConv || form.padding_after == Convolution::kAsNeeded)
+    return layer.length;
+  const int samples =
+      (layer.length - 1) * form.stride + form.kernel - form.padding - form.padding_after;
+  return layer.positions_read((samples + form.stride - 1) / form.stride);
+}
+
 class LayerTimer {
  public:
   LayerTimer(const Layer& layer, int batch, cuda::Libraries& libraries)
@@ -44,8 +55,8 @@ class LayerTimer {
         libraries_(libraries),
         stream_(libraries.stream()),
         shape_(layer),
-        in_{batch, layer.length, layer.in_channels, layer.padding()},
-        out_{batch, layer.length, layer.out_channels, layer.padding()},
+        in_{batch, positions_read(layer), layer.in_channels, layer.padding()},
+        out_{batch, in_.length, layer.out_channels, layer.padding()},
         conv_(cuda::conv_shape(shape_, in_)),
         integers_(layer.input_bits != kFloatBits),
         weight_(layer.weight.value.floats(), stream_),
