@@ -52,10 +52,16 @@ struct LayerShape {
 };
 
 // What a layer without weights computes.
-enum class Join : uint8_t {
-  kAdd,          // the sum of two values
-  kConcat,       // channels side by side
-  kAveragePool,  // the mean of each window of positions
+struct Join {
+  enum Kind : uint8_t {
+    kAdd,          // the sum of two values
+    kConcat,       // channels side by side
+    kAveragePool,  // the mean of each window of positions; those that are left over have none
+  };
+  constexpr Join(Kind of, int of_window = 0) : kind(of), window(of_window) {}
+
+  Kind kind;
+  int window;  // of an average, in positions; otherwise 0
 };
 
 // What may run a pass of a layer: a backend's own kernels, or on a device a library's. All give the

@@ -335,6 +335,9 @@ TEST(BrevitasGraph, TrainingGivesTheSameGradientsAndParameters) {
 // Padding that makes more or fewer positions, strides and pools that leave some over.
 TEST(BrevitasGraph, AnyLengthsTrainAlike) { expect_same_training_of("lengths", 53); }
 
+// Averages that leave positions over.
+TEST(BrevitasGraph, AnyAveragesTrainAlike) { expect_same_training_of("averages", 53); }
+
 TEST(BrevitasQuantizer, InputCodesAreTheSame) {
   const FixtureFile file("input_quantizer");
   for (int bits = 2; bits <= 8; ++bits) {

@@ -89,8 +89,8 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
   Tensor expected = Tensor::tile(out_shape, shape.output_type());
   expected.fill_zero();
   cpu::JoinState cpu_state;
-  cpu::join_forward_train(test.join, shape, cpu_inputs, test.threshold, test.collect, cpu_state,
-                          expected.view(), {});
+  cpu::join_forward_train(test.whole_join(), shape, cpu_inputs, test.threshold, test.collect,
+                          cpu_state, expected.view(), {});
   const cuda::DeviceBuffer<float> threshold(std::span<const float>(&test.threshold, 1), kStream);
   cuda::HiddenState state;
   cuda::DeviceBuffer<uint8_t> out(out_tile.code_bytes());
@@ -103,14 +103,14 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
     EXPECT_EQ(out.to_host(kStream), wanted);
     EXPECT_EQ(download(state.act_scale()), cpu_state.act_scale);
   };
-  cuda::join_forward_train(test.join, shape, inputs, threshold.data(), test.collect, state, nullptr,
-                           out_tile, out.data(), kStream);
+  cuda::join_forward_train(test.whole_join(), shape, inputs, threshold.data(), test.collect, state,
+                           nullptr, out_tile, out.data(), kStream);
   expect_codes();
   EXPECT_EQ(state.collected, test.collect);
   cuda::HiddenState evaluated;
   cuda::set_bytes(out.data(), 0xff, out.size(), kStream);
-  cuda::join_forward_eval(test.join, shape, inputs, &state.scalars.data()->threshold, evaluated,
-                          out_tile, out.data(), kStream);
+  cuda::join_forward_eval(test.whole_join(), shape, inputs, &state.scalars.data()->threshold,
+                          evaluated, out_tile, out.data(), kStream);
   expect_codes();
 
   std::vector<cpu::JoinGradient> cpu_gradients;
@@ -120,12 +120,12 @@ TEST_P(CudaJoinTest, EqualsTheCpu) {
     gradients.push_back({on_device[i].data(), test.add});
   }
   const double of_threshold =
-      cpu::join_backward(test.join, shape, cpu_inputs, test.threshold, cpu_state, o.dp.view(),
-                         kScaleGradient, cpu_gradients, {});
+      cpu::join_backward(test.whole_join(), shape, cpu_inputs, test.threshold, cpu_state,
+                         o.dp.view(), kScaleGradient, cpu_gradients, {});
   const cuda::DeviceBuffer<float> device_dp = upload_floats(o.dp);
   const cuda::DeviceBuffer<double> of_scale(std::span<const double>(&kScaleGradient, 1), kStream);
   cuda::DeviceBuffer<float> threshold_gradient(1);
-  cuda::join_backward(test.join, shape, inputs, threshold.data(), state, device_dp.data(),
+  cuda::join_backward(test.whole_join(), shape, inputs, threshold.data(), state, device_dp.data(),
                       of_scale.data(), gradients, threshold_gradient.data(), nullptr, kStream);
   EXPECT_NEAR(threshold_gradient.to_host(kStream)[0], of_threshold, 1e-4);
   int inexact = 0;

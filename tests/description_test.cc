@@ -133,8 +133,9 @@ TEST(NetworkDescription, NamesTheLayerThatDoesNotFit) {
   EXPECT_EQ(invalid(R"({"type": "conv", "outputs": 4, "kernel": 1, "pool": 1024},
                        {"type": "conv", "outputs": 4, "kernel": 3, "padding": [0, 0]})"),
             "kernel of conv3: 3 does not fit into 1 samples with padding");
-  EXPECT_EQ(invalid(R"({"type": "average_pool", "window": 3})"),
-            "window: 3 of pool1 does not divide its 1024 positions");
+  EXPECT_EQ(invalid(R"({"type": "average_pool", "window": 1025})"),
+            "window: 1025 of pool1 does not fit into its 1024 positions");
+  EXPECT_EQ(invalid(R"({"type": "average_pool", "window": 3})"), "");  // one is left over
   EXPECT_EQ(invalid(R"({"type": "average_pool", "act_bits": 32})"),
             "activation bits of pool1: expected 2..8");
   EXPECT_EQ(invalid(R"({"type": "conv", "outputs": 4, "kernel": 1, "act_bits": 32},

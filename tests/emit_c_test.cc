@@ -168,8 +168,10 @@ TEST(EmitC, EqualsNetworksThatBranch) {
 
 TEST(EmitC, EqualsNetworksOfAnyLengths) {
   if (!installed("cc")) GTEST_SKIP() << "cc is not installed";
-  const IntegerNetwork network(random_network(lengths_config(5), 0.9, 46));
-  compile_and_compare(network, 1000, "-O1 -fsanitize=undefined -fno-sanitize-recover=all");
+  for (const NetworkConfig& config : {lengths_config(5), averages_config(4)}) {
+    const IntegerNetwork network(random_network(config, 0.9, 46));
+    compile_and_compare(network, 1000, "-O1 -fsanitize=undefined -fno-sanitize-recover=all");
+  }
 }
 
 TEST(EmitC, HandlesShapesOfAllKinds) {

@@ -59,6 +59,14 @@ NetworkConfig lengths(int bits) {
   return config;
 }
 
+// Averages whose windows leave positions over.
+NetworkConfig averages(int bits) {
+  NetworkConfig config = read_network(FMP_FIXTURES_DIR "/averages.json", bits);
+  config.length = 53;
+  config.classes = kClasses;
+  return config;
+}
+
 std::vector<float> all_values(const Network& network) {
   std::vector<float> values;
   const auto add = [&](const Tensor& tensor) {
@@ -76,11 +84,11 @@ std::vector<float> all_values(const Network& network) {
 }
 
 TEST(Graph, AnyNumberOfThreadsGivesTheSameBits) {
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 6; ++i) {
     const bool sparse = i % 2 != 0;
     std::vector<float> of_one;
     for (int threads = 1; threads <= 3; ++threads) {
-      Network network(i < 2 ? branches(4) : lengths(4), 1);
+      Network network(i < 2 ? branches(4) : i < 4 ? lengths(4) : averages(4), 1);
       TrainerOptions options;
       options.threads = threads;
       options.sparse_threshold = sparse ? 1.0 : 0.0;
@@ -122,7 +130,7 @@ TEST(Graph, RanksGiveTheBitsOfOneProcess) {
     trainer.train_epoch(network, data, all, 1, 1, 1e-3);
     return all_values(network);
   };
-  for (const NetworkConfig& config : {branches(4), lengths(4)}) {
+  for (const NetworkConfig& config : {branches(4), lengths(4), averages(4)}) {
     const std::vector<float> alone = trained(config, 1, nullptr);
     for (int ranks = 2; ranks <= 3; ++ranks) {
       ThreadRanks::run(ranks, [&](Communicator& communicator) {

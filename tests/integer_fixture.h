@@ -82,6 +82,14 @@ inline NetworkConfig lengths_config(int bits) {
   return config;
 }
 
+// Averages whose windows leave positions over.
+inline NetworkConfig averages_config(int bits) {
+  NetworkConfig config = read_network(FMP_FIXTURES_DIR "/averages.json", bits);
+  config.length = 53;
+  config.classes = 5;
+  return config;
+}
+
 // A network as training leaves it, with `density` of the weights alive: batch-norm and thresholds
 // follow what the layers compute, some channels decrease, some are constant, and all classes are
 // about as likely.

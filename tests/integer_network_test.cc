@@ -205,8 +205,10 @@ TEST(IntegerNetwork, PredictsAsNetworksThatBranch) {
 TEST(IntegerNetwork, PredictsAsNetworksOfAnyLengths) {
   for (const int bits : {2, 4, 8}) {
     SCOPED_TRACE(testing::Message() << bits << " bits");
-    const Network network = random_network(lengths_config(bits), 0.9, 11);
-    EXPECT_GE(classes_seen(expect_same(network, IntegerNetwork(network), 2001, 9)), 2);
+    for (const NetworkConfig& config : {lengths_config(bits), averages_config(bits)}) {
+      const Network network = random_network(config, 0.9, 11);
+      EXPECT_GE(classes_seen(expect_same(network, IntegerNetwork(network), 2001, 9)), 2);
+    }
   }
 }
 

@@ -22,7 +22,7 @@ struct JoinOperand {
 
 struct JoinCase {
   const char* name;
-  Join join;
+  Join::Kind join;
   int length;  // that is written, before the maximum
   std::vector<JoinOperand> inputs;
   int window = 1, pool = 1;  // what is left over of the maximum's window takes part in none
@@ -31,6 +31,9 @@ struct JoinCase {
   bool collect = false;
   bool add = false;  // gradients to those of other readers
   int64_t frames = 19;
+  int left_over = 0;  // positions behind an average's windows
+
+  Join whole_join() const { return {join, join == Join::kAveragePool ? window : 0}; }
 };
 inline std::ostream& operator<<(std::ostream& stream, const JoinCase& c) {
   return stream << c.name;
@@ -194,6 +197,45 @@ inline const JoinCase kJoinCases[] = {
      false,
      true},
     {"AverageSigned", Join::kAveragePool, 4, {{5, 4, true, 0.1113F}}, 3, 2, 4, -8, 0.3F},
+    {"AverageLeftOver",
+     Join::kAveragePool,
+     3,
+     {{5, 4, false, 0.1113F, 1}},
+     4,
+     1,
+     4,
+     0,
+     1.0183F,
+     false,
+     false,
+     19,
+     3},
+    {"AverageLeftOverToGradients",
+     Join::kAveragePool,
+     5,
+     {{5, 4, true, 0.1113F}},
+     3,
+     2,
+     4,
+     -8,
+     0.3F,
+     false,
+     true,
+     19,
+     2},
+    {"AverageLeftOverPercentile",
+     Join::kAveragePool,
+     1,
+     {{5, 4, true, 0.1113F}},
+     2,
+     1,
+     4,
+     -8,
+     0,
+     true,
+     false,
+     19,
+     1},
     {"AveragePercentile", Join::kAveragePool, 4, {{5, 4, true, 0.1113F}}, 2, 1, 4, -8, 0, true},
 };
 
@@ -228,7 +270,8 @@ struct JoinOperands {
     Random random(5, test.name);
     int channels = 0;
     for (const JoinOperand& input : test.inputs) {
-      const TileShape tile{test.frames, test.length * test.window, input.channels, input.pad};
+      const int length = test.length * test.window + test.left_over;
+      const TileShape tile{test.frames, length, input.channels, input.pad};
       Tensor& x = codes.emplace_back(
           Tensor::tile(tile, input.is_signed ? ElementType::kS8 : ElementType::kU8));
       x.fill_zero();

@@ -152,18 +152,19 @@ Result run(const JoinOperands& o, int threads) {
   }
   const std::vector<cpu::Input> inputs = o.inputs();
   const cpu::RunContext context{threads};
-  cpu::join_forward_train(o.test.join, o.shape, inputs, o.test.threshold, o.test.collect, r.state,
-                          r.out.view(), context);
-  const float scale = cpu::join_forward_eval(o.test.join, o.shape, inputs, r.state.threshold,
-                                             r.out_eval.view(), context);
+  cpu::join_forward_train(o.test.whole_join(), o.shape, inputs, o.test.threshold, o.test.collect,
+                          r.state, r.out.view(), context);
+  const float scale = cpu::join_forward_eval(o.test.whole_join(), o.shape, inputs,
+                                             r.state.threshold, r.out_eval.view(), context);
   EXPECT_EQ(scale, r.state.act_scale);
   std::vector<cpu::JoinGradient> gradients;
   for (const Tensor& before : o.before) {
     r.dx.push_back(before.clone());
     gradients.push_back({r.dx.back().view(), o.test.add});
   }
-  r.threshold_gradient = cpu::join_backward(o.test.join, o.shape, inputs, o.test.threshold, r.state,
-                                            o.dp.view(), kScaleGradient, gradients, context);
+  r.threshold_gradient =
+      cpu::join_backward(o.test.whole_join(), o.shape, inputs, o.test.threshold, r.state,
+                         o.dp.view(), kScaleGradient, gradients, context);
   return r;
 }
 

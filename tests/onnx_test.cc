@@ -305,7 +305,10 @@ std::vector<NetworkConfig> graph_configs() {
   NetworkConfig lengths = read_network(FMP_FIXTURES_DIR "/lengths.json", 4);
   lengths.length = 53;
   lengths.classes = 5;
-  return {residual, branches, codes, lengths};
+  NetworkConfig averages = read_network(FMP_FIXTURES_DIR "/averages.json", 4);
+  averages.length = 53;
+  averages.classes = 5;
+  return {residual, branches, codes, lengths, averages};
 }
 
 std::string bytes_of(const fs::path& file) {

@@ -204,7 +204,6 @@ class Emitter {
       constant_bytes_ += std::ssize(layer.tables[i]);
       const int read = layer.reads[i];
       const IntegerValue& x = network_.value_of(read);
-      const int64_t values = int64_t{x.channels} * x.positions;
       if (layer.kind == LayerKind::kAdd) {
         adds_ = true;
         calls_ += fmt::format("    join_two({}, {}, {}, {}, {}, {}, {}, {});\n", table,
@@ -217,8 +216,9 @@ class Emitter {
         written += int64_t{x.channels} * layer.positions_written();
       } else {
         averages_ = true;
-        calls_ += fmt::format("    average({}, {}, {}, {}, {}, {});\n", table, slot(read), values,
-                              layer.window, layer.shape.pool, slot(number));
+        calls_ +=
+            fmt::format("    average({}, {}, {}, {}, {}, {}, {});\n", table, slot(read), x.channels,
+                        x.positions, layer.window, layer.shape.pool, slot(number));
       }
     }
   }
@@ -525,18 +525,20 @@ static void recode(const uint8_t *codes, const uint8_t *x, int32_t channels, int
 }
 )";
   static constexpr const char* kAverage = R"(
-static void average(const uint8_t *codes, const uint8_t *x, int32_t count, int32_t window,
-                    int32_t pool, uint8_t *out)
+static void average(const uint8_t *codes, const uint8_t *x, int32_t channels, int32_t length,
+                    int32_t window, int32_t pool, uint8_t *out)
 {
     int32_t i, k, j;
-    for (i = 0; i < count; i += pool * window) {
-        uint8_t largest = 0;
-        for (k = 0; k < pool; ++k) {
-            int32_t sum = 0;
-            for (j = 0; j < window; ++j) sum += *x++;
-            if (codes[sum] > largest) largest = codes[sum];
+    for (; channels > 0; --channels, x += length) {
+        for (i = 0; i + pool * window <= length; i += pool * window) {
+            uint8_t largest = 0;
+            for (k = 0; k < pool; ++k) {
+                int32_t sum = 0;
+                for (j = 0; j < window; ++j) sum += x[i + k * window + j];
+                if (codes[sum] > largest) largest = codes[sum];
+            }
+            *out++ = largest;
         }
-        *out++ = largest;
     }
 }
 )";

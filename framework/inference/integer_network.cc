@@ -247,7 +247,7 @@ void set_tables(const Layer& layer, std::span<const IntegerValue* const> inputs,
     }
   } else {
     constexpr int kMostSums = 1 << 22;
-    data.window = inputs[0]->positions / layer.length;
+    data.window = layer.form.kernel;
     if (data.window > kMostSums / inputs[0]->levels) {
       fail("{}: a window of {} positions has more than {} sums", layer.name, data.window,
            kMostSums);

@@ -113,8 +113,10 @@ class LayerChecker {
         break;
       case LayerKind::kAveragePool:
         check_range("window of " + name_, layer.form.kernel, 0, kMaxLength);
-        if (layer.form.kernel != 0)
-          divides("window", layer.form.kernel, "positions", written.length);
+        if (layer.form.kernel > written.length) {
+          throw UsageError(fmt::format("window: {} of {} does not fit into its {} positions",
+                                       layer.form.kernel, name_, written.length));
+        }
         written.length = layer.form.kernel == 0 ? 1 : written.length / layer.form.kernel;
         break;
       default:

@@ -39,17 +39,6 @@ enum class LayerKind : uint8_t { kConv, kDense, kOutput, kAdd, kConcat, kAverage
 // Whether it multiplies weights and has a batch-norm, or, the output layer, a bias. The others
 // compute a real value of what they read, and have nothing but a quantizer.
 constexpr bool has_weights(LayerKind kind) { return kind <= LayerKind::kOutput; }
-// What those others compute.
-constexpr Join join_of(LayerKind kind) {
-  switch (kind) {
-    case LayerKind::kAdd:
-      return Join::kAdd;
-    case LayerKind::kConcat:
-      return Join::kConcat;
-    default:
-      return Join::kAveragePool;
-  }
-}
 
 inline constexpr size_t kMaxLayers = 1024;  // of a network, hidden ones
 inline constexpr int kReadsFrames = -1;     // among what a layer reads: the input of the network
@@ -59,7 +48,8 @@ inline constexpr int kReadsFrames = -1;     // among what a layer reads: the inp
 //   dense         flatten -> Linear(no bias) -> BatchNorm1d -> QuantReLU; behind all others
 //   add           of two of the same shape -> QuantReLU -> MaxPool1d
 //   concat        of two or more of the same length, channels side by side -> QuantReLU ->
-//   MaxPool1d average_pool  mean of a window -> QuantReLU
+//                 MaxPool1d
+//   average_pool  mean of a window -> QuantReLU; drops a part of a window
 // A quantizer may be a signed one instead of a QuantReLU.
 struct LayerConfig {
   LayerKind kind = LayerKind::kConv;
@@ -198,6 +188,18 @@ struct Layer : LayerShape {
     return !has_weights() || (kind == Kind::kConv && (taps != 1 || length != 1));
   }
 };
+
+// What a layer without weights computes.
+inline Join join_of(const Layer& layer) {
+  switch (layer.kind) {
+    case LayerKind::kAdd:
+      return Join::kAdd;
+    case LayerKind::kConcat:
+      return Join::kConcat;
+    default:
+      return {Join::kAveragePool, layer.form.kernel};
+  }
+}
 
 // Whether a layer multiplies codes: its weights and its inputs are quantized.
 inline bool multiplies_codes(const Layer& layer) {

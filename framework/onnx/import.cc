@@ -779,9 +779,8 @@ class Importer {
         dilations != std::vector<int64_t>{1}) {
       fail_at(graph_, node, "expected windows that follow each other without padding");
     }
-    // The largest of a part of a window is left out, unless the file says otherwise.
-    const bool leaves_out =
-        node.op == "MaxPool" && integer_attribute(graph_, node, "ceil_mode", 0) == 0;
+    // A part of a window is left out, unless the file says otherwise.
+    const bool leaves_out = integer_attribute(graph_, node, "ceil_mode", 0) == 0;
     if (shape.back() % kernel[0] != 0 && !leaves_out) {
       fail_at(graph_, node,
               fmt::format("{} positions cannot be divided by {}", shape.back(), kernel[0]));

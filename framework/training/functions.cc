@@ -182,7 +182,7 @@ Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
   Variable y = joined(reads, layer, out_padding);
   cpu::JoinState& state = workspace.join;
   const float threshold = layer.threshold.value.floats()[0];
-  cpu::join_forward_train(join_of(layer.kind), layer, inputs_of(reads), threshold, collect, state,
+  cpu::join_forward_train(join_of(layer), layer, inputs_of(reads), threshold, collect, state,
                           y->value.view(), context);
   y->scale = state.act_scale;
   if (state.collected) take_threshold(layer, state.threshold, first_collected);
@@ -196,8 +196,8 @@ Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
       gradients.push_back({view_if_defined(x->grad), adds});
     }
     layer.threshold.grad.floats()[0] = static_cast<float>(
-        cpu::join_backward(join_of(layer.kind), layer, inputs_of(xs), threshold, state,
-                           y->grad.view(), y->scale_grad, gradients, context));
+        cpu::join_backward(join_of(layer), layer, inputs_of(xs), threshold, state, y->grad.view(),
+                           y->scale_grad, gradients, context));
     y->grad = {};
   });
   return y;
@@ -206,7 +206,7 @@ Variable join_layer(Tape& tape, std::span<const Variable> reads, Layer& layer,
 Variable join_layer(std::span<const Variable> reads, const Layer& layer, int out_padding,
                     const cpu::RunContext& context) {
   Variable y = joined(reads, layer, out_padding);
-  y->scale = cpu::join_forward_eval(join_of(layer.kind), layer, inputs_of(reads),
+  y->scale = cpu::join_forward_eval(join_of(layer), layer, inputs_of(reads),
                                     layer.threshold.value.floats()[0], y->value.view(), context);
   return y;
 }

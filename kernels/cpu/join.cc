@@ -258,7 +258,7 @@ class JoinPass {
   // body(first channel, rows, first input) for each part of a tile.
   template <typename Body>
   void for_each_part(int64_t tile, const Body& body) const {
-    if (join_ == Join::kConcat) {
+    if (join_.kind == Join::kConcat) {
       int channel = 0;
       for (size_t i = 0; i < inputs_.size(); ++i) {
         const int channels = inputs_[i].tile.shape.channels;
@@ -267,9 +267,8 @@ class JoinPass {
       }
       return;
     }
-    JoinRows rows{operand(0, tile), {}, 0, positions(), shape_.out_channels, 0};
-    if (join_ == Join::kAdd) rows.b = operand(1, tile);
-    if (join_ == Join::kAveragePool) rows.window = inputs_[0].tile.shape.length / shape_.length;
+    JoinRows rows{operand(0, tile), {}, join_.window, positions(), shape_.out_channels, 0};
+    if (join_.kind == Join::kAdd) rows.b = operand(1, tile);
     body(0, rows, size_t{0});
   }
 
@@ -320,6 +319,7 @@ class JoinPass {
         simd().join_gradient(
             rows, spec_, act_scale, from + channel * kLanes, stride, target(gradients[i], tile),
             two ? target(gradients[i + 1], tile) : JoinGradientRows{}, partial.of(tile));
+        if (rows.window != 0) clear_left_over(gradients[i], target(gradients[i], tile));
       });
       timer.lap(mine.activation_backward);
     });
@@ -364,6 +364,14 @@ class JoinPass {
     if (gradient.dx.data == nullptr) return {};
     return {static_cast<float*>(gradient.dx.data) + tile * gradient.dx.shape.tile_elements(),
             gradient.dx.shape.row_elements(), gradient.add};
+  }
+
+  // No gradient comes from positions that an average leaves over.
+  void clear_left_over(const JoinGradient& gradient, const JoinGradientRows& of_tile) const {
+    if (of_tile.values == nullptr || of_tile.add) return;
+    const ptrdiff_t read = static_cast<ptrdiff_t>(shape_.length) * join_.window;
+    std::fill(of_tile.values + read * of_tile.stride,
+              of_tile.values + gradient.dx.shape.length * of_tile.stride, 0.0F);
   }
 
   Join join_;

@@ -216,9 +216,9 @@ bool gradient_stays_in_cache(const LayerShape& layer, const HiddenOperands& prod
 // clamp(round_half_even(value / act_scale), smallest_code, largest_code()).
 //
 // Of a LayerShape they use length L, out_channels C, act_bits (below kFloatBits), smallest_code and
-// pool, the window of the maximum behind it. An average's input has L * window positions. out:
-// [L / pool][C] of shape.output_type(). Inputs: kU8 or kS8, any padding, 0 in lanes without frames,
-// as out is.
+// pool, the window of the maximum behind it. An average's input has L * window positions or, which
+// it leaves over, up to window - 1 more. out: [L / pool][C] of shape.output_type(). Inputs: kU8 or
+// kS8, any padding, 0 in lanes without frames, as out is.
 
 // What a step keeps of it.
 struct JoinState {

@@ -300,7 +300,7 @@ class JoinPass {
            x.groups(),
            static_cast<int>(x.frames_of_batch()),
            static_cast<int>(x.first_frame)};
-    if (join == Join::kConcat) {
+    if (join.kind == Join::kConcat) {
       int channel = 0;
       for (const Input& input : inputs) {
         parts_.push_back({operand_of(input), {}, 0, channel, input.tile.channels, of_});
@@ -308,9 +308,8 @@ class JoinPass {
       }
       return;
     }
-    parts_.push_back({operand_of(inputs[0]), {}, 0, 0, shape.out_channels, of_});
-    if (join == Join::kAdd) parts_[0].b = operand_of(inputs[1]);
-    if (join == Join::kAveragePool) parts_[0].window = x.length / shape.length;
+    parts_.push_back({operand_of(inputs[0]), {}, join.window, 0, shape.out_channels, of_});
+    if (join.kind == Join::kAdd) parts_[0].b = operand_of(inputs[1]);
   }
 
   void set_scale(const float* threshold) {
@@ -357,7 +356,7 @@ class JoinPass {
       launch(Where("join_gradient", on()), slices.shape(),
              with_real(join_gradient<OneValue>, join_gradient<SumOfTwo>, join_gradient<Average>),
              parts_[i], slices, state_.scalars.data(), dp, target(gradients[i]),
-             join_ == Join::kAdd ? target(gradients[1]) : GradientTarget{}, partial);
+             join_.kind == Join::kAdd ? target(gradients[1]) : GradientTarget{}, partial);
     }
     PartialSums sums = slices.sums();
     if (!of_.groups.are_all_here()) {
@@ -374,7 +373,7 @@ class JoinPass {
     for (size_t i = 0; i < parts_.size(); ++i) {
       launch(Where("add_to_element", on()), Shape{dim3(1), dim3(kBlockThreads)}, add_to_element,
              parts_[i], state_.scalars.data(), target(gradients[i]),
-             join_ == Join::kAdd ? target(gradients[1]) : GradientTarget{});
+             join_.kind == Join::kAdd ? target(gradients[1]) : GradientTarget{});
     }
   }
 
@@ -385,7 +384,7 @@ class JoinPass {
     if (gradient.dx == nullptr || gradient.add) return;
     const Tile& x = inputs_[input].tile;
     const size_t row = static_cast<size_t>(x.channels) * static_cast<size_t>(x.lanes());
-    const int used = of_.pooled_length() * of_.pool * std::max(1, parts_[0].window);
+    const int used = of_.pooled_length() * of_.pool * std::max(1, join_.window);
     set_bytes(gradient.dx + static_cast<size_t>(used) * row, 0,
               static_cast<size_t>(x.length - used) * row * sizeof(float), stream_);
   }
@@ -396,7 +395,7 @@ class JoinPass {
   static GradientTarget target(const JoinGradient& gradient) { return {gradient.dx, gradient.add}; }
   template <typename Kernel>
   Kernel* with_real(Kernel* of_one, Kernel* of_sum, Kernel* of_average) const {
-    return join_ == Join::kConcat ? of_one : join_ == Join::kAdd ? of_sum : of_average;
+    return join_.kind == Join::kConcat ? of_one : join_.kind == Join::kAdd ? of_sum : of_average;
   }
 
   Join join_;

@@ -154,7 +154,7 @@ struct DeviceNetwork::DeviceLayer {
         quantized(layer.act_bits != kFloatBits),
         has_weights(layer.has_weights()),
         collects(layer.collects),
-        kind(layer.kind),
+        join(join_of(layer)),
         reads(layer.reads),
         reading(how),
         joined_samples(samples),
@@ -223,7 +223,7 @@ struct DeviceNetwork::DeviceLayer {
   }
 
   bool hidden, quantized, has_weights, collects;
-  LayerKind kind;
+  Join join;  // if it has no weights
   std::vector<int> reads;
   Reading reading;
   int joined_samples;
@@ -450,7 +450,7 @@ void DeviceNetwork::forward(DeviceLayer& layer, bool collect, bool first) {
   } else {
     for (const int i : layer.reads) layer.xs.push_back(value(layer, i));
     void* const out = layer.make_output(layer.xs[0].tile);
-    cuda::join_forward_train(join_of(layer.kind), layer.shape, layer.xs, layer.threshold, collect,
+    cuda::join_forward_train(layer.join, layer.shape, layer.xs, layer.threshold, collect,
                              layer.state, ranks_, layer.out, out, stream_);
   }
   if (layer.state.collected) {
@@ -521,7 +521,7 @@ void DeviceNetwork::backward_join(DeviceLayer& layer, const double* of_scale) {
     float* const dx = gradient_for(read, 0, add);
     gradients.push_back({dx, add});
   }
-  cuda::join_backward(join_of(layer.kind), layer.shape, layer.xs, layer.threshold, layer.state,
+  cuda::join_backward(layer.join, layer.shape, layer.xs, layer.threshold, layer.state,
                       layer.gradient, of_scale, gradients, layer.gradients.threshold, ranks_,
                       stream_);
 }
@@ -574,8 +574,8 @@ void DeviceNetwork::evaluate() {
       layer->xs.clear();
       for (const int i : layer->reads) layer->xs.push_back(value(*layer, i));
       void* const out = layer->make_output(layer->xs[0].tile);
-      cuda::join_forward_eval(join_of(layer->kind), layer->shape, layer->xs, layer->threshold,
-                              layer->state, layer->out, out, stream_);
+      cuda::join_forward_eval(layer->join, layer->shape, layer->xs, layer->threshold, layer->state,
+                              layer->out, out, stream_);
     }
     if (layer->quantized) layer->value.scale = layer->state.act_scale();
   }
