@@ -66,8 +66,8 @@ double InputLevel::share_of_zeros() const { return share(zeros_, values_); }
 double InputLevel::share_at_limits() const { return share(limits_, values_); }
 
 std::vector<std::string> InputLevel::warnings(const std::string& name, int64_t frames) const {
-  // Means count as well: with its carriers and one-sided amplitudes a whole RadioML set has about 2,
-  // and 5 % of its 4-bit codes are at the limits.
+  // Means count as well: with its carriers and one-sided amplitudes a whole RadioML set has about
+  // 2, and 5 % of its 4-bit codes are at the limits.
   constexpr double kFactor = 3, kMostAtLimits = 0.1, kMostClipped = 0.01;
   constexpr int kFewBits = 3;  // at which the limits are ordinary codes
   std::vector<std::string> lines;
