@@ -95,7 +95,7 @@ void AugmentedFrames::read(std::span<const int64_t> frames, FrameBatch& batch) c
   });
 }
 
-// turned: room for the frame's values.
+// turned: room for the frame's values, for codes.
 template <typename T>
 void AugmentedFrames::change(int64_t frame, std::span<T> samples, std::span<float> turned) const {
   const auto random = [&](const char* stream) {
@@ -105,11 +105,12 @@ void AugmentedFrames::change(int64_t frame, std::span<T> samples, std::span<floa
     shift(samples, random("shift").below(static_cast<uint64_t>(source_.length())));
   if (augmentation_.swap && random("swap").below(2) == 1) swap_i_and_q(samples);
   if (!augmentation_.rotate) return;
-  rotate(std::span<const T>(samples), random("rotate").uniform_double(), turned);
+  const double turns = random("rotate").uniform_double();
   if constexpr (sizeof(T) == sizeof(int8_t)) {
+    rotate(std::span<const T>(samples), turns, turned);
     quantize_input(turned, InputQuantizer::of(bits_, 1), samples.data());  // in units of a code
   } else {
-    std::ranges::copy(turned, samples.begin());
+    rotate(std::span<const T>(samples), turns, samples);
   }
 }
 
