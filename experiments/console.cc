@@ -98,7 +98,7 @@ void Console::round_header() {
 }
 
 void Console::round(const RoundRecord& r) {
-  const EpochRecord* best = r.best();
+  const EvaluationRecord* best = r.best();
   const auto number = [](const std::optional<double>& value, const char* format) {
     return value ? fmt::format(fmt::runtime(format), *value) : std::string("-");
   };

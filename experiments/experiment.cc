@@ -160,6 +160,11 @@ PruneOutcome FmpExperiment::prune(const std::string& method, double p, int round
 
 std::vector<LayerPlan> FmpExperiment::plan_baseline() { return trainer_.plan(current_); }
 
+std::optional<EvaluationRecord> FmpExperiment::evaluate_given() {
+  if (options_.init.empty() || current_.collects_thresholds()) return std::nullopt;
+  return evaluate_current("round 0 as given");
+}
+
 EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
                                        const std::string& label) {
   if (data_.begin_epoch) data_.begin_epoch(static_cast<uint64_t>(epoch));
@@ -174,11 +179,16 @@ EpochRecord FmpExperiment::train_epoch(double learning_rate, int64_t epoch,
   const EpochResult trained =
       trainer_.train_epoch(current_, taught_frames(), data_.split.train, options_.seed,
                            static_cast<uint64_t>(epoch), learning_rate, show);
-  EpochRecord record;
+  EpochRecord record{evaluate_current(label)};
   record.train_loss = trained.loss;
   record.train_accuracy = trained.accuracy;
   record.train_seconds = trained.seconds;
   record.frames_per_second = static_cast<double>(trained.frames) / trained.seconds;
+  return record;
+}
+
+EvaluationRecord FmpExperiment::evaluate_current(const std::string& label) {
+  EvaluationRecord record;
   int64_t evaluated = 0;
   const auto evaluate_part = [&](const std::vector<int64_t>& frames, const char* name) {
     Evaluation result = evaluate_on(current_, frames, fmt::format("{} {}", label, name));

@@ -40,6 +40,7 @@ class FmpExperiment final : public FmpTask {
   // FmpTask.
   PruneOutcome prune(const std::string& method, double p, int round) override;
   std::vector<LayerPlan> plan_baseline() override;
+  std::optional<EvaluationRecord> evaluate_given() override;
   EpochRecord train_epoch(double learning_rate, int64_t epoch, const std::string& label) override;
   void keep() override;
   void remember_baseline() override;
@@ -78,6 +79,7 @@ class FmpExperiment final : public FmpTask {
   }
   const Dataset& taught_frames() const { return taught_ ? *taught_ : frames_to_learn(); }
   NetworkDescription describe(const Network& network) const;
+  EvaluationRecord evaluate_current(const std::string& label);  // for the criterion
   Evaluation evaluate_on(const Network& network, const std::vector<int64_t>& frames,
                          const std::string& label);
 

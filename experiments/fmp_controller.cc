@@ -18,8 +18,8 @@ constexpr double kDefaultStructuredFloor = 0.01;
 constexpr double kFloorTolerance = 1e-9;
 
 std::string shortfall(const RoundRecord& round, const char* end) {
-  const EpochRecord* best = round.best();
-  return fmt::format("reached {:.4f} of {:.4f} in {} epochs{}", best ? best->criterion_accuracy : 0,
+  const EvaluationRecord* best = round.best();
+  return fmt::format("reached {:.5f} of {:.5f} in {} epochs{}", best ? best->criterion_accuracy : 0,
                      round.criterion.value_or(0), round.history.size(), end);
 }
 
@@ -138,6 +138,19 @@ bool FmpController::begin_round(ControllerState& state) {
   state.schedule = ReduceOnPlateau(options_.learning_rate, options_.lr_patience);
   state.early_stop = EarlyStop(options_.patience);
   if (events_.round_begun) events_.round_begun(*state.open);
+  return !accept_given(state);
+}
+
+// Training could only take away from a given network that meets an absolute criterion. Whether it
+// does.
+bool FmpController::accept_given(ControllerState& state) {
+  RoundRecord& round = *state.open;
+  if (!round.is_baseline() || !state.criterion) return false;
+  const std::optional<EvaluationRecord> reached = task_.evaluate_given();
+  if (!reached || reached->criterion_accuracy < *state.criterion) return false;
+  round.as_given = reached;
+  task_.keep();
+  finish_round(state, Outcome::kAccepted, "");
   return true;
 }
 
@@ -171,7 +184,7 @@ void FmpController::judge_epoch(ControllerState& state) {
   RoundRecord& round = *state.open;
   const EpochRecord& epoch = round.history.back();
   const double accuracy = epoch.criterion_accuracy;
-  const EpochRecord* best = round.best();
+  const EvaluationRecord* best = round.best();
   if (best == nullptr || accuracy > best->criterion_accuracy) {
     round.best_epoch = epoch.epoch;
     if (round.keeps_best()) task_.keep();

@@ -16,7 +16,7 @@
 
 // Feedback Magnitude Pruning, without any network in it.
 //
-//   train the baseline until the criterion holds
+//   train the baseline until the criterion holds; a given network that meets it is not trained
 //   for each method:
 //     repeat: prune the fraction p of what is left of the best network, retrain
 //       the criterion holds after an epoch: this network is the best one now, prune it again
@@ -59,6 +59,9 @@ class FmpTask {
   virtual PruneOutcome prune(const std::string& method, double p, int round) = 0;
   // The first plan: how the layers of the baseline run.
   virtual std::vector<LayerPlan> plan_baseline() = 0;
+  // What the baseline reaches before any training; unset: it has random weights, or ranges that are
+  // still to be found.
+  virtual std::optional<EvaluationRecord> evaluate_given() = 0;
   // Trains the current network for one epoch and evaluates it. `epoch` is distinct for every call
   // of a run; `label` says for people which one it is ("round 3 epoch 2/50"). Fills everything but
   // `epoch` and `learning_rate`. Throws DivergedError, which costs the round, not the run.
@@ -124,6 +127,7 @@ class FmpController {
 
  private:
   bool begin_round(ControllerState& state);
+  bool accept_given(ControllerState& state);
   double learning_rate(const ControllerState& state) const;  // of the next epoch
   void train_one_epoch(ControllerState& state);
   void judge_epoch(ControllerState& state);

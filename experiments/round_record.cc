@@ -41,37 +41,48 @@ Kernel kernel_of(const json& name) {
                        kernel_name);
 }
 
-json to_json(const EpochRecord& e) {
-  return {{"epoch", e.epoch},
-          {"learning_rate", e.learning_rate},
-          {"train_loss", e.train_loss},
-          {"train_accuracy", e.train_accuracy},
-          {"validation_loss", json_or_null(e.validation_loss)},
+json to_json(const EvaluationRecord& e) {
+  return {{"validation_loss", json_or_null(e.validation_loss)},
           {"validation_accuracy", json_or_null(e.validation_accuracy)},
           {"test_accuracy", json_or_null(e.test_accuracy)},
           {"criterion_accuracy", e.criterion_accuracy},
           {"timing",
-           {{"train_seconds", e.train_seconds},
-            {"evaluation_seconds", e.evaluation_seconds},
-            {"frames_per_second", e.frames_per_second},
+           {{"evaluation_seconds", e.evaluation_seconds},
             {"evaluation_frames_per_second", e.evaluation_frames_per_second}}}};
 }
 
-EpochRecord epoch_from_json(const json& from) {
-  EpochRecord e;
-  e.epoch = from.at("epoch");
-  e.learning_rate = from.at("learning_rate");
-  e.train_loss = from.at("train_loss");
-  e.train_accuracy = from.at("train_accuracy");
+json to_json(const EpochRecord& e) {
+  json result = to_json(static_cast<const EvaluationRecord&>(e));
+  result["epoch"] = e.epoch;
+  result["learning_rate"] = e.learning_rate;
+  result["train_loss"] = e.train_loss;
+  result["train_accuracy"] = e.train_accuracy;
+  result["timing"]["train_seconds"] = e.train_seconds;
+  result["timing"]["frames_per_second"] = e.frames_per_second;
+  return result;
+}
+
+EvaluationRecord evaluation_from_json(const json& from) {
+  EvaluationRecord e;
   e.validation_loss = optional_from<double>(from.at("validation_loss"));
   e.validation_accuracy = optional_from<double>(from.at("validation_accuracy"));
   e.test_accuracy = optional_from<double>(from.at("test_accuracy"));
   e.criterion_accuracy = from.at("criterion_accuracy");
   const json& timing = from.at("timing");
-  e.train_seconds = timing.at("train_seconds");
   e.evaluation_seconds = timing.at("evaluation_seconds");
-  e.frames_per_second = timing.at("frames_per_second");
   e.evaluation_frames_per_second = timing.at("evaluation_frames_per_second");
+  return e;
+}
+
+EpochRecord epoch_from_json(const json& from) {
+  EpochRecord e{evaluation_from_json(from)};
+  e.epoch = from.at("epoch");
+  e.learning_rate = from.at("learning_rate");
+  e.train_loss = from.at("train_loss");
+  e.train_accuracy = from.at("train_accuracy");
+  const json& timing = from.at("timing");
+  e.train_seconds = timing.at("train_seconds");
+  e.frames_per_second = timing.at("frames_per_second");
   return e;
 }
 
@@ -184,12 +195,14 @@ const char* to_string(Outcome outcome) {
   }
 }
 
-const EpochRecord* RoundRecord::best() const {
+const EpochRecord* RoundRecord::best_trained() const {
   return best_epoch > 0 ? &history.at(static_cast<size_t>(best_epoch - 1)) : nullptr;
 }
 
+const EvaluationRecord* RoundRecord::best() const { return as_given ? &*as_given : best_trained(); }
+
 double RoundRecord::seconds() const {
-  double sum = 0;
+  double sum = as_given ? as_given->evaluation_seconds : 0;
   for (const EpochRecord& epoch : history) sum += epoch.train_seconds + epoch.evaluation_seconds;
   return sum;
 }
@@ -223,7 +236,7 @@ json network_to_json(const RoundRecord& round) {
 }
 
 json to_json(const RoundRecord& r) {
-  const EpochRecord* best = r.best();
+  const EvaluationRecord* best = r.best();
   const auto of_best = [&](auto value) {
     return best != nullptr ? json(value(*best)) : json(nullptr);
   };
@@ -237,11 +250,12 @@ json to_json(const RoundRecord& r) {
       {"message", r.message},
       {"criterion", json_or_null(r.criterion)},
       {"criterion_split", to_string(r.criterion_split)},
-      {"criterion_accuracy", of_best([](const EpochRecord& e) { return e.criterion_accuracy; })},
+      {"criterion_accuracy",
+       of_best([](const EvaluationRecord& e) { return e.criterion_accuracy; })},
       {"validation_accuracy",
-       of_best([](const EpochRecord& e) { return json_or_null(e.validation_accuracy); })},
+       of_best([](const EvaluationRecord& e) { return json_or_null(e.validation_accuracy); })},
       {"test_accuracy",
-       of_best([](const EpochRecord& e) { return json_or_null(e.test_accuracy); })},
+       of_best([](const EvaluationRecord& e) { return json_or_null(e.test_accuracy); })},
       {"best_epoch", r.best_epoch},
       {"epochs", r.history.size()},
       {"learning_rate", r.history.empty() ? json(nullptr) : json(r.history.back().learning_rate)},
@@ -250,6 +264,7 @@ json to_json(const RoundRecord& r) {
       {"bits_removed", r.bits_removed},
       {"channels", r.channels},
       {"network", network_to_json(r)},
+      {"as_given", r.as_given ? to_json(*r.as_given) : json(nullptr)},
       {"history", list_of(r.history)},
       {"timing",
        {{"seconds", r.seconds()},
@@ -279,6 +294,9 @@ RoundRecord round_from_json(const json& from) {
   r.channels = from.at("channels").get<std::vector<int>>();
   r.network = network_from_json(from.at("network"));
   r.eq5_compression = from.at("network").at("eq5_compression");
+  // Runs of earlier versions have none.
+  if (const auto given = from.find("as_given"); given != from.end() && !given->is_null())
+    r.as_given = evaluation_from_json(*given);
   for (const json& epoch : from.at("history")) r.history.push_back(epoch_from_json(epoch));
   for (const json& layer : from.at("timing").at("plan")) r.plan.push_back(plan_from_json(layer));
   return r;

@@ -14,16 +14,21 @@
 
 namespace fmp {
 
-// What one epoch of training gave. Accuracies are fractions of the frames of that split.
-struct EpochRecord {
-  int epoch = 0;  // 1.. within its round
-  double learning_rate = 0;
-  double train_loss = 0, train_accuracy = 0;                   // in training mode
+// What a network reaches. Accuracies are fractions of the frames of that split.
+struct EvaluationRecord {
   std::optional<double> validation_loss, validation_accuracy;  // unset: there is no such split
   std::optional<double> test_accuracy;  // set when the criterion is held on the test split
   double criterion_accuracy = 0;        // the one of the two that decides
-  double train_seconds = 0, evaluation_seconds = 0;
-  double frames_per_second = 0, evaluation_frames_per_second = 0;
+  double evaluation_seconds = 0, evaluation_frames_per_second = 0;
+};
+
+// What one epoch of training gave.
+struct EpochRecord : EvaluationRecord {
+  int epoch = 0;  // 1.. within its round
+  double learning_rate = 0;
+  double train_loss = 0, train_accuracy = 0;  // in training mode
+  double train_seconds = 0;
+  double frames_per_second = 0;
 };
 
 // Size and cost of a layer. Counts of weights: see LayerCost.
@@ -60,13 +65,15 @@ struct RoundRecord {
   std::string message;              // why it was not accepted
   std::optional<double> criterion;  // unset while a relative one is not known, or there is none
   CriterionSplit criterion_split = CriterionSplit::kValidation;
-  int best_epoch = 0;          // the epoch with the best criterion accuracy; 0: none
+  int best_epoch = 0;          // the epoch with the best criterion accuracy; 0: none, or as given
   double eq5_compression = 1;  // product of 1 / (1 - p) over all pruning steps tried so far
   int64_t weights_removed = 0, weights_compacted = 0;
   int bits_removed = 0;  // of weights and activations, over all layers; the network tells which
   std::vector<int> channels;    // of every hidden layer after compaction
   NetworkDescription network;   // at the end of the round; of a diverged one at its beginning
   std::vector<LayerPlan> plan;  // how its layers ran: chosen by timing, so not reproducible
+  // The network of --init where it meets the criterion untrained: then there is no history.
+  std::optional<EvaluationRecord> as_given;
   std::vector<EpochRecord> history;
 
   bool is_baseline() const { return round == 0; }
@@ -75,7 +82,8 @@ struct RoundRecord {
   // that meets the criterion: what a baseline that fails, or a relative goal, refers to, and what a
   // round without a criterion ends with.
   bool keeps_best() const { return is_baseline() || !criterion; }
-  const EpochRecord* best() const;  // null: no epoch completed
+  const EvaluationRecord* best() const;     // null: no epoch completed
+  const EpochRecord* best_trained() const;  // null also where it is the network as given
   double seconds() const;
   // Medians over the epochs; unset: none completed.
   std::optional<double> seconds_per_epoch() const, frames_per_second() const,

@@ -120,6 +120,7 @@ nlohmann::json timing_json(const ControllerState& state, const FmpExperiment& ex
                            const RunTiming& timing) {
   double training = 0, evaluation = 0;
   const auto add = [&](const RoundRecord& round) {
+    if (round.as_given) evaluation += round.as_given->evaluation_seconds;
     for (const EpochRecord& epoch : round.history) {
       training += epoch.train_seconds;
       evaluation += epoch.evaluation_seconds;
@@ -211,7 +212,10 @@ nlohmann::json summarize(const Options& options, const ControllerState& state,
 
 nlohmann::json summarize_network(const RoundRecord& round, const FinalEvaluation& evaluation,
                                  size_t classes) {
-  const EpochRecord& best = *round.best();
+  const EpochRecord* trained = round.best_trained();
+  const auto of_training = [&](double EpochRecord::*value) {
+    return trained != nullptr ? nlohmann::json(trained->*value) : nlohmann::json(nullptr);
+  };
   const auto of_validation = [&](auto value) {
     return evaluation.validation ? nlohmann::json(value(*evaluation.validation))
                                  : nlohmann::json(nullptr);
@@ -219,11 +223,11 @@ nlohmann::json summarize_network(const RoundRecord& round, const FinalEvaluation
   return {{"round", round.round},
           {"method", round.is_baseline() ? nlohmann::json(nullptr) : nlohmann::json(round.method)},
           {"accuracy",
-           {{"train", best.train_accuracy},
+           {{"train", of_training(&EpochRecord::train_accuracy)},
             {"validation", of_validation([](const Evaluation& e) { return e.accuracy(); })},
             {"test", evaluation.test.accuracy()}}},
           {"loss",
-           {{"train", best.train_loss},
+           {{"train", of_training(&EpochRecord::train_loss)},
             {"validation", of_validation([](const Evaluation& e) { return e.loss; })},
             {"test", evaluation.test.loss}}},
           {"by_snr", snr_json(evaluation.test)},

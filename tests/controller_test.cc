@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -28,6 +29,8 @@ class FakeTask final : public FmpTask {
   // Accuracy after `epoch` epochs of training with `alive` weights; NaN: the training diverges.
   std::function<double(int64_t alive, int epoch)> accuracy;
 
+  std::optional<double> given;  // accuracy of the first network before any training
+
   int64_t current = 1000, best = -1, baseline = -1;
   int epochs = 0;  // of the present round
   std::vector<Call> prunes;
@@ -49,6 +52,12 @@ class FakeTask final : public FmpTask {
     return outcome;
   }
   std::vector<LayerPlan> plan_baseline() override { return {}; }
+  std::optional<EvaluationRecord> evaluate_given() override {
+    if (!given) return std::nullopt;
+    EvaluationRecord record;
+    record.criterion_accuracy = *given;
+    return record;
+  }
   EpochRecord train_epoch(double learning_rate, int64_t epoch, const std::string&) override {
     learning_rates.push_back(learning_rate);
     epoch_numbers.push_back(epoch);
@@ -118,6 +127,35 @@ TEST(Controller, StepsBackAndDividesUntilBelowTheFloor) {
   EXPECT_EQ(state.last_accepted()->round, 5);
   EXPECT_EQ(state.last_accepted()->network.weights_alive, 608);
   EXPECT_EQ(task.baseline, 1000);
+}
+
+TEST(Controller, AGivenNetworkThatMeetsTheCriterionIsNotTrained) {
+  FakeTask task;
+  task.given = 0.7;
+  task.accuracy = needs_600;
+  const ControllerState state = run(options_with(0.7), task);
+  const RoundRecord& baseline = state.rounds.at(0);
+  EXPECT_TRUE(baseline.accepted());
+  EXPECT_TRUE(baseline.history.empty());
+  ASSERT_NE(baseline.best(), nullptr);
+  EXPECT_EQ(baseline.best()->criterion_accuracy, 0.7);
+  EXPECT_EQ(baseline.best_trained(), nullptr);
+  EXPECT_EQ(task.baseline, 1000);
+  EXPECT_EQ(task.prunes.at(0).before, 1000);
+  EXPECT_EQ(state.rounds.at(1).history.size(), 2U);
+  EXPECT_EQ(task.epoch_numbers.front(), 1);
+  EXPECT_EQ(task.best, 608) << "as from a trained one";
+  const nlohmann::json json = to_json(state);
+  EXPECT_EQ(to_json(controller_state_from_json(json)), json);
+}
+
+TEST(Controller, AGivenNetworkIsTrainedWhereItMissesTheCriterionOrThereIsNone) {
+  FakeTask as_ever, below, relative;
+  as_ever.accuracy = below.accuracy = relative.accuracy = needs_600;
+  below.given = 0.699;
+  EXPECT_EQ(to_json(run(options_with(0.7), below)), to_json(run(options_with(0.7), as_ever)));
+  relative.given = 1;
+  EXPECT_EQ(run(options_with(0.97, true), relative).rounds.at(0).history.size(), 4U);
 }
 
 TEST(Controller, Eq5RatioCountsEveryIterationTried) {
@@ -201,7 +239,7 @@ TEST(Controller, ABaselineThatFailsEndsTheRunAndSaysWhatItReached) {
   EXPECT_TRUE(task.prunes.empty());
   ASSERT_EQ(state.rounds.size(), 1U);
   EXPECT_EQ(state.rounds[0].best_epoch, 3);
-  EXPECT_NE(state.rounds[0].message.find("0.6000 of 0.7000"), std::string::npos)
+  EXPECT_NE(state.rounds[0].message.find("0.60000 of 0.70000"), std::string::npos)
       << state.rounds[0].message;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Runs the program itself on a small file: the same flags must give the same results, bit for bit,
 // for any number of threads and however often a run is killed and resumed.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -119,6 +120,44 @@ TEST_F(ResumeTest, GoesOnFromAnOnnxFile) {
   EXPECT_LT(result.weights_alive(), start.weights_alive());
   const nlohmann::json summary = nlohmann::json::parse(read(root_ / "init" / "summary.json"));
   EXPECT_EQ(summary.at("options").at("init"), file.string());
+}
+
+// Where it holds the accuracy, it is pruned at once.
+TEST_F(ResumeTest, AnOnnxFileThatHoldsTheAccuracyIsNotTrainedFirst) {
+  const double reached = nlohmann::json::parse(read(root_ / "reference" / "summary.json"))
+                             .at("result")
+                             .at("accuracy")
+                             .at("validation");
+  const auto with_init = [&](const std::string& out) {
+    Arguments arguments = flags(out, 2);
+    std::erase_if(arguments, [](const std::string& flag) {
+      return flag.starts_with("--bits") || flag.starts_with("--filters") ||
+             flag.starts_with("--dense") || flag.starts_with("--accuracy");
+    });
+    arguments.push_back("--init=" + (root_ / "reference" / "model.onnx").string());
+    arguments.push_back(fmt::format("--accuracy={}", reached));
+    return arguments;
+  };
+  ASSERT_EQ(run(with_init("holds"), "holds"), 0) << log("holds");
+  const std::vector<nlohmann::json> rounds = rounds_of(root_ / "holds");
+  EXPECT_EQ(rounds.front().at("accepted"), true);
+  EXPECT_EQ(rounds.front().at("epochs"), 0);
+  EXPECT_EQ(rounds.front().at("as_given").at("validation_accuracy"), reached);
+  EXPECT_EQ(rounds.front().at("criterion_accuracy"), reached);
+  ASSERT_GE(rounds.size(), 2U);
+  EXPECT_TRUE(rounds.at(1).at("as_given").is_null());
+  const nlohmann::json baseline =
+      nlohmann::json::parse(read(root_ / "holds" / "summary.json")).at("baseline");
+  EXPECT_EQ(baseline.at("accuracy").at("validation"), reached);
+  EXPECT_TRUE(baseline.at("accuracy").at("train").is_null());
+
+  Arguments arguments = with_init("holds_parts");
+  arguments.emplace_back("--time-limit=0.001");  // after an epoch
+  ASSERT_EQ(run(arguments, "holds_parts"), 0) << log("holds_parts");
+  arguments = resume("holds_parts");
+  arguments.emplace_back("--time-limit=0");
+  ASSERT_EQ(run(arguments, "holds_parts"), 0) << log("holds_parts");
+  expect_same_results(root_ / "holds", root_ / "holds_parts");
 }
 
 // Signed activations and another scale of the input, in pieces, with bits and weights less.
