@@ -60,10 +60,10 @@ class CpuEngine final : public Engine {
       const cpu::LossResult loss =
           cross_entropy(tape, logits, {batch->labels, batch->soft_targets, options.loss});
       results({loss.loss_sum, loss.correct, batch->labels, batch->snr_db, {}});
-      tape.backward();
+      if (options.backward) tape.backward();
       part.after_step(network);
       ++network.steps;
-      adam(network, options.adam);
+      if (options.backward) adam(network, options.adam);
     }
   }
 

@@ -51,6 +51,8 @@ struct StepOptions {
   LossOptions loss;
   // Of the gradients that are kept between layers: kF32, or on the CPU kBF16.
   ElementType gradients = ElementType::kF32;
+  // False: the forward pass alone, in which running statistics follow the batches.
+  bool backward = true;
 };
 
 // Where networks are trained and evaluated: the processor or a CUDA device. A pass takes a network
@@ -63,9 +65,10 @@ class Engine {
   // What it computes on, e.g. "CPU, AVX3, 2 threads".
   virtual std::string description() const = 0;
 
-  // Forward, backward and an Adam step for every batch; every batch has at least two frames. Leaves
-  // parameters with gradients and moments, running statistics and step counts in the network; after
-  // an exception they are unspecified. Throws std::domain_error when a parameter is not finite.
+  // Forward, backward and an Adam step (see StepOptions::backward) for every batch; every batch has
+  // at least two frames. Leaves parameters with gradients and moments, running statistics and step
+  // counts in the network; after an exception they are unspecified. Throws std::domain_error when a
+  // parameter is not finite.
   virtual void train(Network& network, std::span<const LayerPlan> plan, const StepOptions& options,
                      const BatchSource& batches, const ResultSink& results) = 0;
 

@@ -133,49 +133,51 @@ Trainer::Trainer(const TrainerOptions& options, std::unique_ptr<Engine> engine)
 
 Trainer::~Trainer() = default;
 
-void Trainer::train(Network& network, double learning_rate, const BatchSource& batches,
+StepOptions Trainer::step_options(double learning_rate) const {
+  return {.adam = {learning_rate, options_.beta1, options_.beta2, options_.epsilon},
+          .threshold_statistic_steps = options_.threshold_statistic_steps,
+          .loss = options_.loss,
+          .gradients = options_.gradients};
+}
+
+void Trainer::train(Network& network, const StepOptions& step, const BatchSource& batches,
                     const ResultSink& results) {
-  int64_t step = network.steps;  // the one whose result comes next
+  int64_t number = network.steps;  // of the step whose result comes next
   try {
-    engine_->train(network, plan_,
-                   {{learning_rate, options_.beta1, options_.beta2, options_.epsilon},
-                    options_.threshold_statistic_steps,
-                    options_.loss,
-                    options_.gradients},
-                   batches, [&](const BatchResult& result) {
-                     const double loss = result.loss_sum / static_cast<double>(result.frames());
-                     if (!std::isfinite(loss)) {
-                       throw DivergedError(
-                           fmt::format("training diverged at step {}: the loss is {}", step, loss));
-                     }
-                     ++step;
-                     results(result);
-                   });
+    engine_->train(network, plan_, step, batches, [&](const BatchResult& result) {
+      const double loss = result.loss_sum / static_cast<double>(result.frames());
+      if (!std::isfinite(loss)) {
+        throw DivergedError(
+            fmt::format("training diverged at step {}: the loss is {}", number, loss));
+      }
+      ++number;
+      results(result);
+    });
   } catch (const std::domain_error& error) {
-    throw DivergedError(fmt::format("training diverged at step {}: {}", step, error.what()));
+    throw DivergedError(fmt::format("training diverged at step {}: {}", number, error.what()));
   }
   check_finite(network);
 }
 
-void Trainer::train(Network& network, double learning_rate, const Dataset& data,
+void Trainer::train(Network& network, const StepOptions& step, const Dataset& data,
                     std::span<const int64_t> frames, const ResultSink& results) {
   SharedReader reader(source(data, frames), {frames.begin(), frames.end()}, options_.batch,
                       network.config().input_bits, SharedReader::Give::kShares, options_.ranks,
                       kSmallestBatch, engine_->share_units());
   train(
-      network, learning_rate, [&] { return reader.next(); }, results);
+      network, step, [&] { return reader.next(); }, results);
 }
 
 Trainer::StepResult Trainer::train_step(Network& network, const FrameBatch& batch,
                                         double learning_rate) {
   const FrameBatch* next = &batch;
-  StepResult step;
+  StepResult reached;
   train(
-      network, learning_rate, [&] { return std::exchange(next, nullptr); },
+      network, step_options(learning_rate), [&] { return std::exchange(next, nullptr); },
       [&](const BatchResult& result) {
-        step = {result.loss_sum / static_cast<double>(result.frames()), result.correct};
+        reached = {result.loss_sum / static_cast<double>(result.frames()), result.correct};
       });
-  return step;
+  return reached;
 }
 
 EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
@@ -186,7 +188,7 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
   EpochResult result;
   double loss_sum = 0;
   int64_t correct = 0;
-  train(network, learning_rate, data, order, [&](const BatchResult& batch) {
+  train(network, step_options(learning_rate), data, order, [&](const BatchResult& batch) {
     loss_sum += batch.loss_sum;
     correct += batch.correct;
     result.frames += batch.frames();
@@ -209,12 +211,14 @@ EpochResult Trainer::train_epoch(Network& network, const Dataset& data,
   return result;
 }
 
-// Steps with the rate 0 on a copy, which leave its parameters what they are.
+// Forward passes of a copy, whose gradients are not the network's.
 void Trainer::settle_batch_norm(Network& network, const Dataset& data,
                                 std::span<const int64_t> frames) {
   Network still = network;
   still.steps = std::max(still.steps, options_.threshold_statistic_steps);  // thresholds stay, too
-  train(still, 0, data, frames, [](const BatchResult&) {});
+  StepOptions forward_alone = step_options(0);
+  forward_alone.backward = false;
+  train(still, forward_alone, data, frames, [](const BatchResult&) {});
   for (size_t i = 0; i < network.layers().size(); ++i) {
     network.layers()[i].running_mean = std::move(still.layers()[i].running_mean);
     network.layers()[i].running_var = std::move(still.layers()[i].running_var);

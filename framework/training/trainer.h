@@ -119,11 +119,12 @@ class Trainer {
   const Engine& engine() const { return *engine_; }
 
  private:
+  StepOptions step_options(double learning_rate) const;
   // engine.train() with divergence told from other errors.
-  void train(Network& network, double learning_rate, const BatchSource& batches,
+  void train(Network& network, const StepOptions& step, const BatchSource& batches,
              const ResultSink& results);
   // The same on these frames of `data`, in their order.
-  void train(Network& network, double learning_rate, const Dataset& data,
+  void train(Network& network, const StepOptions& step, const Dataset& data,
              std::span<const int64_t> frames, const ResultSink& results);
   // Batch-norm's running statistics of these frames.
   void settle_batch_norm(Network& network, const Dataset& data, std::span<const int64_t> frames);

@@ -182,7 +182,8 @@ class CudaEngine final : public Engine {
       flight.send(batch, frames_.data(), &factors, device, copy(), compute(), first);
       const StepKind kind{frames, network.collects_thresholds(options.threshold_statistic_steps),
                           network.steps == 0, !batch.soft_targets.empty()};
-      captured.run(kind, compute(), [&] { device.train_step(kind.collect, kind.first); });
+      captured.run(kind, compute(),
+                   [&] { device.train_step(kind.collect, kind.first, options.backward); });
       flight.receive(device, false, compute());
       ++network.steps;
     });

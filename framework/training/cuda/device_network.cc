@@ -526,7 +526,7 @@ void DeviceNetwork::backward_join(DeviceLayer& layer, const double* of_scale) {
                       stream_);
 }
 
-void DeviceNetwork::train_step(bool collect, bool first) {
+void DeviceNetwork::train_step(bool collect, bool first, bool with_backward) {
   const bool shared = frames_here_ != frames_of_batch_;
   compile();
   put_frames();
@@ -537,6 +537,7 @@ void DeviceNetwork::train_step(bool collect, bool first) {
   const cuda::Tile logits_tile{frames_of_batch_, 1, config_.classes, 0};
   logits_.reserve(logits_tile.floats());
   forward_output(dlogits_.reserve(logits_tile.floats()), nullptr);
+  if (!with_backward) return;
 
   // A value's readers run from the last to the first, which is the order of the sum of their
   // gradients.

@@ -67,7 +67,7 @@ class DeviceNetwork {
   // Forward, backward and Adam with what was loaded. Depends on nothing else but its arguments and
   // the number of frames, and after a first time allocates nothing for as many frames: it can be
   // captured. collect, first: see follow_threshold().
-  void train_step(bool collect, bool first);
+  void train_step(bool collect, bool first, bool backward);
   // Logits, loss and predictions in evaluation mode, with the weights that this was made with. Can
   // be captured likewise.
   void evaluate();
