@@ -194,6 +194,17 @@ class SweepTest(unittest.TestCase):
                          "no baseline")
         self.compare_with_a_whole_run()
 
+    def test_two_at_once_share_the_runs(self):
+        spec = self.spec(LONG.replace("seed = [1]", "seed = [1, 2, 3]"))
+        sweeps = [self.start(spec, "--jobs", "2"), self.start(spec, "--jobs", "2")]
+        for process in sweeps:
+            out, err = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 0, out + err)
+        self.assertEqual(set(self.states(self.sweep(spec, "--status")).values()), {"no baseline"})
+        for seed in "123":
+            self.assertEqual(self.read("runs", f"seed-{seed}", "rounds.jsonl").count("\n"), 1)
+            self.assertNotIn("--resume", self.read("runs", f"seed-{seed}", "log.txt"))
+
     def test_a_run_that_fails_stops_no_other(self):
         program = self.at("program")
         with open(program, "w", encoding="utf-8") as file:
