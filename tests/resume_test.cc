@@ -123,7 +123,7 @@ TEST_F(ResumeTest, GoesOnFromAnOnnxFile) {
 }
 
 // Where it holds the accuracy, it is pruned at once.
-TEST_F(ResumeTest, AnOnnxFileThatHoldsTheAccuracyIsNotTrainedFirst) {
+TEST_F(ResumeTest, GoesOnAtOnceFromAnOnnxFileThatHoldsTheAccuracy) {
   const double reached = nlohmann::json::parse(read(root_ / "reference" / "summary.json"))
                              .at("result")
                              .at("accuracy")
