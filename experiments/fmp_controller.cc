@@ -97,7 +97,7 @@ bool FmpController::below_floor(double fraction, size_t method) const {
 void FmpController::run(ControllerState& state) {
   while (!state.finished()) {
     if (!state.open && !begin_round(state)) continue;
-    train_one_epoch(state);
+    if (!accept_given(state)) train_one_epoch(state);
     if (events_.checkpoint) events_.checkpoint(state);
     if (events_.stop && events_.stop()) return;
   }
@@ -138,14 +138,14 @@ bool FmpController::begin_round(ControllerState& state) {
   state.schedule = ReduceOnPlateau(options_.learning_rate, options_.lr_patience);
   state.early_stop = EarlyStop(options_.patience);
   if (events_.round_begun) events_.round_begun(*state.open);
-  return !accept_given(state);
+  return true;
 }
 
 // Training could only take away from a given network that meets an absolute criterion. Whether it
 // does.
 bool FmpController::accept_given(ControllerState& state) {
   RoundRecord& round = *state.open;
-  if (!round.is_baseline() || !state.criterion) return false;
+  if (!round.is_baseline() || !round.history.empty() || !state.criterion) return false;
   const std::optional<EvaluationRecord> reached = task_.evaluate_given();
   if (!reached || reached->criterion_accuracy < *state.criterion) return false;
   round.as_given = reached;

@@ -105,7 +105,8 @@ struct ControllerEvents {
   std::function<void(const RoundRecord&)> round_begun;
   std::function<void(const RoundRecord&)> epoch_done;  // its last epoch is history.back()
   std::function<void(const RoundRecord&)> round_done;
-  // After every epoch, when state and networks belong together: the moment to save both.
+  // After every epoch, or a baseline that needed none, when state and networks belong together: the
+  // moment to save both.
   std::function<void(const ControllerState&)> checkpoint;
   // Asked after every epoch: true ends run() early.
   std::function<bool()> stop;

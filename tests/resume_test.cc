@@ -68,12 +68,32 @@ class ResumeTest : public testing::Test {
             "--batch=16",
             "--seed=3"};
   }
+  // The same from a network in a file, without these flags, too.
+  static Arguments flags_from(const fs::path& file, const std::string& out,
+                              std::vector<std::string> without) {
+    without.insert(without.end(), {"--bits", "--filters", "--dense"});
+    Arguments arguments = flags(out, 2);
+    std::erase_if(arguments, [&](const std::string& flag) {
+      return std::ranges::any_of(without,
+                                 [&](const std::string& name) { return flag.starts_with(name); });
+    });
+    arguments.push_back("--init=" + file.string());
+    return arguments;
+  }
   static Arguments resume(const std::string& out) { return {"--resume=" + (root_ / out).string()}; }
   static Process start(const Arguments& arguments, const std::string& name) {
     return Process(kProgram, arguments, root_ / (name + ".log"));
   }
   static int run(const Arguments& arguments, const std::string& name) {
     return start(arguments, name).wait();
+  }
+  // Stops at once and goes on.
+  static void run_in_pieces(Arguments arguments, const std::string& name) {
+    arguments.emplace_back("--time-limit=0.001");
+    ASSERT_EQ(run(arguments, name), 0) << log(name);
+    arguments = resume(name);
+    arguments.emplace_back("--time-limit=0");
+    ASSERT_EQ(run(arguments, name), 0) << log(name);
   }
   static std::string log(const std::string& name) { return read(root_ / (name + ".log")); }
 
@@ -104,14 +124,8 @@ TEST_F(ResumeTest, TheOnnxFileIsTheResult) {
 
 // The result of one run as the start of another: it is there at once, and zeros stay zero.
 TEST_F(ResumeTest, GoesOnFromAnOnnxFile) {
-  Arguments arguments = flags("init", 2);
-  std::erase_if(arguments, [](const std::string& flag) {
-    return flag.starts_with("--bits") || flag.starts_with("--filters") ||
-           flag.starts_with("--dense") || flag.starts_with("--p-methods");
-  });
   const fs::path file = root_ / "reference" / "model.onnx";
-  arguments.push_back("--init=" + file.string());
-  ASSERT_EQ(run(arguments, "init"), 0) << log("init");
+  ASSERT_EQ(run(flags_from(file, "init", {"--p-methods"}), "init"), 0) << log("init");
   const Network start = onnx::import_network(file),
                 result = onnx::import_network(root_ / "init" / "model.onnx");
   const nlohmann::json first = rounds_of(root_ / "init").front();
@@ -129,12 +143,7 @@ TEST_F(ResumeTest, GoesOnAtOnceFromAnOnnxFileThatHoldsTheAccuracy) {
                              .at("accuracy")
                              .at("validation");
   const auto with_init = [&](const std::string& out) {
-    Arguments arguments = flags(out, 2);
-    std::erase_if(arguments, [](const std::string& flag) {
-      return flag.starts_with("--bits") || flag.starts_with("--filters") ||
-             flag.starts_with("--dense") || flag.starts_with("--accuracy");
-    });
-    arguments.push_back("--init=" + (root_ / "reference" / "model.onnx").string());
+    Arguments arguments = flags_from(root_ / "reference" / "model.onnx", out, {"--accuracy"});
     arguments.push_back(fmt::format("--accuracy={}", reached));
     return arguments;
   };
@@ -151,13 +160,14 @@ TEST_F(ResumeTest, GoesOnAtOnceFromAnOnnxFileThatHoldsTheAccuracy) {
   EXPECT_EQ(baseline.at("accuracy").at("validation"), reached);
   EXPECT_TRUE(baseline.at("accuracy").at("train").is_null());
 
-  Arguments arguments = with_init("holds_parts");
-  arguments.emplace_back("--time-limit=0.001");  // after an epoch
-  ASSERT_EQ(run(arguments, "holds_parts"), 0) << log("holds_parts");
-  arguments = resume("holds_parts");
-  arguments.emplace_back("--time-limit=0");
-  ASSERT_EQ(run(arguments, "holds_parts"), 0) << log("holds_parts");
+  run_in_pieces(with_init("holds_parts"), "holds_parts");
   expect_same_results(root_ / "holds", root_ / "holds_parts");
+  // Also where that is the end.
+  Arguments cheap = with_init("holds_cheap");
+  cheap.emplace_back("--until-cost=100");
+  ASSERT_EQ(run(cheap, "holds_cheap"), 0) << log("holds_cheap");
+  EXPECT_EQ(rounds_of(root_ / "holds_cheap").size(), 1U);
+  EXPECT_EQ(run(resume("holds_cheap"), "holds_cheap"), 0) << log("holds_cheap");
 }
 
 // Signed activations and another scale of the input, in pieces, with bits and weights less.
@@ -174,13 +184,7 @@ TEST_F(ResumeTest, ANetworkFromElsewhereStaysWhatItIs) {
   const fs::path file = root_ / "elsewhere.onnx";
   onnx::export_network(network, file);
   const auto with_init = [&](const std::string& out) {
-    Arguments arguments = flags(out, 2);
-    std::erase_if(arguments, [](const std::string& flag) {
-      return flag.starts_with("--bits") || flag.starts_with("--filters") ||
-             flag.starts_with("--dense") || flag.starts_with("--p-") ||
-             flag.starts_with("--epochs") || flag.starts_with("--accuracy");
-    });
-    arguments.push_back("--init=" + file.string());
+    Arguments arguments = flags_from(file, out, {"--p-", "--epochs", "--accuracy"});
     for (const char* flag : {"--p-methods=fewer-bits,lamp", "--p-methods-order=alternate",
                              "--p-threshold=0.2", "--epochs=2", "--accuracy=0.4x"})
       arguments.emplace_back(flag);
@@ -188,12 +192,7 @@ TEST_F(ResumeTest, ANetworkFromElsewhereStaysWhatItIs) {
   };
   ASSERT_EQ(run(with_init("whole"), "whole"), 0) << log("whole");
   EXPECT_THAT(log("whole"), testing::HasSubstr("input 4 (scale 0.21)"));
-  Arguments arguments = with_init("parts");
-  arguments.emplace_back("--time-limit=0.001");  // after an epoch
-  ASSERT_EQ(run(arguments, "parts"), 0) << log("parts");
-  arguments = resume("parts");
-  arguments.emplace_back("--time-limit=0");
-  ASSERT_EQ(run(arguments, "parts"), 0) << log("parts");
+  run_in_pieces(with_init("parts"), "parts");
   expect_same_results(root_ / "whole", root_ / "parts");
 
   const ChainConfig result =
